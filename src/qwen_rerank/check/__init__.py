@@ -1,0 +1,1 @@
+"""Are the scores of a model or a server right?"""

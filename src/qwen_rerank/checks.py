@@ -1,0 +1,62 @@
+"""Checks at the public doors: one clear sentence with the argument's name, its value and the way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from qwen_rerank.errors import InvalidInputError, InvalidTextError
+
+
+def check_text(name: str, value: object) -> str:
+    """Return `value` if it is a string that UTF-8 can carry.
+
+    Raises:
+        InvalidTextError: If it is no string or holds a lone surrogate.
+    """
+    if not isinstance(value, str):
+        raise InvalidTextError(f"{name} must be a string, not {type(value).__name__}.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise InvalidTextError(
+            f"{name} holds a lone surrogate ({value[exc.start]!r} at character {exc.start}); repair the text, for "
+            "example with text.encode('utf-8', 'replace').decode()."
+        ) from exc
+    return value
+
+
+def check_query(value: object, *, name: str = "query") -> str:
+    """Return `value` if it is a text with something in it besides white space."""
+    text = check_text(name, value)
+    if not text.strip():
+        raise InvalidInputError(f"{name} is empty ({text!r}); give the text to search for.")
+    return text
+
+
+def check_texts(name: str, values: object) -> list[str]:
+    """Return `values` as a list of strings; a single string is refused, because its characters are not documents."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise InvalidInputError(f"{name} must be a list of strings, not {type(values).__name__}; wrap one text as [text].")
+    return [check_text(f"{name}[{i}]", value) for i, value in enumerate(values)]
+
+
+def check_count(name: str, value: object, *, minimum: int = 1) -> int:
+    """Return `value` if it is an integer of at least `minimum` (booleans are refused)."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InvalidInputError(f"{name} must be an integer of at least {minimum}, not {value!r}.")
+    return value
+
+
+def check_probability(name: str, value: object) -> float:
+    """Return `value` if it is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+        raise InvalidInputError(f"{name} must be a probability between 0 and 1, not {value!r}.")
+    return float(value)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}.")
+    return value

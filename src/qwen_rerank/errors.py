@@ -1,0 +1,175 @@
+"""Every error this package raises on purpose.
+
+RerankError
+├── InvalidInputError (also ValueError)      an argument is wrong
+│   └── InvalidTextError                     a text holds a lone surrogate or is no string
+├── MissingExtraError (also ImportError)     an optional package is absent or broken
+├── ModelError                               a checkpoint that cannot be used
+│   ├── ModelNotFoundError                   no such folder or hub name
+│   ├── ModelIncompleteError                 a file, shard or weight is missing, or unexpected
+│   ├── ModelCorruptError                    a file cannot be read
+│   ├── UnsafeModelError                     pickle weights or remote code
+│   └── TokenizerError                       control strings or labels are not single tokens
+├── StoreError                               see `qwen_rerank.store`; one subclass for each cause
+└── ScorerError                              scoring failed
+    ├── ScorerClosedError                    the scorer was closed, or carried over a fork
+    ├── NonFiniteScoreError                  the model gave NaN or infinity
+    ├── DeviceOutOfMemoryError               one prompt alone does not fit the device
+    ├── QueryTooLongError (InvalidInputError) the query leaves no room for a document
+    ├── DocumentTooLongError                 only with long_documents="error"
+    ├── DocumentScoringError                 some documents failed; carries the others' scores
+    └── RerankServerError                    a rerank server answered badly
+        ├── RerankTimeoutError               no answer before the deadline
+        ├── BackendUnavailableError          connection refused or reset, or 5xx
+        ├── BackendRejectedError             4xx: the request or the key is wrong
+        ├── RateLimitedError                 429 and no time left to wait
+        └── ProtocolError                    an answer that breaks the protocol
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class RerankError(Exception):
+    """Base of every error of this package."""
+
+
+class InvalidInputError(RerankError, ValueError):
+    """An argument is wrong; the message holds its name, its value and what would be right."""
+
+
+class InvalidTextError(InvalidInputError):
+    """A text is not a string, or holds a lone surrogate that no encoding can carry."""
+
+
+class MissingExtraError(RerankError, ImportError):
+    """A feature needs an optional package.
+
+    Args:
+        feature: The public name the user asked for.
+        package: The distribution that is missing or broken.
+        extra: The extra of this package that brings it.
+        cause: The import's own error, kept in the message so that a broken install is not mistaken for a missing one.
+    """
+
+    def __init__(self, feature: str, *, package: str, extra: str, cause: BaseException | None = None) -> None:
+        reason = f" (the import failed with: {cause})" if cause is not None else ""
+        super().__init__(f"{feature} needs `{package}`: pip install 'qwen-rerank[{extra}]'{reason}")
+        self.feature = feature
+        self.package = package
+        self.extra = extra
+
+
+class ModelError(RerankError):
+    """A checkpoint cannot be used; the message names the file."""
+
+
+class ModelNotFoundError(ModelError):
+    """No checkpoint at that path or hub name."""
+
+
+class ModelIncompleteError(ModelError):
+    """A file, shard or weight is missing, or a weight is unexpected; nothing is ever initialised at random."""
+
+
+class ModelCorruptError(ModelError):
+    """A file of the checkpoint cannot be read as what it should be."""
+
+
+class UnsafeModelError(ModelError):
+    """The checkpoint would need pickle or code of its own to load; it is refused."""
+
+
+class TokenizerError(ModelError):
+    """The tokenizer does not have each control string and label as exactly one token."""
+
+
+class StoreError(RerankError):
+    """A document store cannot do what was asked; the subclasses live in `qwen_rerank.store.errors`."""
+
+
+class ScorerError(RerankError):
+    """Scoring failed."""
+
+
+class ScorerClosedError(ScorerError):
+    """The scorer was closed, or its process was forked after it started."""
+
+
+class NonFiniteScoreError(ScorerError):
+    """The model gave NaN or infinity for a document."""
+
+
+class DeviceOutOfMemoryError(ScorerError):
+    """A single prompt does not fit the device's memory."""
+
+
+class QueryTooLongError(ScorerError, InvalidInputError):
+    """Instruction and query alone fill the prompt, so no document fits beside them."""
+
+
+class DocumentTooLongError(ScorerError):
+    """A document is longer than its room and long documents were declared an error."""
+
+
+class DocumentScoringError(ScorerError):
+    """Some documents could not be scored.
+
+    Attributes:
+        failed: Input index to the error of that document.
+        scores: float32 `(n_documents,)`, log-odds of the others; NaN at the failed indices.
+    """
+
+    def __init__(self, failed: Mapping[int, Exception], scores: np.ndarray) -> None:
+        first = min(failed)
+        super().__init__(
+            f"{len(failed)} of {len(scores)} documents could not be scored; the first is documents[{first}]: "
+            f"{type(failed[first]).__name__}: {failed[first]}"
+        )
+        self.failed = dict(failed)
+        self.scores = scores
+
+    def __reduce__(self) -> tuple[type[DocumentScoringError], tuple[dict[int, Exception], np.ndarray]]:
+        """Keep the parts over pickling between processes."""
+        return type(self), (self.failed, self.scores)
+
+
+class RerankServerError(ScorerError):
+    """A rerank server answered badly.
+
+    Attributes:
+        url: The address asked, without credentials.
+        status: HTTP status, or None when there was no answer.
+        excerpt: At most 200 printable characters of the answer.
+    """
+
+    def __init__(self, message: str, *, url: str, status: int | None = None, excerpt: str = "") -> None:
+        super().__init__(message)
+        self.url = url
+        self.status = status
+        self.excerpt = excerpt
+
+
+class RerankTimeoutError(RerankServerError, TimeoutError):
+    """No complete answer before the total deadline."""
+
+
+class BackendUnavailableError(RerankServerError):
+    """Connection refused or reset, or a 5xx that retries did not cure."""
+
+
+class BackendRejectedError(RerankServerError):
+    """The server refused the request (4xx); trying again would not help."""
+
+
+class RateLimitedError(RerankServerError):
+    """429, and the time that the server asks for is more than what is left."""
+
+
+class ProtocolError(RerankServerError):
+    """The answer breaks the protocol; no score is ever made up for it."""

@@ -1,0 +1,1 @@
+"""Evidence for a choice of first stage, model, depth and threshold."""
