@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all their own set-up in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
+
+.PHONY: demo test check optimized notebooks clean
+
+demo: $(VENV)/.demo
+	$(BIN)/qwen-rerank demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The fast tests once more without `assert` statements: every check in the package must still hold.
+optimized: $(VENV)/.dev
+	$(BIN)/python -O -W ignore::pytest.PytestConfigWarning -m pytest -q -m 'not network and not gpu and not slow and not clients and not browser and not heavy'
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: the pin decides which build everything else is resolved against.
+$(VENV)/.demo: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[faiss-cpu]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

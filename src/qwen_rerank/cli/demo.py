@@ -1,0 +1,74 @@
+"""`qwen-rerank demo`: both rounds on texts that ship with the package, without a GPU or a model hub."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwen_rerank.cli import options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(demo)
+
+
+def demo(
+    model: options.Model = "pocket",
+    embedder: options.EmbedderName = "pocket",
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="A question of your own, for both collections.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", help="Candidates of the first stage.")] = 20,
+    top_n: Annotated[int, typer.Option("--top-n", help="Documents to show.")] = 5,
+    device: options.Device = "auto",
+) -> None:
+    """Search two small collections, Chinese and English, and show what the second round changes."""
+    from qwen_rerank.cli.show import console, two_rounds
+    from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.pipeline import TwoStageRetriever
+    from qwen_rerank.reranker import Reranker
+    from qwen_rerank.samples import LANGUAGES, load_sample
+    from qwen_rerank.store import FaissStore
+
+    console.print(_introduction(model, embedder))
+    first_model, scorer = load_embedder(embedder), options.load_scorer(model, device=device)
+    n_queries, started = 0, time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for language in LANGUAGES:
+            sample = load_sample(language)
+            with FaissStore.create(Path(folder) / language, embedder=first_model) as store:
+                store.add(sample.documents)
+                retriever = TwoStageRetriever(store, Reranker(scorer), top_k=top_k, top_n=top_n)
+                for text in [query] if query else sample.queries:
+                    candidates = store.search(text, top_k)
+                    console.print(two_rounds(text, candidates, retriever.retrieve(text), n_rows=top_n))
+                    n_queries += 1
+    console.print(
+        f"{n_queries} queries, both rounds, in {time.perf_counter() - started:.1f} s (models already loaded)."
+    )
+    console.print(_next_steps(model), highlight=False)
+
+
+def _introduction(model: str, embedder: str) -> str:
+    first = f"Round 1 (first stage, 海选): FAISS over {embedder!r} embeddings recalls candidates."
+    second = f"Round 2 (reranker, 决赛): {model!r} reads query and document together and puts them in order."
+    if model == "pocket":
+        second += (
+            "\n[yellow]pocket is a few megabytes, trained for learning and tests. It is not Qwen3-Reranker; "
+            "for that: qwen-rerank demo --model Qwen/Qwen3-Reranker-0.6B[/]"
+        )
+    return f"{first}\n{second}\n"
+
+
+def _next_steps(model: str) -> str:
+    return (
+        "Your own files:\n"
+        f"  qwen-rerank index FOLDER --store my-store --embedder pocket\n"
+        f'  qwen-rerank search my-store "your question" --embedder pocket --model {model}\n'
+        "What this machine can run: qwen-rerank doctor"
+    )

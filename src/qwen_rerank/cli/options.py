@@ -1,0 +1,43 @@
+"""Options that several commands share, and the objects that they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from qwen_rerank.protocols import Scorer
+
+DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
+DEFAULT_EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Reranker: a hub name, a folder, or 'pocket' (tiny, ships with the package)."),
+]
+EmbedderName = Annotated[
+    str, typer.Option("--embedder", "-e", help="First stage: a sentence-transformers name or folder, or 'pocket'.")
+]
+Server = Annotated[
+    str | None, typer.Option("--server", help="Score with the rerank server at this URL instead of a local model.")
+]
+Dialect = Annotated[str, typer.Option("--dialect", help="What the server speaks: auto, vllm, sglang, tei, cohere, …")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
+Instruction = Annotated[
+    str | None,
+    typer.Option("--instruction", "-i", help="What counts as relevant, in English; the model card's by default."),
+]
+LongDocuments = Annotated[str, typer.Option("--long-documents", help="truncate, windows or error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")]
+
+
+def load_scorer(model: str, *, server: str | None = None, dialect: str = "auto", device: str = "auto") -> Scorer:
+    """Return the scorer that the options name: a server's where there is one, else the local model."""
+    if server is not None:
+        from qwen_rerank.scorers.http import HttpScorer
+
+        return HttpScorer(server, dialect=dialect)
+    from qwen_rerank.scorers.qwen import QwenScorer
+
+    return QwenScorer(model, device=device)

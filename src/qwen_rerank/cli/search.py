@@ -1,0 +1,138 @@
+"""Commands of `qwen-rerank` for the two stages: index, search, rerank."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwen_rerank.cli import options
+
+if TYPE_CHECKING:
+    from qwen_rerank.files import Reading
+    from qwen_rerank.types import Document, RankedDocument
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command()(index)
+    app.command()(search)
+    app.command()(rerank)
+
+
+def index(
+    source: Annotated[list[Path], typer.Argument(help="Folders or files: .txt, .md, .jsonl, .csv.")],
+    store: Annotated[Path, typer.Option("--store", help="Folder of the store; made if it is not there.")],
+    embedder: options.EmbedderName = options.DEFAULT_EMBEDDER,
+    index_kind: Annotated[str, typer.Option("--index", help="auto, or a FAISS factory string.")] = "auto",
+) -> None:
+    """Embed documents and keep them in a store; a document that is there already is replaced."""
+    from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.files import read_documents
+    from qwen_rerank.store import FaissStore
+
+    reading = read_documents(source)
+    _report(reading)
+    if not reading.documents:
+        raise InvalidInputError(f"no document found in {', '.join(map(str, source))}; nothing was indexed.")
+    model = load_embedder(embedder)
+    opened = (
+        FaissStore.open(store, embedder=model)
+        if store.exists()
+        else FaissStore.create(store, embedder=model, index=index_kind)
+    )
+    with opened:
+        opened.upsert(reading.documents)
+        n_documents = len(opened)
+    from qwen_rerank.cli.show import errors
+
+    errors.print(f"{len(reading.documents)} documents indexed; {store} now holds {n_documents}. Next:", highlight=False)
+    errors.print(f'  qwen-rerank search {store} "your question" --embedder {embedder}', highlight=False, markup=False)
+
+
+def search(
+    store: Annotated[Path, typer.Argument(help="A store made by `qwen-rerank index`.")],
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    embedder: options.EmbedderName = options.DEFAULT_EMBEDDER,
+    model: options.Model = options.DEFAULT_MODEL,
+    server: options.Server = None,
+    dialect: options.Dialect = "auto",
+    device: options.Device = "auto",
+    instruction: options.Instruction = None,
+    long_documents: options.LongDocuments = "truncate",
+    top_k: Annotated[int, typer.Option("--top-k", help="Candidates of the first stage.")] = 100,
+    top_n: Annotated[int, typer.Option("--top-n", help="Documents after reranking.")] = 10,
+    as_json: options.Json = False,
+) -> None:
+    """Search a store in two rounds and show both: first-stage rank, new rank, score."""
+    from qwen_rerank.cli import show
+    from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.reranker import Reranker
+    from qwen_rerank.store import FaissStore
+
+    with FaissStore.open(store, embedder=load_embedder(embedder), read_only=True) as opened:
+        candidates = opened.search(query, top_k)
+    scorer = options.load_scorer(model, server=server, dialect=dialect, device=device)
+    reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
+    results = reranker.rerank(query, candidates, top_n=top_n, instruction=instruction)
+    if as_json:
+        show.as_json(results)
+    else:
+        show.console.print(show.two_rounds(query, candidates, results, n_rows=top_n))
+
+
+def rerank(
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    source: Annotated[list[Path], typer.Argument(help="Files or folders; '-' reads one document a line from stdin.")],
+    model: options.Model = options.DEFAULT_MODEL,
+    server: options.Server = None,
+    dialect: options.Dialect = "auto",
+    device: options.Device = "auto",
+    instruction: options.Instruction = None,
+    long_documents: options.LongDocuments = "truncate",
+    top_n: Annotated[int, typer.Option("--top-n", help="Documents to show.")] = 10,
+    as_json: options.Json = False,
+) -> None:
+    """Put documents in order of relevance to a query, without a first stage."""
+    from qwen_rerank.cli import show
+    from qwen_rerank.reranker import Reranker
+    from qwen_rerank.types import Candidate
+
+    documents = _from_stdin() if source == [Path("-")] else _from_files(source)
+    candidates = [Candidate(document, None, rank) for rank, document in enumerate(documents, start=1)]
+    scorer = options.load_scorer(model, server=server, dialect=dialect, device=device)
+    reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
+    results: list[RankedDocument] = reranker.rerank(query, candidates, top_n=top_n, instruction=instruction)
+    if as_json:
+        show.as_json(results)
+    else:
+        show.console.print(show.two_rounds(query, candidates, results, n_rows=top_n))
+
+
+def _from_files(source: list[Path]) -> list[Document]:
+    from qwen_rerank.files import read_documents
+
+    reading = read_documents(source)
+    _report(reading)
+    return reading.documents
+
+
+def _from_stdin() -> list[Document]:
+    from qwen_rerank.types import Document
+
+    return [Document(f"line {n}", line.rstrip("\n")) for n, line in enumerate(sys.stdin, start=1) if line.strip()]
+
+
+def _report(reading: Reading) -> None:
+    """Say on stderr what was read, and name what was not."""
+    from qwen_rerank.cli.show import errors
+
+    n_skipped = len(reading.skipped)
+    errors.print(f"{reading.n_files} files, {len(reading.documents)} documents, {n_skipped} skipped", highlight=False)
+    for skipped in reading.skipped[:20]:
+        errors.print(f"  skipped {skipped.where}: {skipped.reason}", highlight=False, markup=False)
+    if n_skipped > 20:
+        errors.print(f"  … and {n_skipped - 20} more", highlight=False)
