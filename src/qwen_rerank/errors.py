@@ -2,7 +2,9 @@
 
 RerankError
 ├── InvalidInputError (also ValueError)      an argument is wrong
-│   └── InvalidTextError                     a text holds a lone surrogate or is no string
+│   ├── InvalidTextError                     a text holds a lone surrogate or is no string
+│   └── CalibrationError                     a calibration that cannot be read or is not monotone
+│       └── CalibrationMismatchError         a calibration that was fitted for other settings
 ├── MissingExtraError (also ImportError)     an optional package is absent or broken
 ├── ModelError                               a checkpoint that cannot be used
 │   ├── ModelNotFoundError                   no such folder or hub name
@@ -29,7 +31,7 @@ RerankError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +47,14 @@ class InvalidInputError(RerankError, ValueError):
 
 class InvalidTextError(InvalidInputError):
     """A text is not a string, or holds a lone surrogate that no encoding can carry."""
+
+
+class CalibrationError(InvalidInputError):
+    """A calibration cannot be read, or is no monotone map to probabilities."""
+
+
+class CalibrationMismatchError(CalibrationError):
+    """A calibration was fitted for another scorer, instruction or way of reading long documents."""
 
 
 class MissingExtraError(RerankError, ImportError):
@@ -146,13 +156,34 @@ class RerankServerError(ScorerError):
         url: The address asked, without credentials.
         status: HTTP status, or None when there was no answer.
         excerpt: At most 200 printable characters of the answer.
+        code: The server's own name for its error, or "".
+        retry_after_s: Seconds that the server asks to wait, or None.
     """
 
-    def __init__(self, message: str, *, url: str, status: int | None = None, excerpt: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        url: str,
+        status: int | None = None,
+        excerpt: str = "",
+        code: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.url = url
         self.status = status
         self.excerpt = excerpt
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the parts over pickling between processes."""
+        return _rebuild_server_error, (type(self), str(self), self.__dict__.copy())
+
+
+def _rebuild_server_error(cls: type[RerankServerError], message: str, parts: dict[str, Any]) -> RerankServerError:
+    return cls(message, **parts)
 
 
 class RerankTimeoutError(RerankServerError, TimeoutError):
