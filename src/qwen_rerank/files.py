@@ -81,7 +81,7 @@ def _files(root: Path) -> Iterator[tuple[Path, str]]:
 
 def _read_file(path: Path, name: str, skipped: list[Skipped]) -> Iterator[Document]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         skipped.append(Skipped(name, f"{type(exc).__name__}: {exc}"))
         return
