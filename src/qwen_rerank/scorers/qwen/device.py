@@ -1,0 +1,94 @@
+"""Which device, which number format, and how many tokens a pack may hold there."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError
+from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
+
+if TYPE_CHECKING:
+    from qwen_rerank.scorers.qwen.config import QwenModelConfig
+
+# Above this a pack gains no speed: on the CPU a matrix product of 2,048 rows already runs at its peak, and a short pack
+# lets a small call through sooner.
+CPU_PACK = 2048
+CUDA_PACK = 32_768
+_MEMORY_SHARE = 0.25  # of the free memory of a CPU, which others use too
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is the first CUDA device that PyTorch can use, else the CPU.
+
+    Raises:
+        InvalidInputError: If PyTorch knows no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise InvalidInputError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {name!r}.") from exc
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInputError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', not {name!r}.")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise InvalidInputError(
+            f"device {name!r} is not there: PyTorch {torch.__version__} sees {count} CUDA devices; use device='cpu', or "
+            "install the CUDA build of PyTorch."
+        )
+    return torch.device("cuda", device.index or 0)
+
+
+def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    """Return the dtype of that name.
+
+    "auto" is bfloat16 on CUDA (float16 before Ampere, where bfloat16 is emulated). On the CPU it is float32, except for
+    a checkpoint stored in bfloat16 on a CPU with AMX, where bfloat16 is several times faster.
+    """
+    if name != "auto":
+        dtype = getattr(torch, name)
+        return dtype  # type: ignore[no-any-return]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if stored == torch.bfloat16 and _has_amx() else torch.float32
+
+
+def _has_amx() -> bool:
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so absence only costs speed
+    return bool(probe and probe())
+
+
+def activation_bytes(config: QwenModelConfig, dtype: torch.dtype) -> int:
+    """Return an upper estimate of the bytes that one row of a pack takes beside the weights."""
+    heads = (2 * config.n_heads + 3 * config.n_kv_heads) * config.head_dim
+    return dtype.itemsize * (4 * config.hidden_size + 2 * heads + config.intermediate_size)
+
+
+def cpu_budget(config: QwenModelConfig, dtype: torch.dtype, *, max_length: int) -> int:
+    """Return the tokens of a pack on the CPU: enough for full speed, within a share of the free memory."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 4 << 30
+    affordable = int(free * _MEMORY_SHARE) // activation_bytes(config, dtype)
+    return max(256, min(max(CPU_PACK, max_length // 2), affordable))
+
+
+def as_our_error(exc: Exception) -> Exception:
+    """Return PyTorch's error as one of ours where it says something about the device, else unchanged."""
+    text = str(exc)
+    if isinstance(exc, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return DeviceOutOfMemoryError(f"the device ran out of memory ({_first_line(text)}).")
+    lost = getattr(torch, "AcceleratorError", ())
+    if isinstance(exc, lost) or "CUDA error" in text:
+        return DeviceLostError(
+            f"the CUDA device failed ({_first_line(text)}); this process cannot use it any more, so restart it."
+        )
+    return exc
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:200] if text.strip() else "no reason given"
