@@ -1,0 +1,240 @@
+"""Wiring: a first stage before a reranker, rerankers in a row, first stages side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from qwen_rerank.checks import check_count, check_query, check_texts
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.items import Rankable
+from qwen_rerank.protocols import FirstStage
+from qwen_rerank.reranker import Reranker
+from qwen_rerank.types import Candidate, Document, RankedDocument
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cascade:
+    """Rerankers in a row, cheap ones first: each passes its `top_n` best on to the next.
+
+    The result is the last one's: its scores, its order, its threshold. Thresholds of the others are ignored. `index`
+    and `first_stage_score` are those of the original candidates.
+
+    Args:
+        stages: `Reranker`s, in the order they run.
+    """
+
+    stages: Sequence[Reranker]
+
+    def __post_init__(self) -> None:
+        if not self.stages or not all(isinstance(stage, Reranker) for stage in self.stages):
+            raise InvalidInputError(f"stages must be a list of at least one Reranker, not {self.stages!r}.")
+        *first, last = self.stages
+        object.__setattr__(self, "stages", (*(replace(stage, threshold=None) for stage in first), last))
+
+    def rerank(
+        self,
+        query: str,
+        candidates: Sequence[Rankable],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Return the candidates that reach the last stage, most relevant first.
+
+        `top_n` is the last stage's; a result is never longer than what the stage before passes on. `instruction` is
+        given to every stage. Otherwise as `Reranker.rerank`.
+        """
+        *first, last = self.stages
+        passes: list[list[RankedDocument]] = []
+        for stage in first:
+            passes.append(stage.rerank(query, candidates, instruction=instruction))
+            candidates = _as_candidates(passes[-1])
+        return _trace(passes, last.rerank(query, candidates, top_n=top_n, instruction=instruction))
+
+    async def arerank(
+        self,
+        query: str,
+        candidates: Sequence[Rankable],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """As `rerank`, without blocking the event loop."""
+        *first, last = self.stages
+        passes: list[list[RankedDocument]] = []
+        for stage in first:
+            passes.append(await stage.arerank(query, candidates, instruction=instruction))
+            candidates = _as_candidates(passes[-1])
+        return _trace(passes, await last.arerank(query, candidates, top_n=top_n, instruction=instruction))
+
+    def rerank_many(
+        self,
+        queries: Sequence[str],
+        candidates: Sequence[Sequence[Rankable]],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[list[RankedDocument]]:
+        """Return `rerank` of every query with its candidates; every stage scores all queries together."""
+        *first, last = self.stages
+        passes: list[list[list[RankedDocument]]] = []
+        for stage in first:
+            passes.append(stage.rerank_many(queries, candidates, instruction=instruction))
+            candidates = [_as_candidates(hits) for hits in passes[-1]]
+        results = last.rerank_many(queries, candidates, top_n=top_n, instruction=instruction)
+        return [_trace([hits[n] for hits in passes], result) for n, result in enumerate(results)]
+
+
+def _as_candidates(hits: Sequence[RankedDocument]) -> list[Candidate]:
+    return [Candidate(hit.document, hit.first_stage_score, hit.rank) for hit in hits]
+
+
+def _trace(passes: Sequence[Sequence[RankedDocument]], hits: list[RankedDocument]) -> list[RankedDocument]:
+    """Return `hits` with `index` followed back through the earlier stages to the original candidates."""
+    for earlier in reversed(passes):
+        hits = [replace(hit, index=earlier[hit.index].index) for hit in hits]
+    return hits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TwoStageRetriever:
+    """A query in, its best documents out: the first stage recalls `top_k`, the reranker keeps `top_n`.
+
+    Args:
+        first_stage: Anything with `search(query, top_k, *, filter=None)`; an `asearch` is used where it has one.
+        reranker: A `Reranker` or a `Cascade`.
+        top_k: Candidates that are recalled.
+        top_n: Documents that are returned.
+    """
+
+    first_stage: FirstStage
+    reranker: Reranker | Cascade
+    _: KW_ONLY
+    top_k: int = 100
+    top_n: int = 10
+
+    def __post_init__(self) -> None:
+        check_count("top_k", self.top_k)
+        check_count("top_n", self.top_n)
+
+    def retrieve(
+        self,
+        query: str,
+        *,
+        top_k: int | None = None,
+        top_n: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Return the best documents for `query`, most relevant first.
+
+        Args:
+            query: What is searched for.
+            top_k: Candidates of this call; None for the retriever's own.
+            top_n: Documents of this call; None for the retriever's own.
+            filter: Given to the first stage: which documents may be recalled.
+            instruction: What relevance means in this call; None for the reranker's own.
+        """
+        top_k, top_n = self._limits(query, top_k, top_n)
+        candidates = self.first_stage.search(query, top_k, filter=filter)[:top_k]
+        return self.reranker.rerank(query, candidates, top_n=top_n, instruction=instruction)
+
+    async def aretrieve(
+        self,
+        query: str,
+        *,
+        top_k: int | None = None,
+        top_n: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """As `retrieve`, without blocking the event loop."""
+        top_k, top_n = self._limits(query, top_k, top_n)
+        asearch = getattr(self.first_stage, "asearch", None)
+        if asearch is None:
+            candidates = await asyncio.to_thread(self.first_stage.search, query, top_k, filter=filter)
+        else:
+            candidates = await asearch(query, top_k, filter=filter)
+        return await self.reranker.arerank(query, candidates[:top_k], top_n=top_n, instruction=instruction)
+
+    def retrieve_many(
+        self,
+        queries: Sequence[str],
+        *,
+        top_k: int | None = None,
+        top_n: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        instruction: str | None = None,
+    ) -> list[list[RankedDocument]]:
+        """Return `retrieve` of every query; their candidates are scored together."""
+        texts = check_texts("queries", queries)
+        limits = [self._limits(query, top_k, top_n) for query in texts]
+        if not limits:
+            return []
+        top_k, top_n = limits[0]
+        candidates = [
+            self.first_stage.search(query, top_k, filter=filter)[:top_k]
+            for query in tqdm(texts, desc="first stage", unit="query", disable=None, leave=False)
+        ]
+        return self.reranker.rerank_many(texts, candidates, top_n=top_n, instruction=instruction)
+
+    def _limits(self, query: str, top_k: int | None, top_n: int | None) -> tuple[int, int]:
+        """Check a call's arguments before the first stage works for nothing."""
+        check_query(query)
+        return (
+            self.top_k if top_k is None else check_count("top_k", top_k),
+            self.top_n if top_n is None else check_count("top_n", top_n),
+        )
+
+
+def rank_fusion(candidate_lists: Sequence[Sequence[Candidate]], *, k: int = 60) -> list[Candidate]:
+    """Return one list of candidates from several, by reciprocal rank fusion.
+
+    A document's score is the sum of `1 / (k + rank)` over the lists that hold it (Cormack, Clarke and Buettcher 2009,
+    doi:10.1145/1571941.1572114); a list without it adds nothing. Documents are the same when their ids are; equal
+    scores keep the order in which the documents are first met.
+
+    Args:
+        candidate_lists: Candidates, best first; only their places count, not their scores.
+        k: Damps the first ranks, at least 1.
+    """
+    check_count("k", k)
+    scores: dict[str, float] = {}
+    documents: dict[str, Document] = {}
+    for candidates in candidate_lists:
+        unique = dict.fromkeys(candidate.document.id for candidate in candidates)
+        for rank, document_id in enumerate(unique, start=1):
+            scores[document_id] = scores.get(document_id, 0.0) + 1.0 / (k + rank)
+        for candidate in candidates:
+            documents.setdefault(candidate.document.id, candidate.document)
+    order = sorted(scores, key=scores.__getitem__, reverse=True)
+    return [Candidate(documents[found], scores[found], rank) for rank, found in enumerate(order, start=1)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FusedFirstStage:
+    """Several first stages as one, for example dense and lexical recall, joined by `rank_fusion`.
+
+    Args:
+        stages: First stages; each recalls `top_k`.
+        k: Damps the first ranks, at least 1.
+    """
+
+    stages: Sequence[FirstStage]
+    _: KW_ONLY
+    k: int = 60
+
+    def __post_init__(self) -> None:
+        check_count("k", self.k)
+        if not self.stages:
+            raise InvalidInputError("stages is empty; give at least one first stage.")
+
+    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """Return at most `top_k` candidates, best first, ranks from 1."""
+        check_count("top_k", top_k)
+        return rank_fusion([stage.search(query, top_k, filter=filter) for stage in self.stages], k=self.k)[:top_k]
