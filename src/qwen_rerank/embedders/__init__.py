@@ -1,0 +1,37 @@
+"""Embedders: texts to vectors, for the first stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qwen_rerank.checks import check_text
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.protocols import Embedder
+
+__all__ = ["load_embedder"]
+
+_POCKET = Path(__file__).resolve().parents[1] / "pocket" / "embedder"
+
+
+def load_embedder(name: str, *, device: str = "auto", revision: str | None = None) -> Embedder:
+    """Return the embedder of that name.
+
+    Args:
+        name: "pocket" for the small one that ships with this package, else a sentence-transformers model name or folder.
+        device: "auto", or a torch device such as "cpu" or "cuda:1"; "pocket" runs on the CPU.
+        revision: Commit or tag of a model on the hub.
+
+    Raises:
+        InvalidInputError: If the name is empty.
+        ModelError: If the model is missing, damaged, unsafe or no embedding model.
+        MissingExtraError: If sentence-transformers is not installed.
+    """
+    if not check_text("name", name):
+        raise InvalidInputError("name is empty; give 'pocket' or a sentence-transformers model.")
+    if name == "pocket":
+        from qwen_rerank.embedders.static import StaticEmbedder
+
+        return StaticEmbedder(_POCKET)
+    from qwen_rerank.embedders.sentence_transformer import SentenceTransformerEmbedder
+
+    return SentenceTransformerEmbedder(name, device=device, revision=revision)

@@ -1,0 +1,52 @@
+"""Where FAISS searches: on the GPU where its GPU build is there and works, else on the CPU."""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from qwen_rerank.checks import check_choice
+from qwen_rerank.errors import InvalidInputError
+
+_log = logging.getLogger(__name__)
+
+DEVICES = ("auto", "cpu", "cuda")
+MAX_GPU_K = 2048  # what FAISS's GPU selection can return
+
+
+def gpu_resources(faiss: ModuleType, device: str) -> Any | None:
+    """Return FAISS's GPU resources, or None to search on the CPU; with `device="auto"` the reason is in the log.
+
+    Raises:
+        InvalidInputError: If `device="cuda"` and a search on the GPU does not work.
+    """
+    check_choice("device", device, DEVICES)
+    if device == "cpu":
+        return None
+    resources, reason = _try_gpu(faiss)
+    if resources is None and device == "cuda":
+        raise InvalidInputError(f"device='cuda' does not work: {reason}; use device='cpu' or install faiss-gpu.")
+    if resources is None:
+        _log.info("FAISS searches on the CPU: %s.", reason)
+    return resources
+
+
+def _try_gpu(faiss: ModuleType) -> tuple[Any | None, str]:
+    # faiss-cpu has no GPU classes at all; a GPU build without kernels for this GPU fails only when it searches.
+    if not hasattr(faiss, "StandardGpuResources"):
+        return None, "this is FAISS's CPU build"
+    if faiss.get_num_gpus() < 1:
+        return None, "FAISS sees no GPU"
+    try:
+        resources = faiss.StandardGpuResources()
+        index = faiss.index_cpu_to_gpu(resources, 0, faiss.IndexFlatIP(4))
+        index.add(np.eye(4, dtype=np.float32))
+        _, found = index.search(np.eye(4, dtype=np.float32), 1)
+    except (RuntimeError, AssertionError) as exc:
+        return None, f"a first search on the GPU failed ({exc})"
+    if found[:, 0].tolist() != [0, 1, 2, 3]:
+        return None, "a first search on the GPU gave wrong answers"
+    return resources, ""

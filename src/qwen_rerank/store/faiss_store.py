@@ -1,0 +1,465 @@
+"""FaissStore: documents that can be searched by meaning, safe on disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from qwen_rerank.checks import check_choice, check_count, check_query
+from qwen_rerank.errors import InvalidInputError, StoreError
+from qwen_rerank.protocols import Embedder
+from qwen_rerank.store.device import DEVICES, gpu_resources
+from qwen_rerank.store.errors import (
+    DuplicateIdError,
+    EmbedderMismatchError,
+    ForkedHandleError,
+    StoreClosedError,
+    StoreFullError,
+    StoreIOError,
+    StoreLockedError,
+    StoreReadOnlyError,
+)
+from qwen_rerank.store.filters import compile_filter
+from qwen_rerank.store.index import VectorIndex, parse_factory
+from qwen_rerank.store.keeper import IndexKeeper
+from qwen_rerank.store.lock import WriterLock
+from qwen_rerank.store.opening import check_folder, check_truth, make_store, resolve
+from qwen_rerank.store.record import read_record
+from qwen_rerank.store.rows import (
+    Row,
+    check_documents,
+    check_ids,
+    check_not_zero,
+    check_vectors,
+    encode_row,
+    normalise,
+    repeated,
+)
+from qwen_rerank.store.truth import Change, Truth
+from qwen_rerank.store.verify import VerifyReport, examine
+from qwen_rerank.store.wheels import load_faiss
+from qwen_rerank.types import Candidate, Document
+
+_log = logging.getLogger(__name__)
+
+METRICS = ("cosine", "ip")
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteReport:
+    """What `delete` did.
+
+    Attributes:
+        deleted: How many documents were removed.
+        not_found: The ids that were not there.
+    """
+
+    deleted: int
+    not_found: tuple[str, ...]
+
+
+class FaissStore:
+    """A folder of documents with their vectors: SQLite holds the truth, FAISS is an index over it. A `FirstStage`.
+
+    Made by `create` or `open`. When a call that writes returns, what it wrote is on stable storage; a call that raises
+    has written nothing, unless it says that the store must be opened again. One handle may write at a time, any number
+    may read, and a handle may be shared by threads but not carried over a fork.
+
+    A text for which the embedder gives a zero row, because it has no tokens, is stored without a vector: `get` returns
+    it, `without_vector` counts it, `search` never returns it.
+    """
+
+    def __init__(self, folder: Path, embedder: Embedder, *, read_only: bool, device: str) -> None:
+        self.path = folder
+        self.embedder = embedder
+        self.read_only = read_only
+        self._pid = os.getpid()
+        self._mutex = threading.RLock()
+        self._closed = False
+        self._fault: str | None = None
+        self._lock = None if read_only else WriterLock(folder)
+        try:
+            self._truth = Truth(folder, read_only=read_only, writable=os.access(folder, os.W_OK))
+            try:
+                self._load(device)
+            except BaseException:
+                self._truth.close()
+                raise
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _load(self, device: str) -> None:
+        with self._truth.snapshot():
+            self._settings, self._commit = check_truth(self._truth, self.path)
+            if self.embedder.fingerprint != self._settings.fingerprint or self.embedder.dim != self._settings.dim:
+                raise EmbedderMismatchError(
+                    _described(self._settings.fingerprint, self._settings.dim),
+                    _described(self.embedder.fingerprint, self.embedder.dim),
+                )
+            faiss = load_faiss()
+            gpu = gpu_resources(faiss, device)
+            self._keeper = IndexKeeper(
+                self.path, self._truth, lambda: VectorIndex(faiss, self._settings.index, self._settings.dim, gpu=gpu)
+            )
+            self._keeper.load()
+            self._seen = self._commit.number
+        if not self.read_only:
+            self._recover()
+
+    def _recover(self) -> None:
+        # A crash between commit and acknowledgement leaves the record one behind.
+        current = self._commit.record(self._settings)
+        if read_record(self.path) != current:
+            current.acknowledge(self.path, current.prepare(self.path))
+        self._keeper.remove_orphans()
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        embedder: Embedder,
+        *,
+        index: str = "auto",
+        metric: str = "cosine",
+        device: str = "auto",
+    ) -> FaissStore:
+        """Make an empty store and return it open for writing; it never opens one that is there.
+
+        Args:
+            path: A folder that is not there yet, or is empty. Missing parents are made.
+            embedder: Gives the vectors, of documents now and of queries later. Its fingerprint is kept.
+            index: "auto" is "Flat": exact, every search reads all vectors. "HNSW32" (4 to 128) is a graph: approximate,
+                for collections where Flat is too slow, from some 200,000 documents on.
+            metric: "cosine", or "ip" for the inner product of vectors as they are.
+            device: "auto" searches on the GPU where FAISS's GPU build works, "cpu" or "cuda" insist.
+
+        Raises:
+            StoreExistsError: If something is there already.
+            InvalidInputError: If an argument is wrong.
+        """
+        folder = resolve(path)
+        _check_embedder(embedder)
+        check_choice("device", device, DEVICES)
+        make_store(
+            folder,
+            fingerprint=embedder.fingerprint,
+            dim=embedder.dim,
+            metric=check_choice("metric", metric, METRICS),
+            index=parse_factory(index),
+        )
+        return cls.open(folder, embedder, device=device)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], embedder: Embedder, *, read_only: bool = False, device: str = "auto"
+    ) -> FaissStore:
+        """Open a store; it never makes one. Every row is checked; a bad FAISS file is built again.
+
+        Args:
+            path: The store's folder.
+            embedder: The one that built the store.
+            read_only: Read beside a writer. Each call sees one commit as a whole, the last one.
+            device: As for `create`.
+
+        Raises:
+            StoreNotFoundError: If nothing is there.
+            NotAStoreError: If something else is.
+            FormatTooNewError: If a newer version wrote it.
+            CorruptStoreError: If it is damaged or has lost acknowledged commits.
+            EmbedderMismatchError: If another embedder built it.
+            StoreLockedError: If another handle has it open for writing.
+        """
+        folder = resolve(path)
+        _check_embedder(embedder)
+        check_choice("device", device, DEVICES)
+        check_folder(folder)
+        return cls(folder, embedder, read_only=read_only, device=device)
+
+    # Writing
+
+    def add(self, documents: Iterable[Document | str], *, vectors: np.ndarray | None = None) -> list[str]:
+        """Store documents, all of them or none, and return their ids.
+
+        Args:
+            documents: Documents with ids that are not there yet. A string gets a hash of itself as id.
+            vectors: Their vectors `(n_documents, dim)`; None embeds the texts.
+
+        Raises:
+            DuplicateIdError: If an id is there already or twice in `documents`.
+            InvalidEmbeddingError: If a vector is NaN, infinite, or a given one is all zeros.
+            DimensionMismatchError: If the vectors have another shape.
+            StoreFullError: If no space is left.
+        """
+        batch = check_documents(documents)
+        ids = [document.id for document in batch]
+        if twice := repeated(ids):
+            raise DuplicateIdError(twice, "twice in documents")
+        with self._using(write=True):
+            self._check_new(ids)
+        rows_of_vectors = self._vectors_of(batch, vectors)
+        with self._using(write=True):
+            self._check_new(ids)
+            self._replace(batch, rows_of_vectors, [])
+        return ids
+
+    def upsert(self, documents: Iterable[Document | str], *, vectors: np.ndarray | None = None) -> list[str]:
+        """Store documents, all of them or none, in place of those with the same ids, and return their ids.
+
+        Of an id that is twice in `documents` the last one counts. Arguments and errors are those of `add`.
+        """
+        batch = check_documents(documents)
+        with self._using(write=True):
+            pass
+        rows_of_vectors = self._vectors_of(batch, vectors)
+        last = sorted({document.id: place for place, document in enumerate(batch)}.values())
+        batch, rows_of_vectors = [batch[place] for place in last], rows_of_vectors[last]
+        with self._using(write=True):
+            before = self._truth.rows_of([document.id for document in batch])
+            self._replace(batch, rows_of_vectors, list(before.values()))
+        return [document.id for document in batch]
+
+    def delete(self, ids: Iterable[str]) -> DeleteReport:
+        """Remove documents and say which ids were not there."""
+        wanted = list(dict.fromkeys(check_ids(ids)))
+        with self._using(write=True):
+            found = self._truth.rows_of(wanted)
+            self._replace([], np.empty((0, self._settings.dim), np.float32), list(found.values()))
+        return DeleteReport(len(found), tuple(one for one in wanted if one not in found))
+
+    def _check_new(self, ids: Sequence[str]) -> None:
+        if there := list(self._truth.rows_of(ids)):
+            raise DuplicateIdError(there, "in the store already")
+
+    def _vectors_of(self, documents: Sequence[Document], vectors: np.ndarray | None) -> np.ndarray:
+        dim = self._settings.dim
+        if vectors is not None:
+            checked = check_not_zero(check_vectors(vectors, dim=dim, count=len(documents)))
+        elif documents:
+            texts = [document.text for document in documents]
+            checked = check_vectors(self.embedder.embed_documents(texts), dim=dim, count=len(documents))
+        else:
+            checked = np.empty((0, dim), np.float32)
+        return self._scaled(checked)
+
+    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
+        return normalise(vectors) if self._settings.metric == "cosine" else vectors
+
+    def _replace(self, documents: Sequence[Document], vectors: np.ndarray, removed: Sequence[Row]) -> None:
+        if not documents and not removed:
+            return
+        has_vector = np.asarray(vectors.any(axis=1))
+        first = self._commit.next_row
+        blobs = [
+            vector.astype("<f4").tobytes() if has else None for vector, has in zip(vectors, has_vector, strict=True)
+        ]
+        added = [
+            encode_row(first + place, document, blob, place=place)
+            for place, (document, blob) in enumerate(zip(documents, blobs, strict=True))
+        ]
+        stored = [(row.number, blob) for row, blob in zip(added, blobs, strict=True) if blob is not None]
+        self._write(Change(added=added, vectors=stored, removed=removed))
+        with self._indexing():
+            if removed:
+                self._keeper.remove(np.array([row.number for row in removed], dtype=np.int64))
+            if stored:
+                self._keeper.add(np.array([number for number, _ in stored], dtype=np.int64), vectors[has_vector])
+        if self._keeper.due():
+            self._try_to_save()
+
+    def _write(self, change: Change) -> None:
+        after = change.apply(self._commit, self._settings)
+        record = after.record(self._settings)
+        prepared = record.prepare(self.path)
+        self._fault = "a commit was interrupted"
+        try:
+            with self._truth.transaction():
+                self._truth.write(change, after)
+        except (StoreFullError, StoreLockedError, StoreReadOnlyError, InvalidInputError):
+            # Rolled back: disk and handle are as they were.
+            self._fault = None
+            raise
+        record.acknowledge(self.path, prepared)
+        self._commit = after
+        self._fault = None
+
+    @contextmanager
+    def _indexing(self) -> Iterator[None]:
+        # What is stored is stored; a handle whose index has missed it must not go on.
+        self._fault = "the index in memory could not be updated"
+        yield
+        self._fault = None
+
+    # Reading
+
+    def get(self, ids: Iterable[str]) -> list[Document]:
+        """Return the documents with these ids, in the order of `ids`; unknown ids are left out."""
+        wanted = check_ids(ids)
+        with self._reading():
+            found = self._truth.rows_of(wanted)
+            return [found[one].document() for one in wanted if one in found]
+
+    def search(self, query: str, top_k: int = 100, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """Return the `top_k` documents most similar to the query, best first; equal scores in order of arrival.
+
+        Args:
+            query: What to look for. A query without tokens finds nothing.
+            top_k: At least 1; more than there are gives all.
+            filter: Metadata that documents must have, such as `{"lang": "en"}`. It is applied before the search, so
+                that there are still `top_k` where the store has as many.
+
+        Returns:
+            Candidates with the similarity as score (the cosine, in [-1, 1] up to rounding) and ranks from 1.
+        """
+        check_query(query)
+        check_count("top_k", top_k)
+        with self._using():
+            pass
+        vector = check_vectors(self.embedder.embed_queries([query]), dim=self._settings.dim, count=1)
+        if not vector.any():
+            return []
+        return self._search(vector, top_k, filter)[0]
+
+    def search_vectors(
+        self, vectors: np.ndarray, top_k: int = 100, *, filter: Mapping[str, Any] | None = None
+    ) -> list[list[Candidate]]:
+        """Return what `search` returns for each of `(n_queries, dim)` query vectors.
+
+        Raises:
+            DimensionMismatchError: If the vectors have another shape.
+            InvalidEmbeddingError: If one is NaN, infinite or all zeros.
+        """
+        check_count("top_k", top_k)
+        return self._search(check_not_zero(check_vectors(vectors, dim=self._settings.dim)), top_k, filter)
+
+    def _search(self, vectors: np.ndarray, top_k: int, filter: Mapping[str, Any] | None) -> list[list[Candidate]]:
+        condition = compile_filter(filter) if filter else None
+        with self._reading():
+            allowed = self._truth.matching_rows(*condition) if condition else None
+            hits = self._keeper.index.search(self._scaled(vectors), top_k, allowed)
+            rows = self._truth.rows({int(row) for numbers, _ in hits for row in numbers})
+        return [
+            [
+                Candidate(rows[number].document(), score, rank)
+                for rank, (number, score) in enumerate(zip(numbers.tolist(), scores.tolist(), strict=True), start=1)
+            ]
+            for numbers, scores in hits
+        ]
+
+    def __len__(self) -> int:
+        """Return how many documents there are, those without a vector included."""
+        with self._reading():
+            return self._truth.count()
+
+    @property
+    def without_vector(self) -> int:
+        """How many documents have no vector, because their text has no tokens."""
+        with self._reading():
+            return self._truth.count("vector_digest IS NULL")
+
+    # Upkeep
+
+    def verify(self) -> VerifyReport:
+        """Check every byte of the truth and compare the index with it; nothing is changed."""
+        with self._reading():
+            return examine(self._truth, self.path, self._keeper.index)
+
+    def save(self) -> None:
+        """Write the FAISS file now. Nothing depends on it but the time that the next `open` takes."""
+        with self._using(write=True):
+            self._keeper.save()
+
+    def compact(self) -> None:
+        """Build the index again without deleted documents, give their space back, and write the FAISS file."""
+        with self._using(write=True):
+            with self._truth.snapshot(), self._indexing():
+                self._keeper.rebuild()
+            self._truth.shrink()
+            self._keeper.save()
+
+    def close(self) -> None:
+        """Write the FAISS file if it is behind, and let the next writer in; closing twice is fine."""
+        if self._pid != os.getpid():
+            return
+        with self._mutex:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if not self.read_only and self._fault is None and not self._keeper.saved:
+                    self._try_to_save()
+                self._truth.close()
+            finally:
+                self._unlock()
+
+    def _try_to_save(self) -> None:
+        try:
+            self._keeper.save()
+        except StoreError as exc:
+            _log.warning("The FAISS file was not written; the next open catches up from the truth: %s", exc)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> FaissStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Guards
+
+    @contextmanager
+    def _using(self, *, write: bool = False) -> Iterator[None]:
+        if self._pid != os.getpid():
+            raise ForkedHandleError(
+                f"{self.path} was opened by process {self._pid}; open it again in process {os.getpid()}."
+            )
+        with self._mutex:
+            if self._closed:
+                raise StoreClosedError(f"{self.path} was closed; open it again with FaissStore.open.")
+            if self._fault is not None:
+                raise StoreIOError(f"{self.path} failed before ({self._fault}); close it and open it again to go on.")
+            if write and self.read_only:
+                raise StoreReadOnlyError(f"{self.path} was opened with read_only=True; open it without to write.")
+            try:
+                yield
+            except StoreIOError as exc:
+                # After a failed fsync the kernel forgets what was not written, so trying again proves nothing.
+                self._fault = str(exc)
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One commit as a whole, with the index at just that commit."""
+        with self._using(), self._truth.snapshot():
+            if self.read_only and (number := self._truth.number()) != self._seen:
+                with self._indexing():
+                    self._keeper.catch_up()
+                    self._seen = number
+            yield
+
+
+def _check_embedder(embedder: object) -> None:
+    if not isinstance(embedder, Embedder):
+        raise InvalidInputError(
+            f"embedder must have dim, fingerprint, embed_queries and embed_documents, but {embedder!r} has not; "
+            "get one with load_embedder(name)."
+        )
+    check_count("embedder.dim", embedder.dim)
+
+
+def _described(fingerprint: str, dim: int) -> str:
+    return f"{fingerprint} ({dim} dimensions)"

@@ -1,0 +1,87 @@
+"""Files that are either wholly there or not at all, and the operating system's errors in our words."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwen_rerank.errors import StoreError
+from qwen_rerank.store.errors import StoreFullError, StoreIOError, StoreReadOnlyError
+
+TEMPORARY = ".tmp"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def explain(error: OSError, path: Path) -> StoreError:
+    """Return the store's error for one of the operating system's."""
+    if error.errno in _FULL:
+        return StoreFullError(f"No space is left for {path} ({error}); free some and try again.")
+    if error.errno in _READ_ONLY:
+        return StoreReadOnlyError(f"{path} cannot be written ({error}); open the store with read_only=True.")
+    return StoreIOError(f"{path} could not be read or written ({error}); open the store again to go on.")
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Map every OSError of the block."""
+    try:
+        yield
+    except OSError as exc:
+        raise explain(exc, path) from exc
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable: a rename is lost with the power until then."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file that was written by name durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_temporary(path: Path, data: bytes) -> Path:
+    """Write `data` durably beside `path` under a temporary name and return that name."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return temporary
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a durable temporary file its name, durably."""
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def read_plain(path: Path) -> bytes:
+    """Return a file's bytes; a symbolic link is refused."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        return file.read()
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file; a symbolic link is refused."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,120 @@
+"""Making a store's folder, and deciding whether what is in one is a sound store."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import uuid
+from pathlib import Path
+
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.store import lock, record, truth
+from qwen_rerank.store.errors import (
+    CorruptStoreError,
+    NotAStoreError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+from qwen_rerank.store.files import explained, sync_folder
+from qwen_rerank.store.record import CommitRecord, read_record
+from qwen_rerank.store.truth import Commit, Settings, Truth
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a store's folder."""
+    try:
+        text = os.fspath(path)
+        if not isinstance(text, str) or not text:
+            raise ValueError("it is no text")
+        return Path(os.path.realpath(text))
+    except (TypeError, ValueError) as exc:
+        raise InvalidInputError(f"path must be the path of a folder, not {path!r}: {exc}.") from exc
+
+
+def make_store(folder: Path, *, fingerprint: str, dim: int, metric: str, index: str) -> None:
+    """Make an empty store; it is there as a whole or not at all.
+
+    Raises:
+        StoreExistsError: If something is at that path already, other than an empty folder.
+    """
+    settings = Settings(store=uuid.uuid4().hex, fingerprint=fingerprint, dim=dim, metric=metric, index=index)
+    first = Commit(number=0, next_row=1, previous="", content=0, documents=0, without_vector=0)
+    with explained(folder):
+        if folder.exists() and not (folder.is_dir() and _is_empty(folder)):
+            raise StoreExistsError(f"{folder} is there already; open it with FaissStore.open, or choose another path.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Short, so that a folder whose name is as long as names may be can still be made.
+        making = folder.parent / f".{secrets.token_hex(8)}.making"
+        making.mkdir()
+        try:
+            _fill(making, settings, first)
+            os.rename(making, folder)
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        sync_folder(folder.parent)
+
+
+def _fill(folder: Path, settings: Settings, first: Commit) -> None:
+    database = Truth(folder, read_only=False, writable=True, create=True)
+    try:
+        database.create(settings, first)
+    finally:
+        database.close()
+    committed = first.record(settings)
+    committed.acknowledge(folder, committed.prepare(folder))
+
+
+def check_folder(folder: Path) -> CommitRecord:
+    """Return the commit record of a folder that holds the files of a store.
+
+    Raises:
+        StoreNotFoundError: If nothing is there.
+        NotAStoreError: If something else is.
+        CorruptStoreError: If a file of the store is missing, damaged or a symbolic link.
+        FormatTooNewError: If a newer version of this package wrote it.
+    """
+    with explained(folder):
+        if not folder.exists() or (folder.is_dir() and _is_empty(folder)):
+            raise StoreNotFoundError(f"No store is at {folder}; make one with FaissStore.create.")
+        if not folder.is_dir() or not any((folder / name).exists() for name in (truth.NAME, record.NAME)):
+            raise NotAStoreError(f"{folder} is not a store; make one with FaissStore.create at another path.")
+        for name in (truth.NAME, truth.JOURNAL, record.NAME, lock.NAME):
+            if (folder / name).is_symlink():
+                raise CorruptStoreError(folder / name, "it is a symbolic link")
+        if not (folder / truth.NAME).is_file():
+            raise CorruptStoreError(folder / truth.NAME, "it is missing")
+    return read_record(folder)
+
+
+def check_truth(database: Truth, folder: Path) -> tuple[Settings, Commit]:
+    """Return settings and last commit of a truth that is whole and not older than what was acknowledged.
+
+    To be called inside a snapshot of the database: while it lasts no commit can finish, so that the record is at most
+    the one commit behind that a writer is about to acknowledge, or that a crash left unacknowledged.
+
+    Raises:
+        CorruptStoreError: If anything is damaged, missing or another store's.
+    """
+    database.check_structure()
+    settings = database.settings()
+    commit = database.read_commit()
+    acknowledged = read_record(folder)
+    if settings.store != acknowledged.store:
+        raise CorruptStoreError(database.path, f"it is not of the store that {record.NAME} names, or is damaged")
+    if commit.number < acknowledged.commit:
+        raise CorruptStoreError(
+            database.path, f"it ends at commit {commit.number}, but {acknowledged.commit} was acknowledged"
+        )
+    same = commit.number == acknowledged.commit and commit.chain(settings) == acknowledged.chain
+    one_ahead = commit.number == acknowledged.commit + 1 and commit.previous == acknowledged.chain
+    if not same and not one_ahead:
+        raise CorruptStoreError(
+            database.path, f"its content is not what commit {acknowledged.commit} of {record.NAME} names"
+        )
+    return settings, commit
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None

@@ -1,0 +1,411 @@
+"""The truth of a store: documents, metadata and vectors in SQLite, checked whenever they are opened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from qwen_rerank.errors import InvalidInputError, RerankError
+from qwen_rerank.store.errors import (
+    CorruptStoreError,
+    StoreFullError,
+    StoreIOError,
+    StoreLockedError,
+    StoreReadOnlyError,
+)
+from qwen_rerank.store.record import CommitRecord
+from qwen_rerank.store.rows import Row, vector_digest
+
+NAME = "documents.sqlite3"
+JOURNAL = NAME + "-journal"
+
+_SCHEMA = (
+    "CREATE TABLE state (settings TEXT NOT NULL, number INTEGER NOT NULL, next_row INTEGER NOT NULL, previous TEXT NOT NULL)",
+    "CREATE TABLE index_file (name TEXT NOT NULL, sha256 TEXT NOT NULL)",
+    "CREATE TABLE documents (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, text TEXT NOT NULL, "
+    "metadata TEXT NOT NULL, vector_digest BLOB, digest BLOB NOT NULL)",
+    "CREATE TABLE vectors (row INTEGER PRIMARY KEY, vector BLOB NOT NULL)",
+)
+_ROW = "row, id, text, metadata, vector_digest, digest"
+_MODULUS = 1 << 128
+_BUSY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is fixed when a store is created."""
+
+    store: str
+    fingerprint: str
+    dim: int
+    metric: str
+    index: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A state of the whole store.
+
+    Attributes:
+        number: From 0 for the empty store.
+        next_row: The row number that comes next; none is given twice.
+        previous: Chain of the commit before.
+        content: Sum of the digests of all rows modulo 2**128: it does not depend on the order, so a commit updates it
+            from the rows that come and go.
+        documents: How many rows there are.
+        without_vector: How many of them have no vector.
+    """
+
+    number: int
+    next_row: int
+    previous: str
+    content: int
+    documents: int
+    without_vector: int
+
+    def chain(self, settings: Settings) -> str:
+        """Return the running hash over settings, content and every commit before, 64 hex digits."""
+        fields = [
+            self.previous,
+            self.number,
+            self.next_row,
+            f"{self.content:032x}",
+            self.documents,
+            self.without_vector,
+        ]
+        named = {name: getattr(settings, name) for name in Settings.__slots__}
+        return hashlib.sha256(json.dumps([named, fields], sort_keys=True).encode()).hexdigest()
+
+    def record(self, settings: Settings) -> CommitRecord:
+        """Return what the commit record must say of it."""
+        return CommitRecord(store=settings.store, commit=self.number, chain=self.chain(settings))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Rows that come and go in one commit; `vectors` are those of the added rows that have one."""
+
+    added: Sequence[Row]
+    vectors: Sequence[tuple[int, bytes]]
+    removed: Sequence[Row]
+
+    def apply(self, commit: Commit, settings: Settings) -> Commit:
+        """Return the state after this change of `commit`."""
+        content = commit.content
+        content += sum(int.from_bytes(row.digest()) for row in self.added)
+        content -= sum(int.from_bytes(row.digest()) for row in self.removed)
+        without = sum(row.vector_digest is None for row in self.added)
+        without -= sum(row.vector_digest is None for row in self.removed)
+        return Commit(
+            number=commit.number + 1,
+            next_row=commit.next_row + len(self.added),
+            previous=commit.chain(settings),
+            content=content % _MODULUS,
+            documents=commit.documents + len(self.added) - len(self.removed),
+            without_vector=commit.without_vector + without,
+        )
+
+
+class Truth:
+    """The database of one store.
+
+    SQLite's write-ahead log loses commits when its file is damaged or gone and had a bug that corrupts databases in
+    versions before 3.51.3, so this is a rollback journal with `synchronous=EXTRA`: a commit is on stable storage, the
+    journal's removal included, when it returns.
+
+    Args:
+        folder: The store's folder.
+        read_only: Whether nothing will be written; a crashed writer's journal is rolled back even so where the
+            file system allows it.
+        writable: Whether the file system can be written.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool, writable: bool, create: bool = False) -> None:
+        self.path = folder / NAME
+        mode = "rwc" if create else "rw" if writable else "ro"
+        with self.explained():
+            self._connection = sqlite3.connect(
+                f"file:{quote(str(self.path))}?mode={mode}",
+                uri=True,
+                timeout=_BUSY_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                self._prepare(read_only=read_only, create=create)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self, *, read_only: bool, create: bool) -> None:
+        self._connection.text_factory = bytes
+        # A file of a hostile or damaged store can carry its own triggers and functions; the schema is compared
+        # before anything else is read.
+        self._connection.execute("PRAGMA trusted_schema = OFF")
+        self._connection.execute("PRAGMA cell_size_check = ON")
+        if create:
+            self._connection.execute("PRAGMA page_size = 8192")
+        if not read_only:
+            self._connection.execute("PRAGMA journal_mode = DELETE")
+            self._connection.execute("PRAGMA synchronous = EXTRA")
+        else:
+            self._connection.execute("PRAGMA query_only = ON")
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Map SQLite's errors."""
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise self._explain(exc) from exc
+
+    def _explain(self, error: sqlite3.Error) -> RerankError:
+        name = getattr(error, "sqlite_errorname", "")
+        if name == "SQLITE_FULL":
+            return StoreFullError(f"No space is left for {self.path}; nothing was stored. Free some and try again.")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return StoreLockedError(self.path.parent, pid=None)
+        if name.startswith("SQLITE_READONLY"):
+            return StoreReadOnlyError(
+                f"{self.path} cannot be written ({error}); if a writer crashed, open the store once where it can be."
+            )
+        if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_NOMEM")):
+            return StoreIOError(f"{self.path} could not be read or written ({error}); open the store again to go on.")
+        if name == "SQLITE_TOOBIG":
+            return InvalidInputError(f"documents hold a text that is too long for SQLite ({error}); split it.")
+        return CorruptStoreError(self.path, str(error))
+
+    # Transactions
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside is of one commit; nested ones are part of the outer."""
+        if self._connection.in_transaction:
+            yield
+            return
+        with self.explained():
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._roll_back()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything written inside is stored at its end, or nothing is."""
+        with self.explained():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        # Some errors have rolled back already.
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    # Reading
+
+    def settings(self) -> Settings:
+        """Return what was fixed at creation.
+
+        Raises:
+            CorruptStoreError: If it is not there or is not what was written.
+        """
+        rows = self._all("SELECT settings FROM state")
+        try:
+            ((encoded,),) = rows
+            settings = Settings(**json.loads(encoded))
+        except (ValueError, TypeError, RecursionError) as exc:
+            raise CorruptStoreError(self.path, "its settings cannot be read") from exc
+        return settings
+
+    def number(self) -> int:
+        """Return the number of the last commit."""
+        with self.explained():
+            return int(self._connection.execute("SELECT number FROM state").fetchone()[0])
+
+    def check_structure(self) -> None:
+        """Check schema, pages and the index of ids.
+
+        Raises:
+            CorruptStoreError: If anything is not as it was written.
+        """
+        found = {sql for (sql,) in self._all("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+        if found != {sql.encode() for sql in _SCHEMA}:
+            raise CorruptStoreError(self.path, "its tables are not those of a store")
+        report = self._all("PRAGMA integrity_check(3)")
+        if report != [(b"ok",)]:
+            raise CorruptStoreError(self.path, "; ".join(line.decode(errors="replace") for (line,) in report))
+
+    def read_commit(self) -> Commit:
+        """Return the last commit, counted and summed up from every row, each checked against its digest.
+
+        Raises:
+            CorruptStoreError: If a row is damaged.
+        """
+        rows = self._all("SELECT number, next_row, previous FROM state")
+        if len(rows) != 1:
+            raise CorruptStoreError(self.path, f"it has {len(rows)} states, not 1")
+        number, next_row, previous = rows[0]
+        if not (isinstance(number, int) and isinstance(next_row, int) and isinstance(previous, bytes)):
+            raise CorruptStoreError(self.path, "its state is not what was written")
+        content = documents = without_vector = 0
+        for row in self._rows(f"SELECT {_ROW} FROM documents ORDER BY row"):
+            content += int.from_bytes(row.digest())
+            documents += 1
+            without_vector += row.vector_digest is None
+        return Commit(
+            number=number,
+            next_row=next_row,
+            previous=previous.decode(errors="replace"),
+            content=content % _MODULUS,
+            documents=documents,
+            without_vector=without_vector,
+        )
+
+    def rows(self, numbers: Iterable[int]) -> dict[int, Row]:
+        """Return these rows by number, each checked against its digest; unknown numbers are left out."""
+        wanted = json.dumps([int(number) for number in numbers])
+        query = f"SELECT {_ROW} FROM documents WHERE row IN (SELECT value FROM json_each(?))"
+        return {row.number: row for row in self._rows(query, (wanted,))}
+
+    def rows_of(self, ids: Sequence[str]) -> dict[str, Row]:
+        """Return the rows of these ids; unknown ids are left out."""
+        query = f"SELECT {_ROW} FROM documents WHERE id = ?"
+        return {one: row for one in ids for row in self._rows(query, (one,))}
+
+    def vector_rows(self) -> np.ndarray:
+        """Return the numbers of all rows with a vector, int64, ascending."""
+        query = "SELECT row FROM documents WHERE vector_digest IS NOT NULL ORDER BY row"
+        return self._numbers(query, ())
+
+    def matching_rows(self, condition: str, parameters: Sequence[Any]) -> np.ndarray:
+        """Return the numbers of all rows under an SQL condition, int64, ascending."""
+        return self._numbers(f"SELECT row FROM documents WHERE {condition} ORDER BY row", parameters)
+
+    def vectors(self, numbers: np.ndarray, *, dim: int) -> np.ndarray:
+        """Return the vectors of these ascending rows, float32 `(n, dim)`, each checked against its digest.
+
+        Raises:
+            CorruptStoreError: If one is missing or damaged.
+        """
+        out = np.empty((len(numbers), dim), dtype=np.float32)
+        wanted = json.dumps(numbers.tolist())
+        query = (
+            "SELECT row, vector, documents.vector_digest FROM documents JOIN vectors USING (row) "
+            "WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row"
+        )
+        place = 0
+        with self.explained():
+            for row, vector, digest in self._connection.execute(query, (wanted,)):
+                if len(vector) != 4 * dim or vector_digest(vector) != digest:
+                    raise CorruptStoreError(self.path, f"the vector of row {row} does not match its digest")
+                out[place] = np.frombuffer(vector, dtype="<f4")
+                place += 1
+        if place != len(numbers):
+            raise CorruptStoreError(self.path, f"{len(numbers) - place} vectors are missing")
+        return out
+
+    def index_file(self) -> tuple[str, str] | None:
+        """Return name and SHA-256 of the FAISS file that belongs to this truth, or None."""
+        rows = self._all("SELECT name, sha256 FROM index_file")
+        return (rows[-1][0].decode(errors="replace"), rows[-1][1].decode(errors="replace")) if rows else None
+
+    def count(self, condition: str = "1") -> int:
+        """Return how many documents there are under an SQL condition."""
+        return int(self._all(f"SELECT count(*) FROM documents WHERE {condition}")[0][0])
+
+    def damaged(self) -> tuple[int, list[tuple[str | None, str]]]:
+        """Return how many documents could be read, and id (where it can be told) and reason for each damaged one."""
+        query = f"SELECT {_ROW}, (SELECT vector FROM vectors WHERE row = documents.row) FROM documents ORDER BY row"
+        found: list[tuple[str | None, str]] = []
+        count = 0
+        try:
+            for *fields, digest, vector in self._connection.execute(query):
+                count += 1
+                name = fields[1].decode(errors="replace") if isinstance(fields[1], bytes) else None
+                if not _sound(Row(*fields), digest):
+                    found.append((name, f"row {fields[0]} (id {name!r}) does not match its digest"))
+                elif fields[4] is not None and (vector is None or vector_digest(vector) != fields[4]):
+                    found.append((name, f"the vector of row {fields[0]} (id {name!r}) is missing or damaged"))
+        except sqlite3.Error as exc:
+            found.append((None, f"reading stopped after {count} documents: {exc}"))
+        return count, found
+
+    # Writing
+
+    def create(self, settings: Settings, first: Commit) -> None:
+        """Make the tables of an empty store."""
+        encoded = json.dumps({name: getattr(settings, name) for name in Settings.__slots__})
+        with self.transaction():
+            for statement in _SCHEMA:
+                self._connection.execute(statement)
+            values = (encoded, first.number, first.next_row, first.previous)
+            self._connection.execute("INSERT INTO state VALUES (?, ?, ?, ?)", values)
+
+    def write(self, change: Change, commit: Commit) -> None:
+        """Write a change and the state that it leads to; to be called inside `transaction`."""
+        gone = [(row.number,) for row in change.removed]
+        self._connection.executemany("DELETE FROM documents WHERE row = ?", gone)
+        self._connection.executemany("DELETE FROM vectors WHERE row = ?", gone)
+        self._connection.executemany(
+            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (row.number, row.id.decode(), row.text.decode(), row.metadata.decode(), row.vector_digest, row.digest())
+                for row in change.added
+            ),
+        )
+        self._connection.executemany("INSERT INTO vectors VALUES (?, ?)", change.vectors)
+        values = (commit.number, commit.next_row, commit.previous)
+        self._connection.execute("UPDATE state SET number = ?, next_row = ?, previous = ?", values)
+
+    def bind_index_file(self, name: str, sha256: str) -> None:
+        """Declare which FAISS file belongs to this truth."""
+        with self.transaction():
+            self._connection.execute("DELETE FROM index_file")
+            self._connection.execute("INSERT INTO index_file VALUES (?, ?)", (name, sha256))
+
+    def shrink(self) -> None:
+        """Give the space of deleted rows back to the file system."""
+        with self.explained():
+            self._connection.execute("VACUUM")
+
+    def _rows(self, query: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
+        with self.explained():
+            for *fields, digest in self._connection.execute(query, parameters):
+                row = Row(*fields)
+                if not _sound(row, digest):
+                    raise CorruptStoreError(self.path, f"row {row.number} does not match its digest")
+                yield row
+
+    def _numbers(self, query: str, parameters: Sequence[Any]) -> np.ndarray:
+        with self.explained():
+            found = self._connection.execute(query, parameters).fetchall()
+        return np.array(found, dtype=np.int64).reshape(-1)
+
+    def _all(self, query: str) -> list[tuple[Any, ...]]:
+        with self.explained():
+            return self._connection.execute(query).fetchall()
+
+
+def _sound(row: Row, digest: object) -> bool:
+    # A damaged row can hold values of any type.
+    fields = (row.id, row.text, row.metadata, row.vector_digest or b"")
+    return all(isinstance(field, bytes) for field in fields) and row.digest() == digest
