@@ -144,12 +144,19 @@ class PromptTokenizer:
         tokenizer_json: Content of a `tokenizer.json`.
         source: Name of the file, for messages.
 
+    Attributes:
+        added_ids: Id of each added token by its content.
+        n_ids: One above the highest id.
+        digest: SHA-256 of the file.
+
     Raises:
         TokenizerError: If it is no tokenizer of the Qwen family.
     """
 
     def __init__(self, tokenizer_json: str | bytes, *, source: str = "tokenizer.json") -> None:
         self._source = source
+        raw = tokenizer_json.encode(errors="surrogatepass") if isinstance(tokenizer_json, str) else tokenizer_json
+        self.digest = hashlib.sha256(raw).hexdigest()
         data = _parse(tokenizer_json, source)
         _check_family(data, source)
         # Truncation and padding saved in the file would silently change every prompt.
@@ -221,11 +228,10 @@ class PromptEncoder:
     Whatever query, document and instruction hold, none of their characters becomes a control or added token.
 
     Args:
-        tokenizer_json: Content of the checkpoint's `tokenizer.json`.
+        tokenizer: Content of the checkpoint's `tokenizer.json`, or the tokenizer made from it.
         spec: The strings around the fields; None means the model card's.
         instruction: Default instruction; None means the model card's.
         max_length: Tokens of one prompt, prefix and suffix included.
-        source: Name of the tokenizer's file, for messages.
 
     Attributes:
         yes_id: Token id of the answer "yes".
@@ -241,17 +247,16 @@ class PromptEncoder:
 
     def __init__(
         self,
-        tokenizer_json: str | bytes,
+        tokenizer: str | bytes | PromptTokenizer,
         *,
         spec: PromptSpec | None = None,
         instruction: str | None = None,
         max_length: int = 8192,
-        source: str = "tokenizer.json",
     ) -> None:
         self.spec = spec or PromptSpec()
         self.instruction = DEFAULT_INSTRUCTION if instruction is None else check_text("instruction", instruction)
         self.max_length = check_count("max_length", max_length)
-        self._tokenizer = PromptTokenizer(tokenizer_json, source=source)
+        self._tokenizer = tokenizer if isinstance(tokenizer, PromptTokenizer) else PromptTokenizer(tokenizer)
         self.yes_id = self._tokenizer.single_id(self.spec.yes)
         self.no_id = self._tokenizer.single_id(self.spec.no)
         self.prefix_ids = self._tokenizer.control_ids(self.spec.prefix)
@@ -262,7 +267,8 @@ class PromptEncoder:
                 f"max_length ({self.max_length}) must be above the {self.max_length - self._body_room} tokens of the "
                 "prompt's fixed prefix and suffix."
             )
-        self.fingerprint = self._hash(tokenizer_json)
+        parts = [self._tokenizer.digest, repr(self.spec), self.instruction, self.max_length]
+        self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def encode(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> list[EncodedPrompt]:
         """Return one prompt for each document, in input order; only a document's own end is cut to fit.
@@ -310,11 +316,6 @@ class PromptEncoder:
                 "fixed prefix and suffix, so no document fits; shorten the query or raise max_length."
             )
         return np.concatenate((self.prefix_ids, piece.ids)), lead, self._body_room - len(piece.ids)
-
-    def _hash(self, tokenizer_json: str | bytes) -> str:
-        raw = tokenizer_json.encode() if isinstance(tokenizer_json, str) else tokenizer_json
-        parts = [hashlib.sha256(raw).hexdigest(), repr(self.spec), self.instruction, str(self.max_length)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _first_cut(text: str, keep: int) -> int:

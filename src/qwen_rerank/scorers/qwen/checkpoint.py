@@ -1,0 +1,249 @@
+"""A Qwen3-Reranker checkpoint: found, checked, and opened without running anything it brings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qwen_rerank.checks import check_query
+from qwen_rerank.errors import ModelCorruptError, ModelIncompleteError, ModelNotFoundError, TokenizerError
+from qwen_rerank.prompt import PromptSpec, PromptTokenizer
+from qwen_rerank.scorers.qwen.config import PROMPT_FILE, QwenModelConfig, read_config, read_prompt_file
+from qwen_rerank.scorers.qwen.hub import resolve
+from qwen_rerank.scorers.qwen.shards import SINGLE, read_shards
+
+_EMBEDDING = "model.embed_tokens.weight"
+_LM_HEAD = "lm_head.weight"
+_CLASS_HEAD = "score.weight"
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    Attributes:
+        name: As the user named it.
+        revision: Commit on the hub, or None.
+        path: Its folder.
+        config: The model's shape.
+        weights: Hugging Face name to tensor, on the CPU, in the stored dtype, memory-mapped; without the output head.
+        head: float32 `(hidden_size,)`: the output row of "yes" minus that of "no", or the only row of a classifier.
+        head_bias: Added to every log-odds; these models have none, so 0.0.
+        tokenizer: The tokenizer, for `PromptEncoder`.
+        tokenizer_json: Content of `tokenizer.json`.
+        prompt: Strings of `qwen_rerank.json`, `{}` for an official checkpoint.
+        fingerprint: 16 hex digits over config, tokenizer, prompt, output head, and of every weight its name, dtype,
+            shape, first and last 4 KiB. The same for a copy elsewhere or in other shards. Training touches every
+            tensor and so is seen; a flipped bit within one is not: `weights_sha256` reads everything.
+    """
+
+    name: str
+    revision: str | None
+    path: Path
+    config: QwenModelConfig
+    weights: dict[str, torch.Tensor]
+    head: torch.Tensor
+    head_bias: float
+    tokenizer: PromptTokenizer
+    tokenizer_json: str
+    prompt: dict[str, str]
+    fingerprint: str
+
+    @property
+    def instruction(self) -> str | None:
+        """The default instruction that the checkpoint was trained with, or None for the model card's."""
+        return self.prompt.get("instruction")
+
+    def prompt_spec(self, template: str) -> PromptSpec:
+        """Return the strings of the prompt: the template's, replaced where the checkpoint brings its own."""
+        return _spec(template, self.prompt)
+
+
+def load_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
+    """Open a checkpoint by hub name, local folder, or `"pocket"`. Weights are mapped, not read.
+
+    Args:
+        model: For the three official names the revision is pinned.
+        revision: Commit, tag or branch on the hub; only for a hub name.
+
+    Raises:
+        ModelNotFoundError: If there is no such folder or name.
+        ModelIncompleteError: If a file or weight is missing, or unexpected.
+        ModelCorruptError: If a file cannot be read as what it should be.
+        UnsafeModelError: If it needs pickle or code of its own.
+        TokenizerError: If the tokenizer does not have the prompt's control strings and labels as single tokens.
+        ModelError: If it is no Qwen3 reranker.
+    """
+    source = resolve(check_query(model, name="model"), revision)
+    folder = source.path
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if len(missing) == 2:
+        raise ModelNotFoundError(f"{folder} is no checkpoint: config.json, tokenizer.json and weights are missing.")
+    if missing:
+        raise ModelIncompleteError(f"{folder / missing[0]} is missing; download the checkpoint again.")
+    config = read_config(folder / "config.json")
+    prompt = read_prompt_file(folder / PROMPT_FILE)
+    tokenizer_json = _read_text(folder / "tokenizer.json")
+    tokenizer = PromptTokenizer(tokenizer_json, source=str(folder / "tokenizer.json"))
+    labels = _check_tokens(tokenizer, _spec("transformers", prompt), config, folder)
+    stored = read_shards(folder)
+    head = _take_head(stored, config, labels, folder)
+    _check_weights(stored, config, folder)
+    return Checkpoint(
+        name=source.name,
+        revision=source.revision,
+        path=folder,
+        config=config,
+        weights=stored,
+        head=head,
+        head_bias=0.0,
+        tokenizer=tokenizer,
+        tokenizer_json=tokenizer_json,
+        prompt=prompt,
+        fingerprint=_fingerprint(config, prompt, tokenizer.digest, head, stored),
+    )
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 over the weights files of a folder, in name order; for a single file that of `sha256sum`."""
+    digest = hashlib.sha256()
+    paths = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("model-*.safetensors"))
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def expected_shapes(config: QwenModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every weight but the output head."""
+    hidden, mlp = config.hidden_size, config.intermediate_size
+    query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    layer = {
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.q_proj": (query, hidden),
+        "self_attn.k_proj": (key, hidden),
+        "self_attn.v_proj": (key, hidden),
+        "self_attn.o_proj": (hidden, query),
+        "self_attn.q_norm": (config.head_dim,),
+        "self_attn.k_norm": (config.head_dim,),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
+    shapes: dict[str, tuple[int, ...]] = {_EMBEDDING: (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    for i in range(config.n_layers):
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+def _spec(template: str, prompt: dict[str, str]) -> PromptSpec:
+    own = {name: text for name, text in prompt.items() if name != "instruction"}
+    return replace(PromptSpec.for_template(template), **own)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise TokenizerError(f"{path} cannot be read ({exc}); download the checkpoint again.") from exc
+
+
+def _check_tokens(
+    tokenizer: PromptTokenizer, spec: PromptSpec, config: QwenModelConfig, folder: Path
+) -> tuple[int, int]:
+    """Return the ids of the two labels, after checking every token that a prompt can hold."""
+    if tokenizer.n_ids > config.vocab_size:
+        raise TokenizerError(
+            f"{folder / 'tokenizer.json'} has ids up to {tokenizer.n_ids - 1}, but config.json gives the model "
+            f"{config.vocab_size} embeddings; the two files belong to different models."
+        )
+    tokenizer.control_ids(spec.prefix)
+    tokenizer.control_ids(spec.suffix)
+    return tokenizer.single_id(spec.yes), tokenizer.single_id(spec.no)
+
+
+def _take_head(
+    stored: dict[str, torch.Tensor], config: QwenModelConfig, labels: tuple[int, int], folder: Path
+) -> torch.Tensor:
+    """Take the output head out of `stored` and return the one row that matters, float32 `(hidden_size,)`."""
+    if config.kind == "seq-cls":
+        head = _take(stored, _CLASS_HEAD, (1, config.hidden_size), folder)[0].float()
+    else:
+        rows = _output_rows(stored, config, folder)
+        yes, no = labels
+        head = rows[yes].float() - rows[no].float()
+    if not torch.isfinite(head).all() or not head.any():
+        raise ModelCorruptError(
+            f"{folder}: the output head is zero or not finite, so it cannot tell any two documents apart."
+        )
+    return head
+
+
+def _output_rows(stored: dict[str, torch.Tensor], config: QwenModelConfig, folder: Path) -> torch.Tensor:
+    shape = (config.vocab_size, config.hidden_size)
+    if not config.tied:
+        return _take(stored, _LM_HEAD, shape, folder)
+    embedding = stored.get(_EMBEDDING)
+    if embedding is None or tuple(embedding.shape) != shape:
+        _check_weights(stored, config, folder)  # says which weight is missing or misshapen
+    duplicate = stored.pop(_LM_HEAD, None)
+    if duplicate is not None and not torch.equal(duplicate, stored[_EMBEDDING]):
+        raise ModelIncompleteError(
+            f"{folder}: config.json ties the output head to the embedding, but {_LM_HEAD} is stored and differs; set "
+            "tie_word_embeddings to false if the stored head is the trained one."
+        )
+    return stored[_EMBEDDING]
+
+
+def _take(stored: dict[str, torch.Tensor], name: str, shape: tuple[int, ...], folder: Path) -> torch.Tensor:
+    tensor = stored.pop(name, None)
+    if tensor is None:
+        raise ModelIncompleteError(f"{folder} lacks the weight {name}; nothing is ever filled in at random.")
+    if tuple(tensor.shape) != shape:
+        raise ModelIncompleteError(f"{folder}: {name} has shape {tuple(tensor.shape)}; config.json makes it {shape}.")
+    return tensor
+
+
+def _check_weights(stored: dict[str, torch.Tensor], config: QwenModelConfig, folder: Path) -> None:
+    """Refuse missing, unexpected and wrongly shaped weights."""
+    expected = expected_shapes(config)
+    missing, unexpected = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
+    if missing:
+        raise ModelIncompleteError(
+            f"{folder} lacks {len(missing)} weights, first {missing[0]}; nothing is ever filled in at random."
+        )
+    if unexpected:
+        raise ModelIncompleteError(
+            f"{folder} has {len(unexpected)} unexpected weights, first {unexpected[0]}; it is another architecture."
+        )
+    for name, shape in expected.items():
+        if tuple(stored[name].shape) != shape:
+            raise ModelIncompleteError(
+                f"{folder}: {name} has shape {tuple(stored[name].shape)}; config.json makes it {shape}."
+            )
+
+
+def _fingerprint(
+    config: QwenModelConfig,
+    prompt: dict[str, str],
+    tokenizer: str,
+    head: torch.Tensor,
+    weights: dict[str, torch.Tensor],
+) -> str:
+    digest = hashlib.sha256(json.dumps([asdict(config), prompt, tokenizer], sort_keys=True).encode())
+    digest.update(head.numpy().tobytes())
+    for name in sorted(weights):
+        tensor = weights[name]
+        flat = tensor.reshape(-1)
+        n = _SAMPLE_BYTES // tensor.element_size()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        for sample in (flat[:n], flat[-n:]):
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
