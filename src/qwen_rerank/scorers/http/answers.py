@@ -1,0 +1,236 @@
+"""Reads what a rerank server answered, strictly: an answer that breaks the rule is an error, never a made-up score."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import numpy as np
+
+from qwen_rerank.errors import BackendRejectedError, ProtocolError, RateLimitedError
+
+_EXCERPT_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer, read to its end.
+
+    Attributes:
+        url: The address asked.
+        status: HTTP status.
+        headers: Lower-case names.
+        body: Decompressed, at most the transport's cap.
+        secrets: Strings that no message may hold.
+    """
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def excerpt(self) -> str:
+        """At most 200 printable characters of the body, without the key."""
+        text = self.body[: 16 * _EXCERPT_CHARS].decode("utf-8", "replace")
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return "".join(c if c.isprintable() else " " for c in text)[:_EXCERPT_CHARS]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The scores of one request.
+
+    Attributes:
+        scores: float64 `(n,)`, in the order the texts were sent.
+        prompt_tokens: What the server counted, or None.
+        model: The model it names, or None.
+        echoes: Position to the document text it sent back.
+    """
+
+    scores: np.ndarray
+    prompt_tokens: int | None = None
+    model: str | None = None
+    echoes: Mapping[int, str] = field(default_factory=dict)
+
+
+def broken(answer: Answer, what: str) -> NoReturn:
+    """Raise `ProtocolError` for an answer with status 200."""
+    raise ProtocolError(
+        f"{answer.url} answered with {what}; no score is made up for it. It began: {answer.excerpt!r}",
+        url=answer.url,
+        status=answer.status,
+        excerpt=answer.excerpt,
+    )
+
+
+def parse(answer: Answer) -> Any:
+    """Return the JSON of an answer.
+
+    Raises:
+        ProtocolError: If it is no JSON, too deep, or holds NaN or Infinity.
+    """
+    try:
+        return json.loads(answer.body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        reason = "JSON nested too deeply" if isinstance(exc, RecursionError) else f"something that is no JSON ({exc})"
+        broken(answer, reason if answer.body else "an empty body")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def refusal(answer: Answer, hint: str = "") -> BackendRejectedError:
+    """Return the error for an answer of 3xx or 4xx."""
+    if 300 <= answer.status < 400:
+        message = (
+            f"{answer.url} answered {answer.status}, a redirect, which is not followed; give the final address as url."
+        )
+    else:
+        message = (
+            f"{answer.url} refused the request with {answer.status}: {error_text(answer) or 'no reason given'}.{hint}"
+        )
+    return BackendRejectedError(
+        message, url=answer.url, status=answer.status, excerpt=answer.excerpt, code=error_code(answer)
+    )
+
+
+def too_many_requests(answer: Answer, retry_after_s: float | None) -> RateLimitedError:
+    """Return the error for 429."""
+    wait = "" if retry_after_s is None else f" and asks to wait {retry_after_s:g} s"
+    return RateLimitedError(
+        f"{answer.url} is overloaded or limits the rate (429){wait}; ask less at once, or allow more time with timeout_s.",
+        url=answer.url,
+        status=answer.status,
+        excerpt=answer.excerpt,
+        retry_after_s=retry_after_s,
+    )
+
+
+def error_text(answer: Answer) -> str:
+    """Return the server's own words: `error.message`, `error`, `message` or `detail`, at most 200 characters."""
+    payload = _payload(answer)
+    error = payload.get("error")
+    found = error.get("message") if isinstance(error, Mapping) else error
+    found = found or payload.get("message") or payload.get("detail")
+    if isinstance(found, list):
+        found = "; ".join(str(item.get("msg", item)) if isinstance(item, Mapping) else str(item) for item in found[:5])
+    text = str(found) if found else ("" if payload else answer.excerpt)
+    for secret in answer.secrets:
+        text = text.replace(secret, "***")
+    return "".join(c if c.isprintable() else " " for c in text)[:_EXCERPT_CHARS].rstrip(". ")
+
+
+def error_code(answer: Answer) -> str:
+    """Return the server's name for its error, or ""."""
+    payload = _payload(answer)
+    error = payload.get("error")
+    inner = error if isinstance(error, Mapping) else {}
+    for value in (
+        payload.get("error_type"),
+        inner.get("type"),
+        payload.get("type"),
+        inner.get("code"),
+        payload.get("code"),
+    ):
+        if isinstance(value, str) and value:
+            return "".join(c for c in value if c.isprintable())[:64]
+    return ""
+
+
+def _payload(answer: Answer) -> Mapping[str, Any]:
+    try:
+        payload = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return {}
+    return payload if isinstance(payload, Mapping) else {}
+
+
+def read_results(
+    answer: Answer, payload: Any, n: int, *, score_keys: Sequence[str] = ("relevance_score", "score")
+) -> Reading:
+    """Return the scores of a result list, wherever the server puts it: top level, `results` or `data`.
+
+    Raises:
+        ProtocolError: Unless there are exactly `n` results with each index once and a finite number as score.
+    """
+    items = result_items(answer, payload, n)
+    scores = np.full(n, np.nan)
+    echoes = {}
+    for item in items:
+        index = item_index(answer, item, n)
+        if not np.isnan(scores[index]):
+            broken(answer, f"index {index} twice")
+        scores[index] = finite(answer, next((item[key] for key in score_keys if key in item), None), f"result {index}")
+        if (text := _document_text(item)) is not None:
+            echoes[index] = text
+    return Reading(scores, prompt_tokens(payload), model_name(payload), echoes)
+
+
+def result_items(answer: Answer, payload: Any, n: int) -> list[Mapping[str, Any]]:
+    """Return the list of results, checked to be `n` objects."""
+    found = payload
+    if isinstance(payload, Mapping):
+        found = next((payload[key] for key in ("results", "data") if key in payload), None)
+    if not isinstance(found, list):
+        broken(answer, "no list of results")
+    if len(found) != n:
+        broken(answer, f"{len(found)} results for {n} documents")
+    if not all(isinstance(item, Mapping) for item in found):
+        broken(answer, "a result that is no object")
+    return found
+
+
+def item_index(answer: Answer, item: Mapping[str, Any], n: int) -> int:
+    """Return a result's index, an integer (no boolean, no float) in range."""
+    index = item.get("index")
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n:
+        broken(answer, f"index {index!r:.40} where a place in a list of {n} is expected")
+    return index
+
+
+def finite(answer: Answer, value: Any, where: str) -> float:
+    """Return a number that is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        broken(answer, f"a score of {where} that is no number ({value!r:.40})")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        broken(answer, f"a score of {where} that is not finite ({value!r:.40})")
+    return number
+
+
+def prompt_tokens(payload: Any) -> int | None:
+    """Return `usage.prompt_tokens`, or `meta.tokens.input_tokens`, or None."""
+    if not isinstance(payload, Mapping):
+        return None
+    usage = payload.get("usage")
+    count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+    if (
+        count is None
+        and isinstance(meta := payload.get("meta"), Mapping)
+        and isinstance(tokens := meta.get("tokens"), Mapping)
+    ):
+        count = tokens.get("input_tokens")
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
+def model_name(payload: Any) -> str | None:
+    """Return the model that the server names, or None."""
+    name = payload.get("model") if isinstance(payload, Mapping) else None
+    return name if isinstance(name, str) and name else None
+
+
+def _document_text(item: Mapping[str, Any]) -> str | None:
+    document = item.get("document", item.get("text"))
+    if isinstance(document, Mapping):
+        document = document.get("text")
+    return document if isinstance(document, str) else None

@@ -1,0 +1,101 @@
+"""Servers that people run themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qwen_rerank.scorers.http.answers import Answer, Reading, read_results
+from qwen_rerank.scorers.http.dialects.base import Ask, Dialect, given
+from qwen_rerank.scorers.http.dialects.token_routes import (
+    SglangGenerate,
+    VllmClassify,
+    VllmCompletions,
+    VllmGenerativeScoring,
+)
+
+
+class Vllm(Dialect):
+    """vLLM. It answers with probabilities unless told not to; old releases ignore that."""
+
+    name = "vllm"
+    carries_instruction = True
+    can_give_logits = True
+    may_ignore_logits = True
+    token_routes = (VllmClassify(), VllmGenerativeScoring(), VllmCompletions())
+
+    def _fields(self, ask: Ask) -> dict[str, Any]:
+        return {**given("instruction", ask.instruction), **({"use_activation": False} if ask.logits else {})}
+
+
+class Sglang(Dialect):
+    """SGLang: the instruction is `instruct`, the answer a bare list, and one empty document fails the request."""
+
+    name = "sglang"
+    carries_instruction = True
+    scores_blank = False
+    token_routes = (SglangGenerate(),)
+
+    def _fields(self, ask: Ask) -> dict[str, Any]:
+        return {"return_documents": False, **given("instruct", ask.instruction)}
+
+
+class Tei(Dialect):
+    """Hugging Face text-embeddings-inference. It takes 32 documents by default, and cannot load Qwen3-Reranker."""
+
+    name = "tei"
+    path = "/rerank"
+    max_batch = 32
+    can_give_logits = True
+
+    def body(self, ask: Ask) -> dict[str, Any]:
+        """Return the JSON to send: `texts`, no model; a long document is cut by the server."""
+        texts = list(ask.documents)
+        return {"query": ask.query, "texts": texts, "raw_scores": ask.logits, "truncate": True, "return_text": False}
+
+    def read(self, answer: Answer, payload: Any, n: int) -> Reading:
+        """Return the scores; the tokens are counted in a header."""
+        reading = read_results(answer, payload, n, score_keys=("score",))
+        counted = answer.headers.get("x-compute-tokens", "")
+        return Reading(reading.scores, int(counted) if counted.isdecimal() else None, None, reading.echoes)
+
+
+class LlamaCpp(Dialect):
+    """llama.cpp's server: P(yes) for a Qwen3 GGUF with its rerank head, a logit for BERT-like rerankers."""
+
+    name = "llamacpp"
+
+
+class Infinity(Dialect):
+    """michaelfeil/infinity."""
+
+    name = "infinity"
+    path = "/rerank"
+    max_batch = 2048
+    can_give_logits = True
+
+    def _fields(self, ask: Ask) -> dict[str, Any]:
+        return {"raw_scores": ask.logits, "return_documents": False}
+
+
+class Xinference(Dialect):
+    """Xorbits Inference: further arguments travel as a JSON string, and only its transformers engine reads them."""
+
+    name = "xinference"
+    needs_model = True
+    carries_instruction = True
+
+    def _fields(self, ask: Ask) -> dict[str, Any]:
+        extra = None if ask.instruction is None else json.dumps({"instruction": ask.instruction})
+        return {"return_documents": False, "return_len": True, **given("kwargs", extra)}
+
+
+class QwenRerank(Dialect):
+    """Our own server; its `raw_scores` are log-odds."""
+
+    name = "qwen-rerank"
+    carries_instruction = True
+    can_give_logits = True
+
+    def _fields(self, ask: Ask) -> dict[str, Any]:
+        return {"return_documents": False, "raw_scores": ask.logits, **given("instruction", ask.instruction)}
