@@ -83,7 +83,7 @@ def compare(
 
 def mean_interval(differences: np.ndarray, *, n_resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % BCa bootstrap interval of the mean of `(n_queries,)` values."""
-    if np.all(differences == differences[0]):
+    if np.allclose(differences, differences[0], rtol=0, atol=1e-12):  # nothing varies, so nothing can be resampled
         return float(differences[0]), float(differences[0])
     result = stats.bootstrap(
         (differences,), np.mean, n_resamples=n_resamples, vectorized=True, rng=np.random.default_rng(seed), batch=1000

@@ -1,0 +1,172 @@
+"""Both stages over a collection: one first-stage pass and one scoring pass give the runs of every depth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tqdm import tqdm
+
+from qwen_rerank.checks import check_count
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.evaluation.cache import ScoreCache, score_key
+from qwen_rerank.evaluation.collection import Collection
+from qwen_rerank.evaluation.files import Run
+from qwen_rerank.pipeline import rank_fusion
+from qwen_rerank.protocols import FirstStage
+from qwen_rerank.reranker import Reranker
+from qwen_rerank.types import Candidate, Document
+
+Scores = dict[str, dict[str, float]]
+"""Query id to document id to log-odds."""
+
+_QUERIES_A_CALL = 16  # enough documents for full packs, few enough that little is lost when the work breaks off
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What a first stage found.
+
+    Attributes:
+        run: Query id to (document id, first-stage score), best first.
+        seconds: Query id to the time that its search took.
+    """
+
+    run: Run
+    seconds: Mapping[str, float]
+
+
+def recall(first_stage: FirstStage, collection: Collection, *, top_k: int, name: str = "first stage") -> Recall:
+    """Search every query of the collection, one at a time, as a user would wait for it."""
+    check_count("top_k", top_k)
+    run: Run = {}
+    seconds: dict[str, float] = {}
+    for query, text in tqdm(collection.queries.items(), desc=name, unit="query", disable=None):
+        started = time.perf_counter()
+        found = first_stage.search(text, top_k)
+        seconds[query] = time.perf_counter() - started
+        run[query] = [(candidate.document.id, _first_score(candidate)) for candidate in found]
+    return Recall(run, seconds)
+
+
+def fuse(runs: Sequence[Run], collection: Collection, *, top_k: int) -> Run:
+    """Return the reciprocal rank fusion of several first stages, at most `top_k` a query."""
+    documents = {document.id: document for document in collection.documents}
+    fused: Run = {}
+    for query in collection.queries:
+        lists = [_candidates(run.get(query, []), documents) for run in runs]
+        fused[query] = [(found.document.id, _first_score(found)) for found in rank_fusion(lists)[:top_k]]
+    return fused
+
+
+def score_run(
+    reranker: Reranker,
+    collection: Collection,
+    run: Run,
+    *,
+    depth: int,
+    cache: ScoreCache | None = None,
+    name: str = "rerank",
+) -> Scores:
+    """Score the first `depth` candidates of every query once; what the cache knows is not scored again.
+
+    Raises:
+        DocumentScoringError: If a document cannot be scored.
+        InvalidInputError: If the run names a document that the collection does not have.
+    """
+    check_count("depth", depth)
+    plain = replace(reranker, top_n=None, threshold=None, calibration=None, on_error="raise")
+    documents = {document.id: document for document in collection.documents}
+    scores: Scores = {}
+    wanted: list[tuple[str, list[Candidate]]] = []
+    for query in collection.queries:
+        candidates = _candidates(run.get(query, [])[:depth], documents)
+        scores[query], missing = _known(plain, collection.queries[query], candidates, cache)
+        wanted.append((query, missing))
+    with tqdm(total=sum(len(missing) for _, missing in wanted), desc=name, unit="doc", disable=None) as bar:
+        for start in range(0, len(wanted), _QUERIES_A_CALL):
+            part = [(query, missing) for query, missing in wanted[start : start + _QUERIES_A_CALL] if missing]
+            _score_part(plain, collection, part, scores, cache)
+            bar.update(sum(len(missing) for _, missing in part))
+    return scores
+
+
+def rerank_run(run: Run, scores: Scores, *, depth: int) -> Run:
+    """Return the run with its first `depth` documents in the order of their log-odds, the rest behind them as they were.
+
+    Equal scores keep the first stage's order. The scores of the result are the log-odds, and minus infinity behind them.
+    """
+    check_count("depth", depth)
+    reranked: Run = {}
+    for query, hits in run.items():
+        head, tail = hits[:depth], hits[depth:]
+        known = scores.get(query, {})
+        if missing := [document for document, _ in head if document not in known]:
+            raise InvalidInputError(
+                f"document {missing[0]!r} of query {query!r} was not scored; score the run to depth {depth}."
+            )
+        order = np.argsort([-known[document] for document, _ in head], kind="stable")
+        reranked[query] = [(head[i][0], known[head[i][0]]) for i in order] + [(doc, float("-inf")) for doc, _ in tail]
+    return reranked
+
+
+def time_reranking(reranker: Reranker, collection: Collection, run: Run, *, depth: int, n_queries: int) -> np.ndarray:
+    """Return the seconds that reranking took for each of the first `n_queries` queries, float64 `(n_queries,)`.
+
+    Each query is one call, nothing is cached, and one call goes before them unmeasured, as a warm-up.
+    """
+    check_count("n_queries", n_queries)
+    documents = {document.id: document for document in collection.documents}
+    jobs = [(text, _candidates(run.get(query, [])[:depth], documents)) for query, text in collection.queries.items()]
+    reranker.rerank(*jobs[0])
+    seconds = []
+    for text, candidates in tqdm(jobs[:n_queries], desc=f"time at {depth}", unit="query", disable=None):
+        started = time.perf_counter()
+        reranker.rerank(text, candidates)
+        seconds.append(time.perf_counter() - started)
+    return np.array(seconds)
+
+
+def _first_score(candidate: Candidate) -> float:
+    return -float(candidate.rank) if candidate.score is None else float(candidate.score)
+
+
+def _candidates(hits: Sequence[tuple[str, float]], documents: Mapping[str, Document]) -> list[Candidate]:
+    try:
+        return [Candidate(documents[doc], score, rank) for rank, (doc, score) in enumerate(hits, start=1)]
+    except KeyError as exc:
+        raise InvalidInputError(
+            f"the run names document {exc.args[0]!r}, which the collection does not have."
+        ) from None
+
+
+def _known(
+    reranker: Reranker, query: str, candidates: list[Candidate], cache: ScoreCache | None
+) -> tuple[dict[str, float], list[Candidate]]:
+    """Return what the cache knows of the candidates, and those that it does not know."""
+    if cache is None:
+        return {}, candidates
+    keys = {candidate.document.id: score_key(reranker, query, candidate.document.text) for candidate in candidates}
+    found = cache.get(list(keys.values()))
+    known = {doc: found[key] for doc, key in keys.items() if key in found}
+    return known, [candidate for candidate in candidates if candidate.document.id not in known]
+
+
+def _score_part(
+    reranker: Reranker,
+    collection: Collection,
+    part: list[tuple[str, list[Candidate]]],
+    scores: Scores,
+    cache: ScoreCache | None,
+) -> None:
+    texts = [collection.queries[query] for query, _ in part]
+    results = reranker.rerank_many(texts, [candidates for _, candidates in part])
+    fresh: dict[bytes, float] = {}
+    for (query, _), text, hits in zip(part, texts, results, strict=True):
+        for hit in hits:
+            scores[query][hit.document.id] = hit.log_odds
+            fresh[score_key(reranker, text, hit.document.text)] = hit.log_odds
+    if cache is not None:
+        cache.put(fresh)
