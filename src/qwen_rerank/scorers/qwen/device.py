@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # lets a small call through sooner.
 CPU_PACK = 2048
 CUDA_PACK = 32_768
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _MEMORY_SHARE = 0.25  # of the free memory of a CPU, which others use too
 
 
@@ -52,8 +53,7 @@ def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.
     a checkpoint stored in bfloat16 on a CPU with AMX, where bfloat16 is several times faster.
     """
     if name != "auto":
-        dtype = getattr(torch, name)
-        return dtype  # type: ignore[no-any-return]
+        return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if stored == torch.bfloat16 and _has_amx() else torch.float32

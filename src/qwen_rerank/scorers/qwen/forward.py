@@ -101,8 +101,8 @@ class Forward:
             flat_query = linear(normed[last], layer.qkv[:n_query])
             flat_keys = linear(normed, layer.qkv[n_query:])
             query_turn = (turn[0][last], turn[1][last])
-        query = flat_query.unflatten(1, (shape.n_heads, shape.head_dim))
-        key, value = flat_keys.unflatten(1, (2 * shape.n_kv_heads, shape.head_dim)).chunk(2, dim=1)
+        query = flat_query.view(len(flat_query), shape.n_heads, shape.head_dim)
+        key, value = flat_keys.view(len(hidden), 2 * shape.n_kv_heads, shape.head_dim).chunk(2, dim=1)
         query = _rotate(self._norm(query, layer.query_norm), query_turn)
         key = _rotate(self._norm(key, layer.key_norm), turn)
         return query, key, value

@@ -69,7 +69,7 @@ class Scheduler:
         self._budget = token_budget
         self._callers: list[Caller] = []  # in order of arrival
         self._orders: dict[Tree, tuple[Caller, _Order]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # notified when the worker rests
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="qwen-rerank-device")
         self._pumping = False
         self._closed = False
@@ -129,6 +129,7 @@ class Scheduler:
             return
         with self._lock:
             self._closed = True
+            self._lock.wait_for(lambda: not self._pumping)
         self._worker.shutdown(wait=True)
 
     def _wake(self) -> None:
@@ -137,7 +138,7 @@ class Scheduler:
             return
         try:
             self._worker.submit(self._pump)
-        except RuntimeError as exc:  # the interpreter is shutting down
+        except RuntimeError as exc:
             for caller in list(self._callers):
                 self._forget(caller)
             raise ScorerClosedError("the interpreter is shutting down; nothing can be scored any more.") from exc
@@ -152,23 +153,36 @@ class Scheduler:
             self._callers.remove(caller)
 
     def _pump(self) -> None:
-        """Run packs until nothing waits."""
+        """Run one pack and queue up for the next: the pool refuses once the interpreter is shutting down."""
         try:
-            while (pack := self._next_pack()) is not None:
-                self._attempt(pack)
+            pack = self._next_pack()
+            if pack is None:
+                return
+            self._attempt(pack)
         except BaseException as exc:  # a worker that dies silently would leave its callers waiting for ever
             logger.exception("The scorer's worker failed; its callers get an error and it starts again.")
-            self._fail_all(exc)
+            error = ScorerError(f"the scorer's worker failed ({type(exc).__name__}: {exc}); the call can be repeated.")
+            error.__cause__ = exc
+            self._fail_all(error)
+            return
+        try:
+            self._worker.submit(self._pump)
+        except RuntimeError:
+            self._fail_all(ScorerClosedError("the interpreter is shutting down; the document was not scored."))
 
     def _next_pack(self) -> Pack | None:
-        if not threading.main_thread().is_alive():
-            self._drop_all(ScorerClosedError("the interpreter is shutting down; the document was not scored."))
+        """Return the next pack, or None and rest."""
         with self._lock:
             branches = self._choose()
-            if not branches:
-                self._pumping = False
-                return None
-            return Pack(tuple(branches))
+            if branches:
+                return Pack(tuple(branches))
+            self._rest()
+            return None
+
+    def _rest(self) -> None:
+        """Let the next call start the worker again; holds the lock."""
+        self._pumping = False
+        self._lock.notify_all()
 
     def _choose(self) -> list[Branch]:
         """Fill a pack: half for the caller that waits longest, half for those with least left.
@@ -239,18 +253,13 @@ class Scheduler:
         if not caller.orders:
             self._callers.remove(caller)
 
-    def _fail_all(self, cause: BaseException) -> None:
-        error = ScorerError(f"the scorer's worker failed ({type(cause).__name__}: {cause}); the call can be repeated.")
-        error.__cause__ = cause
-        self._drop_all(error, pumping=False)
-
-    def _drop_all(self, error: ScorerError, *, pumping: bool = True) -> None:
-        """Fail every waiting caller."""
+    def _fail_all(self, error: ScorerError) -> None:
+        """Give every waiting caller this error, and rest."""
         with self._lock:
-            self._pumping = pumping
             futures = [order.future for caller in self._callers for order in caller.orders]
             for caller in list(self._callers):
                 self._forget(caller)
+            self._rest()
         for future in futures:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)

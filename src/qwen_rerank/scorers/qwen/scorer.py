@@ -13,11 +13,11 @@ import numpy as np
 from qwen_rerank.checks import check_query, check_text, check_texts
 from qwen_rerank.errors import DocumentScoringError
 from qwen_rerank.packing import grow
-from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PromptEncoder, PromptSpec
+from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 from qwen_rerank.scorers.qwen.engine import build_engine
 from qwen_rerank.scorers.qwen.scheduler import Caller, Scheduler, TreeScores
-from qwen_rerank.scorers.qwen.settings import Dtype, QwenConfig
+from qwen_rerank.scorers.qwen.settings import Dtype, QwenConfig, Template
 from qwen_rerank.threaded import check_pairs
 from qwen_rerank.types import Fit
 
@@ -35,8 +35,10 @@ class QwenScorer:
         device: "auto", "cpu", "cuda" or "cuda:N". One device per scorer; see `ScorerPool` for several.
         dtype: "auto" is bfloat16 on CUDA, and on a CPU float32 (bfloat16 where the checkpoint is stored so and the
             CPU has AMX).
-        instruction: What counts as relevant, for calls that give no instruction of their own.
-        template: "transformers" (model card), "vllm", or the strings of a fine-tuned checkpoint.
+        instruction: What counts as relevant, for calls that give no instruction of their own; None is what the
+            checkpoint was trained with, else the model card's.
+        template: "transformers" (model card) or "vllm". A fine-tuned checkpoint brings a prompt and labels of its
+            own in `qwen_rerank.json`.
         max_length: Tokens of one prompt, template included; longer documents are cut at their end.
         revision: Commit of the hub repository; the three official names are pinned where it is None.
         deterministic: Scores are bit-identical whatever else is computed, for the same build, device and thread
@@ -60,8 +62,8 @@ class QwenScorer:
         *,
         device: str = "auto",
         dtype: Dtype = "auto",
-        instruction: str = DEFAULT_INSTRUCTION,
-        template: str | PromptSpec = "transformers",
+        instruction: str | None = None,
+        template: Template = "transformers",
         max_length: int = 8192,
         revision: str | None = None,
         deterministic: bool = False,
@@ -80,10 +82,12 @@ class QwenScorer:
             token_budget=token_budget,
             gpu_memory_gb=gpu_memory_gb,
         )
-        spec = PromptSpec.for_template(template) if isinstance(template, str) else template
         checkpoint = load_checkpoint(model, revision=revision)
         self._encoder = PromptEncoder(
-            checkpoint.tokenizer_json, spec=spec, instruction=instruction, max_length=max_length
+            checkpoint.tokenizer,
+            spec=checkpoint.prompt_spec(template),
+            instruction=checkpoint.instruction if instruction is None else instruction,
+            max_length=max_length,
         )
         engine = build_engine(checkpoint, self.config)
         self.name = checkpoint.name

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from qwen_rerank.checks import check_choice, check_count, check_query
+from qwen_rerank.checks import check_choice, check_count, check_query, check_text
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PromptSpec
+from qwen_rerank.prompt import TEMPLATES
 
+Template = Literal["transformers", "vllm"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -20,8 +21,8 @@ class QwenConfig:
     model: str = "Qwen/Qwen3-Reranker-0.6B"
     device: str = "auto"
     dtype: Dtype = "auto"
-    instruction: str = DEFAULT_INSTRUCTION
-    template: str | PromptSpec = "transformers"
+    instruction: str | None = None  # the checkpoint's own, else the model card's
+    template: Template = "transformers"
     max_length: int = 8192  # tokens of one prompt, template included
     revision: str | None = None
     deterministic: bool = False
@@ -31,7 +32,9 @@ class QwenConfig:
     def __post_init__(self) -> None:
         check_query(self.model, name="model")
         check_query(self.device, name="device")
-        check_query(self.instruction, name="instruction")
+        if self.instruction is not None:
+            check_text("instruction", self.instruction)
+        check_choice("template", self.template, list(TEMPLATES))
         check_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
         check_count("max_length", self.max_length)
         if self.token_budget is not None and check_count("token_budget", self.token_budget) < self.max_length:
