@@ -10,13 +10,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
 
 from qwen_rerank.checks import check_choice, check_count, check_query, check_text, check_texts
-from qwen_rerank.errors import InvalidInputError, QueryTooLongError, TokenizerError
+from qwen_rerank.errors import InvalidInputError, QueryTooLongError
+from qwen_rerank.tokenizer import CONTROL, PromptTokenizer
 from qwen_rerank.types import Fit
 
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
@@ -31,28 +30,9 @@ SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 # results, with two. Scores differ, so the caller chooses by name.
 TEMPLATES = {"transformers": "\n", "vllm": "\n\n"}
 
-_OFFICIAL_VOCABULARY = 151_643  # tokens before the added ones
-_OFFICIAL_IDS = {
-    "yes": 9693,
-    "no": 2152,
-    "<|im_start|>": 151_644,
-    "<|im_end|>": 151_645,
-    "<think>": 151_667,
-    "</think>": 151_668,
-}
-_CONTROL = re.compile(r"<\|\w+\|>|</?think>")
-
-_NORMALIZER = {"type": "NFC"}
-_WORD_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# Places where the pattern above ends a word whatever follows: before a space that follows no white space, and
+# Places where the Qwen2 split pattern ends a word whatever follows: before a space that follows no white space, and
 # between a letter or digit and a punctuation mark. Both neighbours are also left alone by NFC.
 _WORD_END = re.compile(r"(?<=\S)(?= )|(?<=[0-9A-Za-z\u4e00-\u9fff])(?=[\n!-/:-@\[-`{-~，。：；])")
-
-_BYTES_PER_TOKEN = 6  # of UTF-8; above what English (4.5), Chinese (4) and code (3.5) need, so one pass mostly does
-_MARGIN_CHARS = 512  # the longest word whose ids are exact at a cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +62,9 @@ class PromptSpec:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             check_text(name, getattr(self, name))
+        for name in ("separator", "instruction_label", "query_label", "document_label"):
+            if CONTROL.search(getattr(self, name)):
+                raise InvalidInputError(f"{name} ({getattr(self, name)!r}) must hold no control string.")
         if not self.yes or not self.no or self.yes == self.no:
             raise InvalidInputError(f"yes and no must be two different labels, not {self.yes!r} and {self.no!r}.")
         if not _WORD_END.search(self.document_label):
@@ -126,100 +109,6 @@ class EncodedPrompt:
     truncated: bool
     kept_chars: int
     document_start: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """The first tokens of a text: `ids` int32 `(<= keep,)`, how many there are at least, and the characters kept."""
-
-    ids: np.ndarray
-    tokens: int
-    kept_chars: int
-
-
-class PromptTokenizer:
-    """A Qwen tokenizer that gives control tokens to our own strings and never to a user's text.
-
-    Args:
-        tokenizer_json: Content of a `tokenizer.json`.
-        source: Name of the file, for messages.
-
-    Attributes:
-        added_ids: Id of each added token by its content.
-        n_ids: One above the highest id.
-        digest: SHA-256 of the file.
-
-    Raises:
-        TokenizerError: If it is no tokenizer of the Qwen family.
-    """
-
-    def __init__(self, tokenizer_json: str | bytes, *, source: str = "tokenizer.json") -> None:
-        self._source = source
-        raw = tokenizer_json.encode(errors="surrogatepass") if isinstance(tokenizer_json, str) else tokenizer_json
-        self.digest = hashlib.sha256(raw).hexdigest()
-        data = _parse(tokenizer_json, source)
-        _check_family(data, source)
-        # Truncation and padding saved in the file would silently change every prompt.
-        trusted = _build({**data, "truncation": None, "padding": None}, source)
-        # The same vocabulary without the added tokens: in it "<think>" is plain characters. The flag
-        # `encode_special_tokens` would not do, because Qwen marks some control tokens `special: false`.
-        plain = Tokenizer(trusted.model)
-        plain.normalizer = trusted.normalizer
-        plain.pre_tokenizer = trusted.pre_tokenizer
-        self._trusted = trusted
-        self._plain = plain
-        self.added_ids = {token["content"]: int(token["id"]) for token in data.get("added_tokens") or []}
-        self.n_ids = 1 + max(trusted.get_vocab(with_added_tokens=True).values(), default=-1)
-        _check_added_out_of_reach(data, self.added_ids, source)
-        self._official = plain.get_vocab_size() == _OFFICIAL_VOCABULARY
-
-    def control_ids(self, text: str) -> np.ndarray:
-        """Return the ids of a prompt constant, int32 `(n,)`; its control strings are one token each.
-
-        Raises:
-            TokenizerError: If a control string is not exactly one token, or not the official one.
-        """
-        for name in sorted(set(_CONTROL.findall(text))):
-            self.single_id(name)
-            if name not in self.added_ids:
-                raise TokenizerError(f"{self._source}: the control string {name!r} is not among its added tokens.")
-        return np.array(self._trusted.encode(text, add_special_tokens=False).ids, dtype=np.int32)
-
-    def single_id(self, text: str) -> int:
-        """Return the id of a label or control string.
-
-        Raises:
-            TokenizerError: If it is not exactly one token, or the official vocabulary has another id for it.
-        """
-        ids = self._trusted.encode(text, add_special_tokens=False).ids
-        if len(ids) != 1:
-            raise TokenizerError(f"{self._source}: {text!r} must be exactly one token, but is {len(ids)} ({ids}).")
-        if self._official and ids[0] != _OFFICIAL_IDS.get(text, ids[0]):
-            raise TokenizerError(f"{self._source}: {text!r} has id {ids[0]}, not the official {_OFFICIAL_IDS[text]}.")
-        return int(ids[0])
-
-    def pieces(self, lead: str, texts: Sequence[str], keep: int) -> list[_Piece]:
-        """Return for each text the first `keep` tokens of `lead + text`, without ever reading far past them.
-
-        A long text is cut before it is tokenized. A cut can only change the word it falls into (or the run of white
-        space or combining marks), so the result is taken when its last token lies well before the cut, and the cut is
-        moved otherwise; the ids are those of the whole text unless one word is longer than 512 characters.
-        """
-        sizes = [_first_cut(text, keep) for text in texts]
-        done: dict[int, _Piece] = {}
-        pending = list(range(len(texts)))
-        while pending:
-            encodings = self._plain.encode_batch(
-                [lead + texts[i][: sizes[i]] for i in pending], add_special_tokens=False
-            )
-            for i, encoding in zip(pending, encodings, strict=True):
-                whole = sizes[i] >= len(texts[i])
-                if whole or _is_settled(encoding, keep, len(lead) + sizes[i]):
-                    done[i] = _piece(encoding, keep, whole=whole, n_chars=len(texts[i]), lead_chars=len(lead))
-                else:
-                    sizes[i] = max(2 * sizes[i], _MARGIN_CHARS + sizes[i] * keep * 5 // (4 * max(1, len(encoding))))
-            pending = [i for i in pending if i not in done]
-        return [done[i] for i in range(len(texts))]
 
 
 class PromptEncoder:
@@ -316,77 +205,3 @@ class PromptEncoder:
                 "fixed prefix and suffix, so no document fits; shorten the query or raise max_length."
             )
         return np.concatenate((self.prefix_ids, piece.ids)), lead, self._body_room - len(piece.ids)
-
-
-def _first_cut(text: str, keep: int) -> int:
-    """Return how many characters of `text` very likely hold `keep` tokens and the margin after them."""
-    n_bytes = _BYTES_PER_TOKEN * keep
-    if len(text) <= _MARGIN_CHARS:
-        return len(text)
-    return len(text[:n_bytes].encode()[:n_bytes].decode(errors="ignore")) + _MARGIN_CHARS
-
-
-def _is_settled(encoding: Encoding, keep: int, n_chars: int) -> bool:
-    """Whether the first `keep` tokens of a text cut at `n_chars` end too far before the cut to be changed by it."""
-    return len(encoding) > keep and _start_char(encoding, keep) <= n_chars - _MARGIN_CHARS
-
-
-def _start_char(encoding: Encoding, token: int) -> int:
-    """Return the first character that a token has a part of."""
-    span = encoding.token_to_chars(token)
-    return int(span[0]) if span is not None else 0
-
-
-def _piece(encoding: Encoding, keep: int, *, whole: bool, n_chars: int, lead_chars: int) -> _Piece:
-    ids = np.array(encoding.ids[:keep], dtype=np.int32)
-    if len(encoding) <= keep:
-        return _Piece(ids, len(encoding), n_chars)
-    # A character may be spread over several tokens: it is kept only when all of them are.
-    kept_chars = max(0, _start_char(encoding, keep) - lead_chars)
-    return _Piece(ids, len(encoding) if whole else keep + 1, kept_chars)
-
-
-def _parse(tokenizer_json: str | bytes, source: str) -> dict[str, Any]:
-    try:
-        data = json.loads(tokenizer_json)
-    except (ValueError, RecursionError) as exc:
-        raise TokenizerError(f"{source} is not valid JSON ({exc}); download the checkpoint again.") from exc
-    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
-        raise TokenizerError(f"{source} is not a tokenizer file: it has no `model` section.")
-    return data
-
-
-def _build(data: dict[str, Any], source: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(json.dumps(data))
-    except Exception as exc:  # the library raises bare Exception
-        raise TokenizerError(f"{source} cannot be loaded ({exc}); download the checkpoint again.") from exc
-
-
-def _check_family(data: dict[str, Any], source: str) -> None:
-    """The exactness of cuts and of the split between query and document rests on this normalizer and this pattern."""
-    model = data["model"]
-    if model.get("type") != "BPE" or model.get("dropout") or model.get("ignore_merges"):
-        raise TokenizerError(f"{source}: the model must be plain BPE without dropout or ignore_merges, as Qwen's is.")
-    steps = (data.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
-    pattern = (steps[0].get("pattern") or {}).get("Regex")
-    byte_level = {**steps[-1], "trim_offsets": None}
-    expected = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": None, "use_regex": False}
-    shape = (len(steps), steps[0].get("behavior"), steps[0].get("invert"))
-    if data.get("normalizer") != _NORMALIZER or pattern != _WORD_PATTERN or shape != (2, "Isolated", False):
-        raise TokenizerError(f"{source}: normalizer and pre_tokenizer must be Qwen's (NFC, the Qwen2 split pattern).")
-    if byte_level != expected:
-        raise TokenizerError(f"{source}: the last pre_tokenizer must be ByteLevel as Qwen's, not {steps[-1]}.")
-
-
-def _check_added_out_of_reach(data: dict[str, Any], added_ids: dict[str, int], source: str) -> None:
-    """Refuse a vocabulary in which ordinary merges lead to an added token: any text could then forge it."""
-    vocabulary = data["model"].get("vocab") or {}
-    inside = {content for content in vocabulary if vocabulary[content] in set(added_ids.values())}
-    if not inside:
-        return
-    merges = (m if isinstance(m, str) else " ".join(m) for m in data["model"].get("merges") or [])
-    made = {merge.replace(" ", "", 1) for merge in merges}
-    forged = sorted(content for content in inside if len(content) == 1 or content in made)
-    if forged:
-        raise TokenizerError(f"{source}: plain text can become the added token {forged[0]!r}; such a file is refused.")

@@ -11,10 +11,11 @@ import torch
 
 from qwen_rerank.checks import check_query
 from qwen_rerank.errors import ModelCorruptError, ModelIncompleteError, ModelNotFoundError, TokenizerError
-from qwen_rerank.prompt import PromptSpec, PromptTokenizer
+from qwen_rerank.prompt import PromptSpec
 from qwen_rerank.scorers.qwen.config import PROMPT_FILE, QwenModelConfig, read_config, read_prompt_file
 from qwen_rerank.scorers.qwen.hub import resolve
 from qwen_rerank.scorers.qwen.shards import SINGLE, read_shards
+from qwen_rerank.tokenizer import PromptTokenizer
 
 _EMBEDDING = "model.embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"
