@@ -1,0 +1,331 @@
+"""LangChain: a document compressor, a two-stage retriever, and any LangChain retriever as a first stage."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from qwen_rerank.adapters import RerankSettings, check_top_n, copied, own_top_n, score_of, search_async
+from qwen_rerank.checks import check_count, check_query
+from qwen_rerank.errors import InvalidInputError, MissingExtraError
+from qwen_rerank.protocols import FirstStage
+from qwen_rerank.types import Candidate, RankedDocument, text_id
+from qwen_rerank.types import Document as PlainDocument
+
+try:
+    from langchain_core.callbacks import (
+        AsyncCallbackManagerForRetrieverRun,
+        CallbackManagerForRetrieverRun,
+        Callbacks,
+    )
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from langchain_core.retrievers import BaseRetriever, RetrieverLike
+    from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+except ImportError as exc:
+    raise MissingExtraError("qwen_rerank.langchain", package="langchain-core", extra="langchain", cause=exc) from exc
+
+__all__ = ["LangChainFirstStage", "QwenRerankCompressor", "QwenRerankRetriever", "from_langchain"]
+
+# Where retrievers leave their own score. An earlier reranker's "relevance_score" is not among them.
+RETRIEVAL_SCORE_KEYS = ("retrieval_score", "score", "_score", "similarity_score", "@search.score")
+FETCH_K = 100  # candidates of a first stage that is asked for no other number
+
+
+class QwenRerankCompressor(RerankSettings, BaseDocumentCompressor):
+    """Reranks documents and keeps the best; a `base_compressor` for `ContextualCompressionRetriever`.
+
+    Give a model name, or a `scorer`, or a `reranker`; with none of them the model is Qwen/Qwen3-Reranker-0.6B. A model
+    named here loads on first use. Returned documents are copies: `id` and all metadata stay,
+    `metadata["relevance_score"]` is the score in [0, 1], and `metadata["retrieval_score"]` is the first stage's score
+    where the input carried one, under one of `RETRIEVAL_SCORE_KEYS`. A second rerank replaces the first one's
+    `relevance_score`. A document that a reranker with `on_error="last"` could not score has `relevance_score` None and
+    the reason in `metadata["rerank_error"]`.
+
+    A trap of LangChain: `ContextualCompressionRetriever.invoke(query, k=3)` hands `k` to the *base* retriever, so the
+    compressor sees three candidates and has nothing to choose from. Set `top_n` here, or use `QwenRerankRetriever`,
+    whose `k` counts answers and whose `fetch_k` counts candidates.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    top_n: int | None = Field(
+        default=3,
+        description="Documents to return; None for all. Left out, a reranker's own top_n counts where it has one.",
+    )
+
+    @field_validator("top_n", mode="before")
+    @classmethod
+    def _check_top_n(cls, value: object) -> int | None:
+        return check_top_n(value)
+
+    @model_validator(mode="after")
+    def _take_top_n(self) -> Self:
+        if "top_n" not in self.model_fields_set:
+            self.top_n = own_top_n(self.reranker, self.top_n)
+        return self
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Return the best documents as copies, best first; no documents give an empty list.
+
+        Args:
+            documents: The candidates, best first; ties keep this order. They stay untouched.
+            query: The question.
+            callbacks: Where the step reports itself, as a run of its own named "rerank".
+
+        Raises:
+            InvalidInputError: If the query is empty or an item is no LangChain document.
+            ScorerError: If scoring fails.
+        """
+        return self.as_runnable().invoke({"query": query, "documents": documents}, config={"callbacks": callbacks})
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """As `compress_documents`, without blocking the event loop."""
+        inputs = {"query": query, "documents": documents}
+        return await self.as_runnable().ainvoke(inputs, config={"callbacks": callbacks})
+
+    def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
+        """Return the step for a chain: it takes `{"query": str, "documents": [...]}` and gives the best documents.
+
+        ```python
+        chain = RunnableParallel(documents=retriever, query=RunnablePassthrough()) | compressor.as_runnable()
+        ```
+        """
+        return _rerank_step(self, self.top_n)
+
+
+class QwenRerankRetriever(RerankSettings, BaseRetriever):
+    """Two stages behind one retriever: `fetch_k` candidates from the first stage, the best `k` of them as answers.
+
+    The first stage is either a `first_stage` of this package (`FaissStore`, `BM25Index`, ...) or, as `base_retriever`,
+    any LangChain retriever. The second is a `compressor`, or what `QwenRerankCompressor` takes: a model name, a
+    `scorer` or a `reranker`. All of `k`, `fetch_k` and, with a `first_stage`, `filter` can also be given in a call:
+    `retriever.invoke(query, k=3)` returns three answers out of just as many candidates as before.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    first_stage: Any = Field(default=None, description="A first stage of this package.")
+    base_retriever: Any = Field(default=None, description="A LangChain retriever to take the candidates from.")
+    compressor: QwenRerankCompressor | None = Field(
+        default=None,
+        description="The second stage, instead of model, scorer or reranker; its top_n does not count here.",
+    )
+    k: int = Field(default=10, description="Answers.")
+    fetch_k: int | None = Field(
+        default=None,
+        description="Candidates, never fewer than k. None: 100 of a first_stage, or what the base_retriever gives. A "
+        "base_retriever without a parameter k is cut to fetch_k.",
+    )
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _check_k(cls, value: object) -> int:
+        return check_count("k", value)
+
+    @field_validator("fetch_k", mode="before")
+    @classmethod
+    def _check_fetch_k(cls, value: object) -> int | None:
+        return None if value is None else check_count("fetch_k", value)
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        if (self.first_stage is None) == (self.base_retriever is None):
+            raise InvalidInputError("Give either first_stage or base_retriever, and not both.")
+        if self.first_stage is not None and not isinstance(self.first_stage, FirstStage):
+            raise InvalidInputError(
+                f"first_stage must have a search method, not be a {type(self.first_stage).__name__}; "
+                "a LangChain retriever goes into base_retriever."
+            )
+        if self.base_retriever is not None and not isinstance(self.base_retriever, Runnable):
+            raise InvalidInputError(
+                f"base_retriever must be a LangChain retriever, not a {type(self.base_retriever).__name__}; "
+                "a first stage of this package goes into first_stage."
+            )
+        if self.compressor is not None and (changed := self._changed(list(RerankSettings.model_fields))):
+            raise InvalidInputError(f"compressor brings its own {changed[0]}; give it to the compressor instead.")
+        return self
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        fetch_k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        answers, candidates = self._counts(k, fetch_k)
+        config: RunnableConfig = {"callbacks": run_manager.get_child()}
+        if self.base_retriever is None:
+            found = self.first_stage.search(check_query(query), candidates, filter=filter)
+            documents = [_from_candidate(candidate) for candidate in found]
+        else:
+            documents = self.base_retriever.invoke(query, config=config, **self._arguments(candidates, filter))
+        return self._step(answers).invoke({"query": query, "documents": documents[:candidates]}, config=config)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        fetch_k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        answers, candidates = self._counts(k, fetch_k)
+        config: RunnableConfig = {"callbacks": run_manager.get_child()}
+        if self.base_retriever is None:
+            found = await search_async(self.first_stage, check_query(query), candidates or FETCH_K, filter=filter)
+            documents = [_from_candidate(candidate) for candidate in found]
+        else:
+            documents = await self.base_retriever.ainvoke(query, config=config, **self._arguments(candidates, filter))
+        return await self._step(answers).ainvoke({"query": query, "documents": documents[:candidates]}, config=config)
+
+    def _counts(self, k: int | None, fetch_k: int | None) -> tuple[int, int | None]:
+        """Return the answers and candidates of one call; None: as many candidates as the base retriever gives."""
+        answers = self.k if k is None else check_count("k", k)
+        candidates = self.fetch_k if fetch_k is None else check_count("fetch_k", fetch_k)
+        if candidates is None and self.base_retriever is not None:
+            return answers, None
+        return answers, max(candidates or FETCH_K, answers)
+
+    def _arguments(self, candidates: int | None, filter: Mapping[str, Any] | None) -> dict[str, int]:
+        if filter is not None:
+            raise InvalidInputError(
+                "filter works with a first_stage; give a base_retriever its filter where you make it."
+            )
+        return _count_argument(self.base_retriever, candidates)
+
+    def _step(self, answers: int) -> Runnable[dict[str, Any], list[Document]]:
+        return _rerank_step(self if self.compressor is None else self.compressor, answers)
+
+
+@dataclass(frozen=True, slots=True)
+class LangChainFirstStage:
+    """A LangChain retriever as a first stage; made by `from_langchain`."""
+
+    retriever: RetrieverLike
+
+    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """Return at most `top_k` candidates; fewer where the retriever is set to give fewer and takes no `k` in a call.
+
+        Raises:
+            InvalidInputError: If `filter` is given: LangChain has no common form for it.
+        """
+        arguments = self._arguments(top_k, filter)
+        found = self.retriever.invoke(check_query(query), None, **arguments)
+        return [_to_candidate(document, rank) for rank, document in enumerate(found[:top_k], start=1)]
+
+    async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """As `search`, without blocking the event loop."""
+        arguments = self._arguments(top_k, filter)
+        found = await self.retriever.ainvoke(check_query(query), None, **arguments)
+        return [_to_candidate(document, rank) for rank, document in enumerate(found[:top_k], start=1)]
+
+    def _arguments(self, top_k: int, filter: Mapping[str, Any] | None) -> dict[str, int]:
+        if filter is not None:
+            raise InvalidInputError(
+                "filter must be None here; give the LangChain retriever its filter where you make it."
+            )
+        return _count_argument(self.retriever, check_count("top_k", top_k))
+
+
+def from_langchain(retriever: RetrieverLike) -> LangChainFirstStage:
+    """Return a LangChain retriever (Milvus, Qdrant, Elasticsearch, ...) as the first stage of this package.
+
+    A document without an id gets a hash of its text as id; its score is looked for under `RETRIEVAL_SCORE_KEYS`.
+
+    ```python
+    first_stage = from_langchain(vector_store.as_retriever())
+    search = TwoStageRetriever(first_stage, Reranker(QwenScorer()))
+    hits = search.retrieve("query")
+    ```
+    """
+    if not isinstance(retriever, Runnable):
+        raise InvalidInputError(f"retriever must be a LangChain retriever, not a {type(retriever).__name__}.")
+    return LangChainFirstStage(retriever)
+
+
+def _rerank_step(settings: RerankSettings, top_n: int | None) -> Runnable[dict[str, Any], list[Document]]:
+    """Return the rerank step as a runnable, which gives it a run of its own in every trace."""
+
+    def rerank(inputs: dict[str, Any]) -> list[Document]:
+        documents, query, candidates = _read(inputs)
+        return _answers(documents, settings.rank(query, candidates, top_n) if candidates else [])
+
+    async def arerank(inputs: dict[str, Any]) -> list[Document]:
+        documents, query, candidates = _read(inputs)
+        return _answers(documents, await settings.arank(query, candidates, top_n) if candidates else [])
+
+    return RunnableLambda(rerank, arerank, name="rerank")
+
+
+def _read(inputs: Any) -> tuple[Sequence[Document], str, list[Candidate]]:
+    """Return the step's documents and query, checked, and the documents as candidates."""
+    if not isinstance(inputs, Mapping) or not {"query", "documents"} <= set(inputs):
+        raise InvalidInputError('the rerank step takes {"query": str, "documents": [...]}.')
+    documents, query = inputs["documents"], check_query(inputs["query"])
+    if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
+        raise InvalidInputError(f"documents must be a list of LangChain documents, not {type(documents).__name__}.")
+    for i, document in enumerate(documents):
+        if not isinstance(document, Document):
+            raise InvalidInputError(f"documents[{i}] must be a LangChain document, not {type(document).__name__}.")
+    return documents, query, [_to_candidate(document, rank) for rank, document in enumerate(documents, start=1)]
+
+
+def _answers(documents: Sequence[Document], hits: Sequence[RankedDocument]) -> list[Document]:
+    return [_scored(documents[hit.index], hit) for hit in hits]
+
+
+def _scored(document: Document, hit: RankedDocument) -> Document:
+    """Return a copy of `document` with its scores."""
+    metadata = copied(document.metadata)
+    metadata.pop("rerank_error", None)
+    if hit.first_stage_score is not None:
+        metadata["retrieval_score"] = hit.first_stage_score
+    metadata["relevance_score"] = score_of(hit)
+    if hit.error is not None:
+        metadata["rerank_error"] = str(hit.error)
+    return document.model_copy(update={"metadata": metadata})
+
+
+def _to_candidate(document: Document, rank: int) -> Candidate:
+    text = document.page_content
+    plain = PlainDocument(text_id(text) if document.id is None else document.id, text, document.metadata)
+    return Candidate(plain, _retrieval_score(document.metadata), rank)
+
+
+def _from_candidate(candidate: Candidate) -> Document:
+    plain = candidate.document
+    metadata = copied(plain.metadata)
+    if candidate.score is not None:
+        metadata["retrieval_score"] = float(candidate.score)
+    return Document(plain.text, id=plain.id, metadata=metadata)
+
+
+def _retrieval_score(metadata: Mapping[Any, Any]) -> float | None:
+    """Return the first finite number under one of the keys that retrievers use, or None."""
+    for key in RETRIEVAL_SCORE_KEYS:
+        value = metadata.get(key)
+        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def _count_argument(retriever: RetrieverLike, count: int | None) -> dict[str, int]:
+    """Return `{"k": count}` for a retriever whose calls take it; the others would fail or ignore it."""
+    if count is None or not isinstance(retriever, BaseRetriever):
+        return {}
+    parameters = inspect.signature(retriever._get_relevant_documents).parameters
+    takes_k = "k" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {"k": count} if takes_k else {}
