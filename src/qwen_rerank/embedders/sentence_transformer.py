@@ -1,0 +1,131 @@
+"""Any sentence-transformers model as an embedder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from qwen_rerank.checks import check_choice, check_count, check_text, check_texts
+from qwen_rerank.embedders.folder import check_folder, find_folder, folder_digest
+from qwen_rerank.errors import MissingExtraError, ModelCorruptError, ModelError, UnsafeModelError
+
+try:
+    from sentence_transformers import SentenceTransformer
+except ImportError as exc:
+    raise MissingExtraError(
+        "SentenceTransformerEmbedder", package="sentence-transformers", extra="dense", cause=exc
+    ) from exc
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_BATCHES_AT_ONCE = 32  # texts are sorted by length inside this many batches, so little is padded
+
+
+class SentenceTransformerEmbedder:
+    """Embeds queries and documents, each with the prompt that the model was trained with.
+
+    Prompts are those of the model's `config_sentence_transformers.json`: for Qwen3-Embedding an instruction before
+    queries and nothing before documents. Only safetensors weights are read and no code of the model's own is run. May
+    be shared by threads, which then wait for one another.
+
+    Args:
+        model: Model name on the hub, or folder.
+        device: "auto", or a torch device such as "cpu" or "cuda:1".
+        dtype: In which the model computes; vectors are float32.
+        batch_size: Texts of one forward pass.
+        query_prompt: Stands before every query; None is the model's own.
+        document_prompt: Stands before every document; None is the model's own.
+        revision: Commit or tag on the hub.
+
+    Raises:
+        ModelError: If the model is missing, damaged, unsafe or no embedding model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int = 32,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        check_choice("dtype", dtype, _DTYPES)
+        self.name = model
+        self._batch_size = check_count("batch_size", batch_size)
+        self._lock = threading.Lock()
+        folder = find_folder(check_text("model", model), revision)
+        check_folder(folder)
+        self._model = _load(str(folder), device=device, dtype=dtype)
+        for name, prompt in (("query", query_prompt), ("document", document_prompt)):
+            if prompt is not None:
+                self._model.prompts[name] = check_text(f"{name}_prompt", prompt)
+        dim = self._model.get_embedding_dimension()
+        if dim is None:
+            raise ModelError(f"{model} does not say how long its vectors are; it is no embedding model.")
+        self.dim = int(dim)
+        self.fingerprint = self._fingerprint(folder_digest(folder), dtype)
+
+    def _fingerprint(self, digest: str, dtype: str) -> str:
+        prompts = [self._model.prompts, self._model.default_prompt_name, self._model.max_seq_length]
+        settings = json.dumps([digest, *prompts, self.dim, dtype], sort_keys=True)
+        return f"sentence-transformers/{dtype}/{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 `(n_texts, dim)`, L2-normalised, with the query prompt."""
+        return self._embed(check_texts("texts", texts), self._model.encode_query)
+
+    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 `(n_texts, dim)`, L2-normalised, with the document prompt."""
+        return self._embed(check_texts("texts", texts), self._model.encode_document)
+
+    def _embed(self, texts: list[str], encode: Callable[..., Any]) -> np.ndarray:
+        out = np.zeros((len(texts), self.dim), dtype=np.float32)
+        with self._lock:
+            places = [place for place, text in enumerate(texts) if self._has_tokens(text)]
+            step = self._batch_size * _BATCHES_AT_ONCE
+            hidden = True if len(places) <= step else None  # None: silent when not on a terminal
+            for start in tqdm(range(0, len(places), step), desc="embed", unit_scale=step, disable=hidden):
+                chunk = places[start : start + step]
+                out[chunk] = encode(
+                    [texts[place] for place in chunk],
+                    batch_size=self._batch_size,
+                    show_progress_bar=False,
+                    convert_to_numpy=True,
+                )
+        # Here and not in the model, whose dtype may be too coarse for it.
+        norms = np.linalg.norm(out, axis=1, keepdims=True)
+        return np.divide(out, norms, out=out, where=norms > 0)
+
+    def _has_tokens(self, text: str) -> bool:
+        if any(character.isalnum() for character in text):
+            return True
+        # The model would embed its prompt and special tokens alone, which says nothing about the text.
+        return bool(text.strip()) and bool(self._model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _load(folder: str, *, device: str, dtype: str) -> SentenceTransformer:
+    try:
+        return SentenceTransformer(
+            folder,
+            device=None if device == "auto" else device,
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as exc:
+        if "trust_remote_code" in str(exc):
+            raise UnsafeModelError(
+                f"{folder} needs code of its own, which is never run ({type(exc).__name__})."
+            ) from exc
+        raise ModelCorruptError(
+            f"{folder} cannot be loaded as an embedding model ({type(exc).__name__}: {exc})."
+        ) from exc
