@@ -82,24 +82,26 @@ def _cut(text: str, start: int, end: int, chars: int, overlap: int) -> Iterator[
         remaining = end - start - overlap
         n_windows = -(-remaining // (chars - overlap))
         size = overlap + -(-remaining // n_windows)
-        low, high = start + int(size * _BACKOFF), start + min(chars, size + size // 8)
-        cut = _last_end(text, low, high)
+        cut = _best_end(text, start + int(size * _BACKOFF), start + size, start + chars)
         yield start, cut
         start = max(start + 1, _first_start(text, cut - overlap, cut))
     yield start, end
 
 
-def _last_end(text: str, low: int, high: int) -> int:
-    """Return the best place in `(low, high]` to end a window: after a sentence, else a clause or word, else `high`."""
+def _best_end(text: str, low: int, target: int, high: int) -> int:
+    """Return the place in `(low, high]` to end a window.
+
+    The sentence end nearest to `target`; without one the nearest end of a clause or word; without one `target`.
+    """
     for pattern in (_SENTENCE_END, _CLAUSE_END):
         ends = [match.end() for match in pattern.finditer(text, low, high)]
         if ends:
-            return ends[-1]
-    return high
+            return min(ends, key=lambda end: abs(end - target))
+    return target
 
 
 def _first_start(text: str, low: int, high: int) -> int:
-    """Return the best place in `[low, high)` to start the next window; `high` where there is no overlap."""
+    """Return the first place in `[low, high)` where a sentence starts, else a clause or word, else `low`."""
     for pattern in (_SENTENCE_END, _CLAUSE_END):
         for match in pattern.finditer(text, max(0, low - 1), high):
             if low <= match.end() < high:

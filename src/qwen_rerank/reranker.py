@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -237,7 +237,7 @@ class Reranker:
         except DocumentScoringError as exc:
             return exc
 
-    def _score_many(self, jobs: Sequence[Job]) -> list[Outcome]:
+    def _score_many(self, jobs: Sequence[Job]) -> Iterable[Outcome]:
         """Score all jobs together; after a failure each by itself, so that it is known which query it belongs to."""
         busy = [job for job in jobs if job.texts]
         if not busy:
@@ -247,7 +247,7 @@ class Reranker:
                 [job.query for job in busy], [job.texts for job in busy], instruction=busy[0].instruction
             )
         except DocumentScoringError:
-            return [self._score(job) for job in jobs]
+            return (self._score(job) for job in jobs)
         if len(scores) != len(busy):
             raise ScorerError(f"{self.scorer.name} returned {len(scores)} arrays for {len(busy)} queries.")
         outcomes = iter(scores)
