@@ -103,7 +103,8 @@ class SentenceTransformerEmbedder:
                 )
         # Here and not in the model, whose dtype may be too coarse for it.
         norms = np.linalg.norm(out, axis=1, keepdims=True)
-        return np.divide(out, norms, out=out, where=norms > 0)
+        np.divide(out, norms, out=out, where=norms > 0)
+        return out
 
     def _has_tokens(self, text: str) -> bool:
         if any(character.isalnum() for character in text):

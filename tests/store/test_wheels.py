@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from qwen_rerank.errors import MissingExtraError
+from qwen_rerank.store import FaissWheelsError, faiss_wheels
+from qwen_rerank.store.wheels import load_faiss
+
+
+def install(monkeypatch, **versions):
+    def version(name):
+        if name.replace("-", "_") not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name.replace("-", "_")]
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def test_the_installed_wheel_is_named():
+    assert len(faiss_wheels()) == 1
+
+
+def test_two_wheels_at_once_are_refused_with_the_cure(monkeypatch):
+    install(monkeypatch, faiss_cpu="1.15.1", faiss_gpu="1.15.1")
+
+    with pytest.raises(FaissWheelsError, match=r"pip uninstall -y faiss-cpu faiss-gpu && pip install 'qwen-rerank\[faiss-gpu\]'"):
+        load_faiss()
+    assert faiss_wheels() == {"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"}
+
+
+def test_a_missing_faiss_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+
+    with pytest.raises(MissingExtraError, match=r"pip install 'qwen-rerank\[faiss-cpu\]'"):
+        load_faiss()
