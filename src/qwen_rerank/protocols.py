@@ -14,8 +14,15 @@ from qwen_rerank.types import Candidate, Fit
 class Embedder(Protocol):
     """Turns texts into vectors. Vectors are L2-normalised float32; a text without tokens gives a zero row."""
 
-    dim: int
-    fingerprint: str
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a vector."""
+        ...
 
     def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(n_texts, dim)`, with the model's query prompt."""
@@ -37,16 +44,17 @@ class FirstStage(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Says how relevant each document is to one query; knows nothing about top_n, thresholds or frameworks.
+    """Says how relevant each document is to one query; knows nothing about top_n, thresholds or frameworks."""
 
-    Attributes:
-        name: Short name for people, e.g. the model.
-        fingerprint: Changes with anything that changes a score: model, revision, template, default instruction,
-            max_length, dtype.
-    """
+    @property
+    def name(self) -> str:
+        """Short name for people, e.g. the model."""
+        ...
 
-    name: str
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a score: model, revision, template, default instruction, max_length, dtype."""
+        ...
 
     def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
         """Return log-odds of relevance, float32 `(n_documents,)`, input order, higher is better.

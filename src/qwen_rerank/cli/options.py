@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,7 +28,9 @@ Instruction = Annotated[
     str | None,
     typer.Option("--instruction", "-i", help="What counts as relevant, in English; the model card's by default."),
 ]
-LongDocuments = Annotated[str, typer.Option("--long-documents", help="truncate, windows or error.")]
+LongDocuments = Annotated[
+    Literal["truncate", "windows", "error"], typer.Option("--long-documents", help="truncate, windows or error.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")]
 
 

@@ -1,0 +1,189 @@
+"""Evaluations as plain dictionaries: what is written as JSON, and all that the report is drawn from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen_rerank.calibration import Calibration, Kind, sigmoid
+from qwen_rerank.evaluation.calibrate import (
+    Labelled,
+    brier,
+    cross_fitted,
+    expected_calibration_error,
+    fit,
+    label,
+    reliability,
+    threshold_for,
+)
+from qwen_rerank.evaluation.collection import Collection
+from qwen_rerank.evaluation.contamination import POCKET, in_domain
+from qwen_rerank.evaluation.environment import environment
+from qwen_rerank.evaluation.experiment import Scores
+from qwen_rerank.evaluation.explain import largest_moves
+from qwen_rerank.evaluation.files import Run
+from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
+from qwen_rerank.evaluation.significance import compare
+from qwen_rerank.evaluation.sweep import Outcome, Recommendation, pareto
+from qwen_rerank.reranker import Reranker
+
+
+def write_result(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a result as JSON, whole or not at all."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def about(collection: Collection) -> dict[str, Any]:
+    """Return what a reader must know of the collection, a flag for training data included."""
+    notes = list(collection.notes)
+    if training_set := in_domain(collection.name):
+        notes.append(f"in-domain for Qwen3-Reranker: its training data holds {training_set}")
+    if training_set := in_domain(collection.name, training=POCKET):
+        notes.append(f"in-domain for the pocket models: they were trained on {training_set}")
+    return {
+        "name": collection.name,
+        "split": collection.split,
+        "n_documents": len(collection.documents),
+        "n_queries": len(collection.queries),
+        "notes": notes,
+    }
+
+
+def run_result(
+    collection: Collection,
+    baseline: str,
+    runs: Mapping[str, Run],
+    *,
+    scores: Scores | None = None,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    primary: str = "nDCG@10",
+    n_examples: int = 10,
+) -> dict[str, Any]:
+    """Compare runs with one of them.
+
+    Args:
+        collection: What was searched.
+        baseline: Name of the run that the others are compared with, usually the first stage.
+        runs: Name to run, the baseline among them.
+        scores: Log-odds of a reranker, for the histogram.
+        measures: What is measured.
+        primary: The measure that is compared.
+        n_examples: Queries shown as most helped and most hurt by the last run.
+    """
+    names = tuple(dict.fromkeys((primary, *measures)))
+    measured = {name: measure(run, collection.qrels, names) for name, run in runs.items()}
+    values = {name: result.per_query[primary] for name, result in measured.items()}
+    compared = compare(values[baseline], {name: v for name, v in values.items() if name != baseline})
+    last = list(runs)[-1]
+    helped, hurt = largest_moves(
+        collection, (runs[baseline], values[baseline]), (runs[last], values[last]), n=n_examples
+    )
+    return {
+        "kind": "run",
+        "environment": environment(),
+        "collection": about(collection),
+        "primary": primary,
+        "measures": names,
+        "systems": [
+            {
+                "label": name,
+                "means": result.means,
+                "n_missing": result.n_missing,
+                "comparison": asdict(compared[name]) if name in compared else None,
+                "deltas": [values[name][query] - values[baseline][query] for query in collection.queries],
+            }
+            for name, result in measured.items()
+        ],
+        "scores": None if scores is None else _histogram(scores, collection),
+        "helped": [asdict(move) for move in helped],
+        "hurt": [asdict(move) for move in hurt],
+    }
+
+
+def _histogram(scores: Scores, collection: Collection) -> dict[str, list[float]]:
+    pairs = label(scores, collection.qrels)
+    return {
+        "relevant": np.round(pairs.log_odds[pairs.labels], 3).tolist(),
+        "others": np.round(pairs.log_odds[~pairs.labels], 3).tolist(),
+    }
+
+
+def sweep_result(
+    collection: Collection,
+    outcomes: Sequence[Outcome],
+    recommendation: Recommendation,
+    *,
+    primary: str = "nDCG@10",
+) -> dict[str, Any]:
+    """Return a sweep: every outcome, the Pareto fronts, and the recommendation."""
+    by_cost = [] if outcomes[0].cost is None else pareto(outcomes, primary=primary, price=lambda o: o.cost or 0.0)
+    return {
+        "kind": "sweep",
+        "environment": environment(),
+        "collection": about(collection),
+        "primary": primary,
+        "measures": list(outcomes[0].means),
+        "outcomes": [{**asdict(outcome), "label": outcome.label} for outcome in outcomes],
+        "front": [outcome.label for outcome in pareto(outcomes, primary=primary, price=lambda o: o.p95_ms)],
+        "front_by_cost": [outcome.label for outcome in by_cost],
+        "recommendation": recommendation.sentence,
+    }
+
+
+def calibration_result(
+    collection: Collection,
+    reranker: Reranker,
+    scores: Scores,
+    *,
+    kind: Kind = "platt",
+    precision: float | None = None,
+    recall: float | None = None,
+    judged_only: bool = False,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Fit a calibration on a collection's labels and say how good it is on queries that a fit has not seen.
+
+    Args:
+        collection: Queries with judgements.
+        reranker: Gave the scores; the calibration is bound to its settings.
+        scores: Query id to document id to log-odds.
+        kind: "platt" or "isotonic".
+        precision: Wanted precision, for a threshold.
+        recall: Wanted recall, for a threshold; at most one of both.
+        judged_only: Leave out what nobody judged.
+    """
+    pairs: Labelled = label(scores, collection.qrels, judged_only=judged_only)
+    key = reranker.calibration_key()
+    calibration = fit(pairs, kind=kind, fitted_for=key)
+    held_out = cross_fitted(pairs, kind=kind, fitted_for=key)
+    wanted = precision is not None or recall is not None
+    threshold = threshold_for(pairs, held_out, precision=precision, recall=recall) if wanted else None
+    return calibration, {
+        "kind": "calibration",
+        "environment": environment(),
+        "collection": about(collection),
+        "fitted_for": dict(key),
+        "n_pairs": len(pairs.labels),
+        "n_relevant": int(pairs.labels.sum()),
+        "sigmoid": _quality(sigmoid(pairs.log_odds), pairs.labels),
+        "calibrated": _quality(held_out, pairs.labels),
+        "threshold": None if threshold is None else asdict(threshold),
+    }
+
+
+def _quality(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    bins = reliability(probabilities, labels)
+    return {
+        "ece": expected_calibration_error(bins),
+        "brier": brier(probabilities, labels),
+        "bins": [asdict(b) for b in bins],
+    }
