@@ -53,7 +53,9 @@ def register(app: typer.Typer) -> None:
 
 
 def help_page(
-    topic: Annotated[str | None, typer.Argument(help="A topic of the page; all of them are listed without one.")] = None,
+    topic: Annotated[
+        str | None, typer.Argument(help="A topic of the page; all of them are listed without one.")
+    ] = None,
     zh: Annotated[bool, typer.Option("--zh", help="中文")] = False,
 ) -> None:
     """Print a section of the troubleshooting page: what goes wrong, why, and the cure."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -24,10 +24,7 @@ FirstStages = Annotated[
     typer.Option("--first-stage", "-f", help="bm25, an embedder's name, or several joined by + (fused); repeatable."),
 ]
 Models = Annotated[list[str], typer.Option("--model", "-m", help="Reranker: hub name, folder or 'pocket'; repeatable.")]
-Strategies = Annotated[
-    list[Literal["truncate", "windows", "error"]],
-    typer.Option("--long-documents", help="truncate or windows; repeatable."),
-]
+Strategies = Annotated[list[str], typer.Option("--long-documents", help="truncate or windows; repeatable.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, stores, scores and results.")]
 Limit = Annotated[int | None, typer.Option("--queries", help="Only so many queries, for a first look.")]
 Depth = Annotated[int, typer.Option("--depth", help="Candidates reranked.")]
@@ -254,7 +251,7 @@ def _load(folder: Path, split: str, queries: int | None) -> Collection:
 def _rerankers(
     models: Sequence[str],
     instructions: Sequence[str | None],
-    strategies: Sequence[LongDocuments],
+    strategies: Sequence[str],
     server: str | None,
     dialect: str,
     device: str,
@@ -270,7 +267,9 @@ def _rerankers(
                 name = model.rsplit("/", 1)[-1]
                 name += f" “{instruction}”" if len(instructions) > 1 and instruction else ""
                 name += f" {strategy}" if len(strategies) > 1 else ""
-                rerankers[name] = Reranker(scorer, instruction=instruction, long_documents=strategy)
+                rerankers[name] = Reranker(
+                    scorer, instruction=instruction, long_documents=cast("LongDocuments", strategy)
+                )
     return rerankers
 
 
