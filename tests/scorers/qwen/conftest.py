@@ -1,0 +1,28 @@
+"""Small checkpoints, each written once."""
+
+import pytest
+from checkpoints import make_checkpoint
+
+from qwen_rerank import QwenScorer
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory, tokenizer_dir):
+    """Return the folder of a small random checkpoint of a kind."""
+    made = {}
+
+    def get(kind="tied", **options):
+        key = (kind, *sorted(options.items()))
+        if key not in made:
+            made[key] = make_checkpoint(
+                tmp_path_factory.mktemp(kind), kind=kind, tokenizer_dir=tokenizer_dir, **options
+            )
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def scorer(checkpoint_of):
+    with QwenScorer(str(checkpoint_of()), device="cpu", max_length=512) as made:
+        yield made

@@ -1,0 +1,346 @@
+"""QwenScorer against the recipe, under concurrency, and at its end."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import reference_log_odds
+from safetensors.torch import load_file, save_file
+
+from qwen_rerank import QwenScorer, Scorer
+from qwen_rerank.errors import (
+    DeviceOutOfMemoryError,
+    DocumentScoringError,
+    InvalidInputError,
+    NonFiniteScoreError,
+    QueryTooLongError,
+    ScorerClosedError,
+)
+from qwen_rerank.scorers.qwen.device import as_our_error, choose_dtype
+from qwen_rerank.scorers.qwen.forward import Forward
+from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
+
+HORSE = 15223  # the token " horse"
+TEXTS = [
+    "Beijing is the capital of China.",
+    "北京是中华人民共和国的首都。" * 6,
+    "",
+    "def capital(country):\n    return TABLE[country]",
+    " \n\t ",
+    "🐼" * 20,
+    "The answer to the query is in the body of this document, which is long. " * 20,
+]
+
+
+@pytest.mark.parametrize("template", ["transformers", "vllm"])
+@pytest.mark.parametrize("kind", ["tied", "untied", "seq-cls"])
+def test_scores_equal_the_recipes(checkpoint_of, kind, template):
+    """Log-odds within 1e-5, or twice the recipe's own float32 error where that is larger; long documents are cut."""
+    folder = checkpoint_of(kind)
+    pairs = [(query, text) for query in ("What is the capital of China?", "首都") for text in TEXTS]
+    options = {"template": template, "instruction": "Find the capital", "max_length": 256}
+    with QwenScorer(str(folder), device="cpu", dtype="float32", **options) as scorer:
+        ours = np.concatenate(scorer.score_many([pairs[0][0], pairs[-1][0]], [TEXTS, TEXTS]))
+    theirs = reference_log_odds(folder, pairs, **options)
+    exact = reference_log_odds(folder, pairs, **options, dtype=torch.float64)
+
+    assert np.abs(ours - theirs).max() <= max(1e-5, 2 * np.abs(theirs - exact).max())
+
+
+def test_it_is_a_scorer(scorer):
+    assert isinstance(scorer, Scorer)
+    assert scorer.score("q", TEXTS).dtype == np.float32
+
+
+def test_no_documents_touch_no_model(scorer, monkeypatch):
+    monkeypatch.setattr(Forward, "__call__", lambda *args, **kwargs: pytest.fail("the model was run"))
+
+    assert scorer.score("q", []).shape == (0,)
+    assert [scores.shape for scores in scorer.score_many(["q", "r"], [[], []])] == [(0,), (0,)]
+
+
+def test_equal_texts_in_one_call_score_the_same(scorer):
+    scores = scorer.score_many(["q", "r", "q"], [["a", "b" * 300, "a"], ["a"], ["a", "b" * 300]])
+
+    assert scores[0][0] == scores[0][2] == scores[2][0]
+    assert scores[0][1] == scores[2][1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=12))
+def test_company_changes_a_score_by_rounding_only(scorer, texts):
+    alone = {text: scorer.score("q", [text])[0] for text in set(texts)}
+
+    assert np.abs(scorer.score("q", texts) - [alone[text] for text in texts]).max() <= 1e-5
+
+
+async def test_async_scores_are_the_same(scorer):
+    many = await scorer.ascore_many(["q", "r"], [TEXTS, TEXTS[:2]])
+
+    np.testing.assert_allclose(many[0], scorer.score("q", TEXTS), atol=1e-5)
+    np.testing.assert_allclose(await scorer.ascore("r", TEXTS[:2]), many[1], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def deterministic(checkpoint_of):
+    with QwenScorer(str(checkpoint_of()), device="cpu", deterministic=True, max_length=512) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alone(deterministic):
+    """The bits of every score when nothing else is computed."""
+    return {(query, text): deterministic.score(query, [text])[0] for query in "qrs" for text in TEXTS}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("qrs"), st.lists(st.sampled_from(TEXTS), max_size=8)), min_size=1, max_size=4)
+)
+def test_deterministic_scores_do_not_depend_on_their_company(deterministic, alone, calls):
+    """Bit-identical over random batches, orders and queries."""
+    scores = deterministic.score_many([query for query, _ in calls], [texts for _, texts in calls])
+
+    assert [row.tolist() for row in scores] == [[alone[query, text] for text in texts] for query, texts in calls]
+
+
+def test_deterministic_scores_of_64_concurrent_callers(deterministic, alone):
+    def call(seed: int) -> bool:
+        draw = np.random.default_rng(seed)
+        query, texts = "qrs"[draw.integers(3)], [TEXTS[i] for i in draw.integers(len(TEXTS), size=5)]
+        return deterministic.score(query, texts).tolist() == [alone[query, text] for text in texts]
+
+    with ThreadPoolExecutor(64) as pool:
+        assert all(pool.map(call, range(128)))
+
+
+def test_64_callers_from_threads_and_coroutines_get_their_own_scores(scorer):
+    expected = {text: scorer.score("q", [text])[0] for text in TEXTS}
+    calls = [[TEXTS[i % 7], TEXTS[(i + 3) % 7]] for i in range(32)]
+
+    async def coroutines() -> list[np.ndarray]:
+        return await asyncio.gather(*(scorer.ascore("q", texts) for texts in calls))
+
+    with ThreadPoolExecutor(33) as pool:
+        from_coroutines = pool.submit(lambda: asyncio.run(coroutines()))
+        from_threads = list(pool.map(lambda texts: scorer.score("q", texts), calls))
+
+    wanted = [[expected[text] for text in texts] for texts in calls]
+    np.testing.assert_allclose(from_threads, wanted, atol=1e-5)
+    np.testing.assert_allclose(from_coroutines.result(), wanted, atol=1e-5)
+
+
+async def test_the_event_loop_turns_while_scores_are_computed(scorer, monkeypatch):
+    """The device is held until the loop has run something else."""
+    turned, run = threading.Event(), Forward.__call__
+
+    def held(self, *args, **kwargs):
+        assert turned.wait(30)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(Forward, "__call__", held)
+    task = asyncio.create_task(scorer.ascore("q", ["a"]))
+    await asyncio.sleep(0.01)
+    turned.set()
+
+    assert (await task).shape == (1,)
+
+
+async def test_a_cancelled_call_is_not_computed(scorer, monkeypatch):
+    """What a cancelled coroutine still waits for is dropped; the call behind it is answered."""
+    entered, gate, run, rows = asyncio.Event(), threading.Event(), Forward.__call__, []
+    loop = asyncio.get_running_loop()
+
+    def held(self, layout, *args, **kwargs):
+        loop.call_soon_threadsafe(entered.set)
+        assert gate.wait(30)
+        rows.append(len(layout.documents))
+        return run(self, layout, *args, **kwargs)
+
+    monkeypatch.setattr(Forward, "__call__", held)
+    first = asyncio.create_task(scorer.ascore("q", ["a"]))
+    await entered.wait()
+    second = asyncio.create_task(scorer.ascore("q", ["b", *TEXTS]))
+    while not scorer.waiting_tokens:
+        await asyncio.sleep(0.001)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    assert scorer.waiting_tokens == 0
+    gate.set()
+
+    assert (await first).shape == (1,)
+    assert rows == [1]
+
+
+def test_a_document_that_gives_nan_fails_alone(tmp_path, tokenizer_dir):
+    """One token's embedding is not a number; only the document with that token fails."""
+    folder = make_checkpoint(tmp_path, tokenizer_dir=tokenizer_dir)
+
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][HORSE] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with QwenScorer(str(folder), device="cpu") as scorer, pytest.raises(DocumentScoringError) as caught:
+        scorer.score("q", ["a donkey", "a horse", "a dog"])
+
+    assert isinstance(caught.value.failed[1], NonFiniteScoreError)
+    assert list(caught.value.failed) == [1]
+    assert np.isfinite(caught.value.scores).tolist() == [True, False, True]
+
+
+def test_out_of_memory_is_answered_with_smaller_packs(scorer, monkeypatch):
+    run, limit, expected = Forward.__call__, 260, scorer.score("q", TEXTS[:6])
+
+    def small(self, layout, *args, **kwargs):
+        if len(layout.ids) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return run(self, layout, *args, **kwargs)
+
+    monkeypatch.setattr(Forward, "__call__", small)
+    np.testing.assert_allclose(scorer.score("q", TEXTS[:6]), expected, atol=1e-5)
+    with pytest.raises(DocumentScoringError) as caught:
+        scorer.score("q", TEXTS)
+
+    assert {index: type(error) for index, error in caught.value.failed.items()} == {6: DeviceOutOfMemoryError}
+    np.testing.assert_allclose(caught.value.scores[:6], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("error", "ours"),
+    [
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), DeviceOutOfMemoryError, id="CUDA memory"),
+        pytest.param(
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), DeviceOutOfMemoryError, id="memory"
+        ),
+        pytest.param(MemoryError(), DeviceOutOfMemoryError, id="Python's memory"),
+        pytest.param(RuntimeError("CUDA error: an illegal memory access"), DeviceLostError, id="a broken context"),
+        pytest.param(RuntimeError("shapes do not match"), RuntimeError, id="anything else"),
+    ],
+)
+def test_errors_of_the_device(error, ours):
+    assert type(as_our_error(error)) is ours
+
+
+def test_a_checkpoint_with_a_prompt_of_its_own(tmp_path, tokenizer_dir, scorer):
+    """Fine-tuned checkpoints of the same architecture bring their strings and labels in a small file."""
+    folder = make_checkpoint(tmp_path, tokenizer_dir=tokenizer_dir)
+    (folder / "qwen_rerank.json").write_text(json.dumps({"yes": "true", "no": "false", "separator": " | "}))
+    with QwenScorer(str(folder), device="cpu", max_length=512) as own:
+        assert not np.allclose(own.score("q", TEXTS), scorer.score("q", TEXTS))
+        assert own.fingerprint != scorer.fingerprint
+
+
+def test_the_fingerprint_knows_what_changes_a_score(checkpoint_of):
+    options = [{}, {"template": "vllm"}, {"instruction": "other"}, {"max_length": 512}, {"dtype": "bfloat16"}]
+    fingerprints = set()
+    for option in options:
+        with QwenScorer(str(checkpoint_of()), device="cpu", **option) as made:
+            fingerprints.add(made.fingerprint)
+
+    assert len(fingerprints) == len(options)
+
+
+def test_float32_weights_stay_float32_on_the_cpu():
+    assert choose_dtype("auto", torch.device("cpu"), torch.float32) is torch.float32
+
+
+def test_bfloat16_is_close_to_float32(checkpoint_of, scorer):
+    with QwenScorer(str(checkpoint_of()), device="cpu", dtype="bfloat16", max_length=512) as rough:
+        assert np.abs(rough.score("q", TEXTS) - scorer.score("q", TEXTS)).max() < 0.5
+
+
+def test_fit_says_what_is_kept(scorer):
+    short, long = scorer.fit("q", ["a", "word " * 2000])
+
+    assert short.fits
+    assert not long.fits
+    assert long.kept_chars < 5 * long.room
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"token_budget": 100}, "token_budget .100. must hold", id="a budget below one prompt"),
+        pytest.param({"dtype": "int4"}, "dtype must be one of", id="dtype"),
+        pytest.param({"device": "tpu"}, "device must be", id="device"),
+        pytest.param({"device": "cuda:99"}, "cuda:99.* is not there", id="no such GPU"),
+        pytest.param({"max_length": 10**6, "token_budget": None}, "at most the 40960", id="too long for the model"),
+        pytest.param({"gpu_memory_gb": -1}, "gpu_memory_gb", id="memory"),
+        pytest.param({"template": "sglang"}, "template must be one of", id="template"),
+    ],
+)
+def test_wrong_settings_are_refused(checkpoint_of, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        QwenScorer(str(checkpoint_of()), **{"device": "cpu", **options})
+
+
+def test_wrong_arguments_are_refused(scorer):
+    with pytest.raises(InvalidInputError, match="query is empty"):
+        scorer.score(" ", ["a"])
+    with pytest.raises(InvalidInputError, match="documents must be a list"):
+        scorer.score("q", "a")
+    with pytest.raises(InvalidInputError, match=r"queries\[1\] is empty"):
+        scorer.score_many(["q", ""], [["a"], ["b"]])
+    with pytest.raises(QueryTooLongError):
+        scorer.score("word " * 600, ["a"])
+
+
+async def test_a_closed_scorer_says_so(checkpoint_of):
+    with QwenScorer(str(checkpoint_of()), device="cpu") as made:
+        made.score("q", ["a"])
+    with pytest.raises(ScorerClosedError, match="closed"):
+        made.score("q", ["a"])
+    with pytest.raises(ScorerClosedError, match="closed"):
+        await made.ascore("q", ["a"])
+
+
+async def test_no_thread_and_no_task_is_left(checkpoint_of):
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("qwen-rerank")}
+    with QwenScorer(str(checkpoint_of()), device="cpu") as made:
+        await asyncio.gather(*(made.ascore("q", ["a", "b"]) for _ in range(20)))
+
+    after = {thread for thread in threading.enumerate() if thread.name.startswith("qwen-rerank")}
+    assert after <= before
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_is_refused(scorer):
+    scorer.score("q", ["a"])
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            scorer.score("q", ["a"])
+        except ScorerClosedError:
+            code = 0
+        finally:
+            os._exit(code)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert scorer.score("q", ["a"]).shape == (1,)
+
+
+_UNCLOSED = """
+import sys
+from qwen_rerank import QwenScorer
+scorer = QwenScorer(sys.argv[1], device="cpu")
+print(scorer.score("q", ["a", "b"]).shape)
+"""
+
+
+def test_the_interpreter_ends_without_close(checkpoint_of):
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", _UNCLOSED, str(checkpoint_of())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "(2,)", "")
