@@ -12,6 +12,7 @@ import random
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
@@ -255,14 +256,20 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     try:
         seconds = float(value)
     except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-            sent = parsedate_to_datetime(headers.get("date", ""))
-            seconds = (date - sent).total_seconds()
-        except (ValueError, TypeError, OverflowError):
+        until, now = _date(value), _date(headers.get("date", "")) or datetime.now(UTC)
+        if until is None:
             return None
+        seconds = (until - now).total_seconds()
     # `not >=` also catches NaN.
     return None if not seconds >= 0 else min(seconds, 86_400.0)
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
 def _unavailable(answer: Answer) -> BackendUnavailableError:

@@ -1,0 +1,315 @@
+"""One scorer, many callers, many servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import threading
+import time
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from qwen_rerank.errors import BackendUnavailableError, InvalidInputError, RerankTimeoutError, ScorerClosedError
+from qwen_rerank.protocols import Scorer
+from qwen_rerank.scorers.http import HttpScorer, transport
+from qwen_rerank.scorers.http.endpoints import EndpointPool
+from tests.scorers.http import wire
+from tests.scorers.http.stub import Reply, raw_server, serving
+
+
+@pytest.fixture
+def server():
+    with serving(wire.LlamaCpp().handle) as server:
+        yield server
+
+
+@pytest.fixture
+def scorer(server):
+    with HttpScorer(server.url, dialect="llamacpp") as scorer:
+        yield scorer
+
+
+def n_threads():
+    return sum(thread.name.startswith("qwen-rerank-http") for thread in threading.enumerate())
+
+
+def test_it_is_a_scorer(scorer):
+    assert isinstance(scorer, Scorer)
+
+
+def test_no_documents_ask_nobody():
+    scorer = HttpScorer("http://127.0.0.1:9", dialect="llamacpp")
+
+    assert scorer.score("q", []).shape == (0,)
+    assert [s.shape for s in scorer.score_many(["a", "b"], [[], []])] == [(0,), (0,)]
+
+
+def test_equal_texts_are_sent_once_and_score_the_same(scorer, server):
+    scores = scorer.score("q", ["a 1", "b 2", "a 1"])
+
+    assert server.posts[0].json["documents"] == ["a 1", "b 2"]
+    assert scores[0] == scores[2]
+
+
+async def test_async_and_sync_callers_share_one_pool(scorer):
+    together = await asyncio.gather(
+        scorer.ascore("q", ["a 1"]), asyncio.to_thread(scorer.score, "q", ["a 1"]), scorer.ascore_many(["q"], [["a 1"]])
+    )
+
+    assert together[0] == together[1] == together[2][0]
+    assert n_threads() == 1
+
+
+def test_a_scorer_outlives_the_loops_of_its_callers(scorer):
+    first = asyncio.run(scorer.ascore("q", ["a 1"]))
+    second = asyncio.run(scorer.ascore("q", ["a 1"]))
+
+    assert first == second
+
+
+async def test_a_cancelled_caller_leaves_no_task_and_no_connection():
+    closed = threading.Event()
+
+    def act(connection):
+        while connection.recv(65_536):
+            pass
+        closed.set()
+
+    with raw_server(act) as url:
+        scorer = HttpScorer(url, dialect="tei")
+        call = asyncio.create_task(scorer.ascore("q", ["d"]))
+        await asyncio.sleep(0.2)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await asyncio.to_thread(closed.wait, 5)
+        assert await asyncio.to_thread(scorer._thread.run, _tasks()) == 1  # the question itself
+        scorer.close()
+
+
+async def _tasks():
+    return len(asyncio.all_tasks())
+
+
+def test_closing_ends_thread_and_connections(server, recwarn):
+    scorer = HttpScorer(server.url, dialect="llamacpp")
+    scorer.score("q", ["a"])
+    scorer.close()
+    scorer.close()
+
+    assert n_threads() == 0
+    assert not [w for w in recwarn if w.category is ResourceWarning]
+    with pytest.raises(ScorerClosedError, match="was closed"):
+        scorer.score("q", ["a"])
+
+
+def test_a_forgotten_scorer_ends_its_thread(server):
+    HttpScorer(server.url, dialect="llamacpp").score("q", ["a"])
+    import gc
+
+    gc.collect()
+
+    assert n_threads() == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_opens_connections_of_its_own(scorer):
+    expected = scorer.score("q", ["a 1"])[0]
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, json.dumps(float(scorer.score("q", ["a 1"])[0])).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    told = os.read(reader, 100)
+    os.waitpid(child, 0)
+
+    assert json.loads(told) == pytest.approx(expected)
+    assert scorer.score("q", ["a 1"])[0] == expected
+
+
+def test_score_many_runs_requests_side_by_side():
+    both = threading.Barrier(2, timeout=5)
+
+    def handle(request):
+        if request.method == "GET":
+            return Reply(404, {})
+        both.wait()
+        return {"results": [{"index": 0, "relevance_score": 0.5}]}
+
+    with serving(handle) as server, HttpScorer(server.url, dialect="llamacpp", max_concurrency=2) as scorer:
+        assert len(scorer.score_many(["a", "b"], [["x"], ["y"]])) == 2
+
+
+def test_more_requests_than_allowed_wait():
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def handle(request):
+        nonlocal running, most
+        if request.method == "GET":
+            return Reply(404, {})
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return {"results": [{"index": 0, "relevance_score": 0.5}]}
+
+    with serving(handle) as server, HttpScorer(server.url, dialect="llamacpp", max_concurrency=3) as scorer:
+        scorer.score_many([f"q{i}" for i in range(12)], [["d"]] * 12)
+
+    assert most <= 3
+
+
+# --- several servers -----------------------------------------------------------------------------------------------
+
+
+def test_work_is_spread_over_equal_servers():
+    with (
+        serving(wire.LlamaCpp().handle) as one,
+        serving(wire.LlamaCpp().handle) as two,
+        HttpScorer([one.url, two.url], dialect="llamacpp") as scorer,
+    ):
+        scorer.score_many([f"q{i}" for i in range(20)], [["d 1"]] * 20)
+
+    assert min(len(one.posts), len(two.posts)) >= 5
+
+
+def test_a_dead_server_is_left_out(monkeypatch):
+    monkeypatch.setattr(transport, "BACKOFF_S", 0.01)
+    with serving(wire.LlamaCpp().handle) as alive, serving(wire.LlamaCpp().handle) as gone:
+        urls = [gone.url, alive.url]
+        with HttpScorer(urls, dialect="llamacpp") as scorer:
+            gone.close()
+            for i in range(10):
+                assert len(scorer.score(f"q{i}", ["d 1"])) == 1
+
+
+def test_a_failing_server_is_out_for_a_while_and_then_tried_by_one_request():
+    pool = EndpointPool(["http://a", "http://b"])
+    bad = pool.endpoints[0]
+    pool.release(_take(pool, bad, now=0.0), 0.0, failed=True)
+
+    assert {pool.acquire(0.5).url for _ in range(4)} == {"http://b"}
+    assert [pool.acquire(1.5).url for _ in range(3)].count("http://a") == 1
+    pool.release(bad, 1.6, failed=False)
+    assert pool.acquire(1.7).url == "http://a"
+
+
+def _take(pool, wanted, *, now):
+    while (endpoint := pool.acquire(now)) is not wanted:
+        pool.release(endpoint, now, failed=False)
+    return endpoint
+
+
+def test_the_least_busy_server_is_asked():
+    pool = EndpointPool(["http://a", "http://b", "http://c"])
+    taken = [pool.acquire(0.0).url for _ in range(6)]
+
+    assert sorted(taken) == ["http://a", "http://a", "http://b", "http://b", "http://c", "http://c"]
+
+
+def test_outages_grow_up_to_half_a_minute():
+    pool = EndpointPool(["http://a"])
+    waits = []
+    for _ in range(8):
+        pool.release(pool.acquire(0.0), 0.0, failed=True)
+        waits.append(pool.endpoints[0].retry_at)
+
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
+# --- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_configuration_builds_an_equal_scorer_without_the_key():
+    scorer = HttpScorer(
+        ["http://a/", "http://b"], dialect="vllm", model="m", api_key="sk-1", instruction="x", timeout_s=5
+    )
+    again = HttpScorer(**json.loads(json.dumps(asdict(scorer.config))))
+
+    assert again.config == scorer.config
+    assert again.fingerprint == scorer.fingerprint
+    assert "sk-1" not in json.dumps(asdict(scorer.config))
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "n"}, {"instruction": "y"}, {"max_length": 100}, {"scores": "logit"}, {"dialect": "sglang"}]
+)
+def test_the_fingerprint_changes_with_what_changes_a_score(change):
+    base = {"dialect": "vllm", "model": "m"}
+
+    assert HttpScorer("http://a", **base).fingerprint != HttpScorer("http://a", **(base | change)).fingerprint
+
+
+def test_the_fingerprint_does_not_change_with_what_changes_no_score():
+    one, two = (
+        HttpScorer("http://a", dialect="vllm", model="m"),
+        HttpScorer("http://b", dialect="vllm", model="m", timeout_s=1),
+    )
+
+    assert one.fingerprint == two.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dialect": "vlm"}, "dialect must be one of"),
+        ({"mode": "ids"}, "mode must be one of"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": float("inf")}, "timeout_s"),
+        ({"timeout_s": True}, "timeout_s"),
+        ({"max_batch": 0}, "max_batch"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"template": "jinja"}, "template must be one of"),
+        ({"dialect": "tei", "mode": "token-ids", "tokenizer": "x"}, "takes no token ids"),
+        ({"tokenizer": "\ud800"}, "lone surrogate"),
+    ],
+)
+def test_wrong_settings_are_named(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        HttpScorer("http://host", **options)
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "message"),
+    [(" ", ["d"], "query is empty"), ("q", "d", "documents must be a list"), ("q", ["\ud800"], "lone surrogate")],
+)
+def test_wrong_arguments_ask_nobody(scorer, server, query, documents, message):
+    with pytest.raises(InvalidInputError, match=message):
+        scorer.score(query, documents)
+
+    assert server.requests == []
+
+
+def test_errors_survive_the_way_between_processes():
+    error = BackendUnavailableError("gone", url="http://a", status=503, excerpt="x")
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert (type(copy), str(copy), copy.url, copy.status) == (BackendUnavailableError, "gone", "http://a", 503)
+    assert isinstance(RerankTimeoutError("late", url="http://a"), TimeoutError)
+
+
+# --- saturated probabilities -------------------------------------------------------------------------------------------
+
+
+def test_saturated_probabilities_are_clipped_flagged_and_keep_their_order(caplog):
+    reported = [1.0, 0.0, 1.0 - 1e-12, 1e-12, 0.5, 1.0]
+    reply = {"results": [{"index": i, "relevance_score": p} for i, p in enumerate(reported)]}
+    handle = lambda request: reply if request.method == "POST" else Reply(404, {})  # noqa: E731
+    with serving(handle) as server, HttpScorer(server.url, dialect="llamacpp") as scorer:
+        details = scorer.score_details("q", [f"d{i}" for i in range(6)])
+
+    assert list(details.saturated) == [True, True, True, True, False, True]
+    assert np.abs(details.log_odds).max() == 20
+    assert list(np.argsort(-details.log_odds, kind="stable")) == [0, 5, 2, 4, 3, 1]
+    assert details.log_odds[0] == details.log_odds[5] > details.log_odds[2]
+    assert "clipped at ±20" in caplog.text
