@@ -19,6 +19,7 @@ from qwen_rerank.evaluation.stages import first_stage
 
 
 def main() -> None:
+    """Read the arguments, search, rerank, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("collection", type=Path)
     parser.add_argument("--split", default="test")
