@@ -6,6 +6,8 @@ import json
 import pickle
 
 import pytest
+from checkpoints import make_checkpoint
+from langchain_core.load import dumps
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from qwen_rerank.calibration import Calibration
@@ -16,6 +18,7 @@ from qwen_rerank.llama_index import QwenRerankPostprocessor
 from qwen_rerank.pipeline import Cascade
 from qwen_rerank.reranker import Reranker
 from qwen_rerank.scorers.http import HttpScorer
+from qwen_rerank.scorers.qwen import QwenScorer
 from qwen_rerank.testing import OverlapScorer
 
 KEY = "sk-very-secret"
@@ -61,6 +64,30 @@ def test_a_server_scorer_comes_back_every_way_without_its_key(server):
         assert back.to_dict() == postprocessor.to_dict()
     with build_scorer(back.scorer) as rebuilt:
         assert (type(rebuilt), rebuilt.config) == (HttpScorer, server.config)
+
+
+def test_a_dump_of_langchain_holds_no_key_either(server):
+    compressor = QwenRerankCompressor(scorer=server)
+
+    assert KEY not in dumps(compressor) + compressor.model_dump_json() + str(pickle.dumps(compressor))
+    assert pickle.loads(pickle.dumps(compressor)).model_dump() == compressor.model_dump()
+
+
+def test_a_local_model_comes_back_and_scores_the_same(tmp_path, tokenizer_dir):
+    folder = make_checkpoint(tmp_path / "model", tokenizer_dir=tokenizer_dir)
+    nodes = [NodeWithScore(node=TextNode(text=text)) for text in ("blue sky", "red apple", "green apple tree")]
+    with QwenScorer(str(folder), device="cpu", dtype="float32", max_length=256) as scorer:
+        postprocessor = QwenRerankPostprocessor(scorer=scorer)
+        expected = [(node.text, node.score) for node in postprocessor.postprocess_nodes(nodes, query_str="red apple")]
+        data = postprocessor.to_json()
+
+    rebuilt = QwenRerankPostprocessor.from_json(data)
+    named = QwenRerankPostprocessor(model=str(folder), device="cpu", dtype="float32", max_length=256)
+
+    for same in (rebuilt, named):
+        found = same.postprocess_nodes(nodes, query_str="red apple")
+        same._build().close()
+        assert [(node.text, pytest.approx(node.score)) for node in found] == expected
 
 
 def test_a_rebuilt_scorer_is_used(monkeypatch):

