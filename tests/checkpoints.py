@@ -3,13 +3,63 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from qwen_rerank.tokenizer import PromptTokenizer
 
 VOCABULARY = 151_669
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@cache
+def official_tokenizers(tokenizer_dir: Path) -> tuple[PromptTokenizer, Tokenizer]:
+    """Return the official tokenizer as the package reads it, and as it is; read once for all tests."""
+    text = (tokenizer_dir / "tokenizer.json").read_text()
+    return PromptTokenizer(text), Tokenizer.from_str(text)
+
+
+def small_tokenizer(folder: Path) -> int:
+    """Write a `tokenizer.json` of Qwen's family whose only words are "yes" and "no"; return the size of its vocabulary.
+
+    Letters and bytes are tokens of their own, so a text has as many tokens as UTF-8 bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = [("y", "e"), ("ye", "s"), ("n", "o")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer.get_vocab_size()
+
+
+def small_checkpoint(folder: Path, *, kind: Literal["tied", "untied", "seq-cls"] = "tied", **options: Any) -> Path:
+    """Write a checkpoint of a few kilobytes with `small_tokenizer`."""
+    tokenizer_dir = folder.parent / "small-tokenizer"
+    return make_checkpoint(
+        folder,
+        kind=kind,
+        tokenizer_dir=tokenizer_dir,
+        vocabulary=small_tokenizer(tokenizer_dir),
+        **{"hidden": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "intermediate": 24, **options},
+    )
 
 
 def make_checkpoint(
@@ -56,7 +106,8 @@ def make_checkpoint(
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to(tokenizer_dir / name)
+        if (tokenizer_dir / name).exists():
+            (folder / name).symlink_to((tokenizer_dir / name).resolve())
     weights = {name: tensor.to(dtype) for name, tensor in random_weights(config, seed=seed).items()}
     write_weights(folder, weights, shards=shards)
     return folder

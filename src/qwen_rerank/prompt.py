@@ -15,7 +15,8 @@ import numpy as np
 
 from qwen_rerank.checks import check_choice, check_count, check_query, check_text, check_texts
 from qwen_rerank.errors import InvalidInputError, QueryTooLongError
-from qwen_rerank.tokenizer import CONTROL, PromptTokenizer
+from qwen_rerank.tokenizer import CONTROL
+from qwen_rerank.tokenizer import PromptTokenizer as PromptTokenizer
 from qwen_rerank.types import Fit
 
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"

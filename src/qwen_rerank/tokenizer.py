@@ -75,7 +75,7 @@ class PromptTokenizer:
         plain.pre_tokenizer = trusted.pre_tokenizer
         self._trusted = trusted
         self._plain = plain
-        self.added_ids = {token["content"]: int(token["id"]) for token in data.get("added_tokens") or []}
+        self.added_ids = {token.content: int(number) for number, token in trusted.get_added_tokens_decoder().items()}
         _check_vocabulary(data, self.added_ids, source)
         vocabulary = data["model"]["vocab"]
         self.n_ids = 1 + max(max(vocabulary.values()), max(self.added_ids.values(), default=0))
