@@ -1,9 +1,123 @@
-"""Commands of `qwen-rerank` for the server."""
+"""`qwen-rerank serve`: the model behind HTTP."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
 import typer
+
+from qwen_rerank.cli import options
+
+if TYPE_CHECKING:
+    from qwen_rerank.protocols import Scorer
+
+Kind = Literal["qwen", "cross-encoder"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
+    """Add the command to `app`."""
+    app.command()(serve)
+
+
+def serve(
+    model: options.Model = options.DEFAULT_MODEL,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need a key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    kind: Annotated[Kind, typer.Option(help="What --model is: a Qwen3 reranker, or any CrossEncoder.")] = "qwen",
+    device: options.Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    max_length: Annotated[int, typer.Option(help="Tokens of one prompt, template included.")] = 8192,
+    instruction: options.Instruction = None,
+    long_documents: options.LongDocuments = "truncate",
+    served_name: Annotated[
+        list[str] | None, typer.Option(help="A name that requests may give as `model`; can be repeated.")
+    ] = None,
+    any_model: Annotated[bool, typer.Option(help="Accept whatever a request gives as `model`.")] = False,
+    api_keys: Annotated[
+        str | None,
+        typer.Option(
+            "--api-keys",
+            envvar="QWEN_RERANK_API_KEYS",
+            help="Keys, separated by commas; better set as the "
+            "environment variable, which other users of the machine do not see.",
+            show_envvar=True,
+        ),
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="A file with one key a line.")] = None,
+    no_auth: Annotated[bool, typer.Option(help="Listen on other addresses without a key.")] = False,
+    max_documents: Annotated[int, typer.Option(help="Documents of one request.")] = 1_000,
+    max_queue_wait: Annotated[
+        float, typer.Option(help="Seconds a request may expect to wait, else it gets 429.")
+    ] = 2.0,
+    request_timeout: Annotated[float, typer.Option(help="Seconds to answer a request.")] = 120.0,
+    drain_delay: Annotated[
+        float, typer.Option(help="Seconds between SIGTERM and closing the port, with readiness red.")
+    ] = 0.0,
+    grace: Annotated[float, typer.Option(help="Seconds to answer what is admitted, after that.")] = 30.0,
+    watchdog: Annotated[float, typer.Option(help="Seconds without progress after which the process ends.")] = 300.0,
+    supervise: Annotated[bool, typer.Option(help="Start the server again when it dies.")] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve /v1/rerank and its relatives for any rerank client, and a playground at /."""
+    from qwen_rerank.checks import check_choice
+    from qwen_rerank.serve import logs, runner, supervisor
+    from qwen_rerank.serve.auth import KeyRing, load_keys
+    from qwen_rerank.serve.settings import ServeSettings
+
+    check_choice("long_documents", long_documents, ("truncate", "windows", "error"))
+    settings = ServeSettings(
+        served_names=tuple(served_name or ()),
+        any_model=any_model,
+        instruction=instruction,
+        long_documents=long_documents,
+        max_documents=max_documents,
+        max_queue_wait_s=max_queue_wait,
+        request_timeout_s=request_timeout,
+        drain_delay_s=drain_delay,
+        grace_s=grace,
+        watchdog_s=watchdog,
+    )
+    logs.configure(level=check_choice("log_level", log_level, ("debug", "info", "warning", "error")).upper())
+    keys = load_keys(listed=api_keys, file=api_key_file)
+    KeyRing(keys)
+    runner.check_exposure(host, has_keys=bool(keys), no_auth=no_auth)
+    check_model(model, kind)  # before the port is opened: a wrong name should not look like a server that starts
+    if supervise and not supervisor.is_child():
+        raise typer.Exit(supervisor.supervise(host, port))
+    load = partial(load_scorer, model, kind=kind, device=device, dtype=dtype, max_length=max_length)
+    runner.serve(
+        load,
+        host=host,
+        port=port,
+        settings=settings,
+        api_keys=keys,
+        no_auth=no_auth,
+        listener=supervisor.inherited_listener(),
+    )
+
+
+def check_model(model: str, kind: Kind) -> None:
+    """Open the checkpoint without loading it.
+
+    Raises:
+        ModelError: If it cannot be used.
+    """
+    if kind == "qwen":
+        from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
+
+        load_checkpoint(model)
+
+
+def load_scorer(model: str, *, kind: Kind, device: str, dtype: str, max_length: int) -> Scorer:
+    """Return the scorer to serve."""
+    if kind == "cross-encoder":
+        from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer
+
+        return CrossEncoderScorer(model, device=device)
+    from qwen_rerank.scorers.qwen import QwenScorer
+
+    return QwenScorer(model, device=device, dtype=dtype, max_length=max_length)  # type: ignore[arg-type]

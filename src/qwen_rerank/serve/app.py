@@ -1,0 +1,299 @@
+"""The routes: each reads its family's request, asks the one model, and answers in that family's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from qwen_rerank import __version__
+from qwen_rerank.protocols import Scorer
+from qwen_rerank.serve import openapi, shapes
+from qwen_rerank.serve.auth import KeyRing
+from qwen_rerank.serve.backend import Backend, State
+from qwen_rerank.serve.body import parse_object
+from qwen_rerank.serve.errors import ApiError
+from qwen_rerank.serve.gate import Exchange, Gate
+from qwen_rerank.serve.metrics import CONTENT_TYPE, Metrics
+from qwen_rerank.serve.names import ModelNames
+from qwen_rerank.serve.playground import Playground
+from qwen_rerank.serve.responses import json_response
+from qwen_rerank.serve.schemas import RankingRequest, RerankRequest, ScoreRequest, TeiRequest, _Body, read
+from qwen_rerank.serve.scoring import Job, Outcome
+from qwen_rerank.serve.settings import ServeSettings
+
+_LARGE_BODY_BYTES = 1 << 18  # above it, parsing takes milliseconds and goes to a thread
+_TIMEOUT_HEADER = "x-request-timeout-ms"
+
+RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking")
+HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
+
+
+def create_app(
+    scorer: Scorer | None = None,
+    *,
+    load: Callable[[], Scorer] | None = None,
+    settings: ServeSettings | None = None,
+    api_keys: Iterable[str] = (),
+) -> FastAPI:
+    """Return the server as an ASGI app.
+
+    Args:
+        scorer: A scorer that is ready; or
+        load: a function that returns one, called in a thread when the app starts.
+        settings: Limits; None for the defaults.
+        api_keys: Keys that open it; without any it is open to all.
+    """
+    chosen = settings or ServeSettings()
+    return _Server(Backend(load or (lambda: _given(scorer)), chosen), chosen, KeyRing(api_keys)).app
+
+
+def _given(scorer: Scorer | None) -> Scorer:
+    if scorer is None:
+        raise TypeError("create_app needs a scorer or a function that loads one.")
+    return scorer
+
+
+class _Server:
+    """The routes over one backend."""
+
+    def __init__(self, backend: Backend, settings: ServeSettings, keys: KeyRing) -> None:
+        self._backend = backend
+        self._settings = settings
+        self._metrics = Metrics()
+        self._started_at = int(time.time())
+        self._watch_queue()
+        self.app = FastAPI(
+            title="qwen-rerank",
+            version=__version__,
+            description=openapi.DESCRIPTION,
+            lifespan=self._lifespan,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+        )
+        self.app.state.backend = backend
+        self.app.add_exception_handler(HTTPException, _routing_error)
+        self._add_routes(with_keys=len(keys) > 0)
+        playground = Playground(backend, self._run)
+        playground.add_routes(self.app, openapi.extra)
+        paths = frozenset(path for route in self.app.routes if (path := getattr(route, "path", None)))
+        self.app.add_middleware(
+            Gate,
+            settings=settings,
+            keys=keys,
+            metrics=self._metrics,
+            public=frozenset(HEALTH_PATHS) | playground.static_paths,
+            known=paths,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self._backend.start()
+        yield
+        self._backend.turn(State.DRAINING, "the server is shutting down")
+
+    def _watch_queue(self) -> None:
+        queue, backend = self._backend.queue, self._backend
+        self._metrics.watch("queued_tokens", "Estimated tokens that wait.", lambda: queue.queued_tokens)
+        self._metrics.watch("running_tokens", "Estimated tokens with the model.", lambda: queue.running_tokens)
+        self._metrics.watch("running_calls", "Scorer calls under way.", lambda: queue.running_turns)
+        self._metrics.watch("admitted_requests", "Requests admitted and not answered.", lambda: queue.requests)
+        self._metrics.watch("ready", "1 when requests are taken.", lambda: float(backend.state is State.READY))
+
+    def _add_routes(self, *, with_keys: bool) -> None:
+        app, extra = self.app, openapi.extra
+        rerank = {"openapi_extra": extra(RerankRequest, TeiRequest, RankingRequest), "tags": ["rerank"]}
+        for path in RERANK_PATHS:
+            app.add_api_route(path, self.rerank, methods=["POST"], **openapi.documented(rerank, path))
+        for path, handler, kind in (
+            ("/score", self.score, ScoreRequest),
+            ("/v1/score", self.score, ScoreRequest),
+            ("/v1/ranking", self.ranking, RankingRequest),
+            ("/tei/rerank", self.tei, TeiRequest),
+            ("/infinity/rerank", self.infinity, RerankRequest),
+            ("/voyage/v1/rerank", self.voyage, RerankRequest),
+        ):
+            options = {"openapi_extra": extra(kind), "tags": ["rerank"]}
+            app.add_api_route(path, handler, methods=["POST"], **openapi.documented(options, path))
+        pages: dict[str, Callable[..., Awaitable[Response]]] = {
+            "/v1/models": self.models,
+            "/models": self.models,
+            "/infinity/models": self.models,
+            "/info": self.info,
+            "/tei/info": self.info,
+            "/health": self.ready,
+            "/health/live": self.live,
+            "/health/ready": self.ready,
+            "/metrics": self.metrics,
+            "/docs": self.docs,
+        }
+        for path, page in pages.items():
+            app.add_api_route(path, page, methods=["GET"], **openapi.documented({"tags": ["server"]}, path))
+        openapi.install(app, with_keys=with_keys, public=HEALTH_PATHS)
+
+    async def rerank(self, request: Request) -> Response:
+        """Rank documents by relevance. `texts` instead of `documents` answers as TEI, `passages` as NIM."""
+        exchange, body = await _body(request)
+        if "texts" in body and "documents" not in body:
+            exchange.tei = True
+            return await self._tei(request, body)
+        if "passages" in body and "documents" not in body:
+            return await self._ranking(request, body)
+        wanted = read(RerankRequest, body)
+        outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
+        return json_response(shapes.rerank(wanted, outcome, request_id=exchange.id, model=self._names.reported))
+
+    async def infinity(self, request: Request) -> Response:
+        """As /rerank, with documents as plain strings: Infinity's shape."""
+        exchange, body = await _body(request)
+        wanted = read(RerankRequest, body)
+        outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
+        return json_response(shapes.infinity(wanted, outcome, request_id=exchange.id, model=self._names.reported))
+
+    async def voyage(self, request: Request) -> Response:
+        """As /rerank, with the list under `data`: Voyage's shape."""
+        exchange, body = await _body(request)
+        wanted = read(RerankRequest, body)
+        outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
+        return json_response(shapes.voyage(wanted, outcome, request_id=exchange.id, model=self._names.reported))
+
+    async def tei(self, request: Request) -> Response:
+        """Rank `texts`; a bare list as Text Embeddings Inference gives."""
+        _, body = await _body(request)
+        return await self._tei(request, body)
+
+    async def ranking(self, request: Request) -> Response:
+        """Rank `passages`; log-odds as NVIDIA NIM gives."""
+        _, body = await _body(request)
+        return await self._ranking(request, body)
+
+    async def score(self, request: Request) -> Response:
+        """Score pairs, 1:1, 1:N or N:N, in input order: vLLM's shape."""
+        exchange, body = await _body(request)
+        wanted = read(ScoreRequest, body)
+        queries, documents = wanted.queries, wanted.documents
+        if len(queries) not in (1, len(documents)):
+            message = f"{len(queries)} queries and {len(documents)} documents: lengths must be 1:1, 1:N or N:N."
+            raise ApiError(422, "invalid_pairs", message, param="queries")
+        if len(queries) == 1:
+            jobs = [_job(wanted, queries[0], documents)]
+        else:
+            jobs = [_job(wanted, query, [text]) for query, text in zip(queries, documents, strict=True)]
+        outcomes = await self._run(request, wanted, jobs)
+        answer = shapes.scores(
+            outcomes, log_odds=wanted.wants_log_odds, request_id=exchange.id, model=self._names.reported
+        )
+        return json_response(answer)
+
+    async def models(self) -> Response:
+        """List the names of the model."""
+        length = self._backend.scoring.max_length
+        return json_response(shapes.models(self._names.all, max_length=length, started_at=self._started_at))
+
+    async def info(self) -> Response:
+        """Describe the model as Text Embeddings Inference does."""
+        scoring = self._backend.scoring
+        labels = {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}
+        answer = {
+            "model_id": self._names.reported,
+            "model_sha": scoring.scorer.fingerprint,
+            "model_type": {"reranker": labels},
+            "max_client_batch_size": self._settings.max_documents,
+            "max_input_length": scoring.max_length,
+            "auto_truncate": self._settings.long_documents == "truncate",
+            "version": __version__,
+        }
+        return json_response(answer)
+
+    async def live(self) -> Response:
+        """Say that the process answers."""
+        return json_response({"status": "live"})
+
+    async def ready(self) -> Response:
+        """Say whether requests are taken: 200, or 503 with the reason."""
+        backend = self._backend
+        if backend.state is not State.READY:
+            raise ApiError(503, backend.state.value, f"the server is not ready: {backend.reason}.", retry_after_s=2)
+        return json_response({"status": "ready", "model": self._names.reported, "checked": backend.checks})
+
+    async def metrics(self) -> Response:
+        """Show the counters for Prometheus."""
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
+    async def docs(self) -> Response:
+        """Show this description as a page that needs nothing from elsewhere."""
+        return openapi.docs_page(self.app)
+
+    @property
+    def _names(self) -> ModelNames:
+        return ModelNames(self._backend.scoring.scorer.name, self._settings)
+
+    async def _tei(self, request: Request, body: dict[str, Any]) -> Response:
+        wanted = read(TeiRequest, body)
+        return json_response(shapes.tei(wanted, await self._rank(request, wanted, wanted.query, wanted.texts)))
+
+    async def _ranking(self, request: Request, body: dict[str, Any]) -> Response:
+        wanted = read(RankingRequest, body)
+        return json_response(shapes.ranking(wanted, await self._rank(request, wanted, wanted.query, wanted.passages)))
+
+    async def _rank(self, request: Request, wanted: _Body, query: str, documents: Sequence[str]) -> Outcome:
+        [outcome] = await self._run(request, wanted, [_job(wanted, query, documents)])
+        return outcome
+
+    async def _run(self, request: Request, wanted: _Body, jobs: Sequence[Job]) -> list[Outcome]:
+        """Ask the model, and count what it did."""
+        scoring = self._backend.scoring
+        self._names.check(wanted.model)
+        exchange: Exchange = request.state.exchange
+        n_documents = sum(len(job.documents) for job in jobs)
+        exchange.event |= {"documents": n_documents}
+        outcomes = await scoring.run(exchange.tenant, jobs, timeout_s=self._timeout_s(request))
+        tokens = sum(outcome.tokens for outcome in outcomes)
+        exchange.event |= {"tokens": tokens}
+        self._metrics.documents.inc(n_documents)
+        self._metrics.tokens.inc(tokens)
+        self._metrics.truncated.inc(sum(hit.truncated for outcome in outcomes for hit in outcome.ranked))
+        return outcomes
+
+    def _timeout_s(self, request: Request) -> float:
+        """Return the seconds that this request may take: the server's limit, or less where the client says so."""
+        given = request.headers.get(_TIMEOUT_HEADER)
+        if given is None:
+            return self._settings.request_timeout_s
+        if not given.isascii() or not given.isdigit() or len(given) > 9:
+            message = f"{_TIMEOUT_HEADER} must be a number of milliseconds."
+            raise ApiError(400, "invalid_timeout", message, param=_TIMEOUT_HEADER)
+        return min(self._settings.request_timeout_s, int(given) / 1000)
+
+
+async def _body(request: Request) -> tuple[Exchange, dict[str, Any]]:
+    exchange: Exchange = request.state.exchange
+    if len(exchange.body) > _LARGE_BODY_BYTES:
+        return exchange, await asyncio.to_thread(parse_object, exchange.body)
+    return exchange, parse_object(exchange.body)
+
+
+def _job(wanted: _Body, query: str, documents: Sequence[str]) -> Job:
+    prompt_tokens = wanted.truncate_prompt_tokens
+    return Job(
+        query=query,
+        documents=documents,
+        instruction=wanted.wanted_instruction,
+        long_documents=wanted.wanted_long_documents,
+        max_tokens_per_doc=wanted.max_tokens_per_doc or None,
+        max_prompt_tokens=None if prompt_tokens in (None, -1) else prompt_tokens,
+    )
+
+
+async def _routing_error(request: Request, exc: Exception) -> Response:
+    """Give 404 and 405 the shape of every other error."""
+    headers = dict(getattr(exc, "headers", None) or {})
+    if getattr(exc, "status_code", 404) == 405:
+        raise ApiError(405, "method_not_allowed", "this route does not take this method.", headers=headers)
+    raise ApiError(404, "not_found", "there is no such route.")

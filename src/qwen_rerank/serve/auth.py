@@ -1,0 +1,89 @@
+"""API keys: where they come from, and who a request is."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.serve.errors import ApiError
+
+MIN_KEY_CHARS = 8
+MAX_KEY_CHARS = 512
+
+_KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
+
+
+class KeyRing:
+    """The keys that open the server; without any, it is open to all.
+
+    Args:
+        keys: Printable ASCII without spaces, 8 to 512 characters each.
+    """
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        # Digests of one length: the comparison's time tells neither a key's length nor how much of it was right.
+        self._digests = [_digest(_checked(key).encode()) for key in dict.fromkeys(keys)]
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def identify(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """Return who asks, as "key-1", "key-2", …; "open" where no keys are set.
+
+        Raises:
+            ApiError: 401 where the key is absent, wrong, or given more than once.
+        """
+        if not self._digests:
+            return "open"
+        given = [(name, value) for name, value in headers if name in _KEY_HEADERS]
+        digest = _digest(_credential(given))
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        if len(given) != 1 or not any(matches):
+            message = "this server needs an API key: send `Authorization: Bearer KEY`."
+            raise ApiError(401, "invalid_api_key", message, headers={"www-authenticate": 'Bearer realm="qwen-rerank"'})
+        return f"key-{matches.index(True) + 1}"
+
+
+def load_keys(*, listed: str | None = None, file: Path | None = None) -> list[str]:
+    """Return keys from a comma-separated list and from a file with one a line (`#` starts a comment line).
+
+    Raises:
+        InvalidInputError: If the file cannot be read or holds no key.
+    """
+    keys = [key.strip() for key in (listed or "").split(",") if key.strip()]
+    if file is None:
+        return keys
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidInputError(f"the API key file {str(file)!r} cannot be read ({exc}).") from exc
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise InvalidInputError(f"the API key file {str(file)!r} holds no key; write one key a line.")
+    return keys + found
+
+
+def _checked(key: str) -> str:
+    if not MIN_KEY_CHARS <= len(key) <= MAX_KEY_CHARS or not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidInputError(
+            f"an API key must be {MIN_KEY_CHARS} to {MAX_KEY_CHARS} printable ASCII characters without spaces "
+            f"(one of {len(key)} characters was given; keys are not shown)."
+        )
+    return key
+
+
+def _credential(given: Sequence[tuple[bytes, bytes]]) -> bytes:
+    if len(given) != 1:
+        return b""
+    name, value = given[0]
+    if name != b"authorization":
+        return value
+    scheme, _, credential = value.partition(b" ")
+    return credential if scheme == b"Bearer" else b""
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,101 @@
+"""The model behind the server, and whether it may be asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from enum import StrEnum
+
+from qwen_rerank.errors import RerankError
+from qwen_rerank.protocols import Scorer
+from qwen_rerank.serve.errors import ApiError
+from qwen_rerank.serve.queue import FairQueue
+from qwen_rerank.serve.scoring import Scoring
+from qwen_rerank.serve.selfcheck import check_scorer
+from qwen_rerank.serve.settings import ServeSettings
+
+logger = logging.getLogger("qwen_rerank.serve")
+
+_RETRY_S = {"loading": 5.0, "draining": 2.0, "stalled": 10.0, "failed": 60.0}
+
+
+class State(StrEnum):
+    """Where the server stands; only READY takes requests."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    DRAINING = "draining"
+    STALLED = "stalled"
+
+
+class Backend:
+    """Loads a scorer, checks it, and says whether requests may come.
+
+    Args:
+        load: Returns the scorer; runs in a thread.
+        settings: Limits.
+    """
+
+    def __init__(self, load: Callable[[], Scorer], settings: ServeSettings) -> None:
+        self.state = State.LOADING
+        self.reason = "the model is loading"
+        self.queue = FairQueue(settings)
+        self._load = load
+        self._settings = settings
+        self._scoring: Scoring | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self.checks: list[str] = []
+
+    @property
+    def scoring(self) -> Scoring:
+        """The way to the model.
+
+        Raises:
+            ApiError: 503 with `Retry-After` unless ready.
+        """
+        if self._scoring is None or self.state is not State.READY:
+            message = f"the server is not ready: {self.reason}."
+            raise ApiError(503, "not_ready", message, retry_after_s=_RETRY_S.get(self.state, 1.0))
+        return self._scoring
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """The model once it is loaded."""
+        return self._scoring.scorer if self._scoring else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread of the model may still be running: it is loading, or calls are under way."""
+        return bool(self.queue.running_turns) or (self._loading is not None and not self._loading.done())
+
+    def start(self) -> None:
+        """Begin to load; the server answers 503 meanwhile."""
+        self._loading = asyncio.get_running_loop().create_task(self._prepare())
+
+    async def wait_loaded(self) -> None:
+        """Return when loading has ended, well or not."""
+        if self._loading is not None:
+            await asyncio.wait([self._loading])
+
+    def turn(self, state: State, reason: str) -> None:
+        """Go to another state; from DRAINING and STALLED there is no way back."""
+        if self.state not in (State.DRAINING, State.STALLED):
+            self.state, self.reason = state, reason
+            logger.info("state", extra={"event": {"state": state.value, "reason": reason}})
+
+    async def _prepare(self) -> None:
+        try:
+            scorer = await asyncio.to_thread(self._load)
+            self._scoring = Scoring(scorer, self._settings, self.queue)
+            self.reason = "the model is being checked"
+            self.checks = await asyncio.to_thread(check_scorer, scorer)
+        except RerankError as exc:
+            logger.error("the model cannot be served: %s", exc)
+            self.turn(State.FAILED, "the model could not be loaded or failed its self check; the log says why")
+        except Exception:
+            logger.exception("the model cannot be served")
+            self.turn(State.FAILED, "the model could not be loaded; the log says why")
+        else:
+            self.turn(State.READY, "; ".join(self.checks))

@@ -1,0 +1,138 @@
+"""The description at `/openapi.json`, and the page at `/docs` that shows it without anything from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Response
+from pydantic import BaseModel
+
+from qwen_rerank.serve import answers
+from qwen_rerank.serve.pages import page_response
+
+DESCRIPTION = (
+    "Ranks documents by relevance to a query. `/v1/rerank`, `/v2/rerank` and `/rerank` are one route that answers in "
+    "the shape of the request: `documents` as Jina, Cohere and vLLM do (with `top_k` also Voyage's `data`), `texts` as "
+    "Text Embeddings Inference, `passages` as NVIDIA NIM. Unknown fields are ignored, optional fields may be null. "
+    "Documents are not repeated unless `return_documents` is true. `X-Request-Timeout-Ms` shortens the deadline."
+)
+
+_ERRORS = {
+    400: "The body is no strict JSON.",
+    401: "No valid API key.",
+    404: "No such route or model.",
+    405: "The route does not take this method.",
+    408: "The request came too slowly.",
+    413: "Too many bytes, documents or tokens.",
+    415: "Not plain UTF-8 JSON.",
+    422: "A field is wrong; `error.param` names it.",
+    429: "The queue is full; see `Retry-After`.",
+    500: "An internal error.",
+    502: "The model failed.",
+    503: "Not ready or shutting down; see `Retry-After`.",
+    504: "The deadline passed.",
+}
+_GET_ERRORS = (401, 404, 405, 503)
+
+_ANSWERS: dict[str, type[BaseModel] | Any] = {
+    "/score": answers.ScoreAnswer,
+    "/v1/score": answers.ScoreAnswer,
+    "/v1/ranking": answers.RankingAnswer,
+    "/tei/rerank": list[answers.TeiResult],
+    "/infinity/rerank": answers.InfinityAnswer,
+    "/voyage/v1/rerank": answers.VoyageAnswer,
+}
+_RERANK_ANSWER = answers.RerankAnswer | list[answers.TeiResult] | answers.RankingAnswer
+
+_TEXT_PAGES = {"/metrics": "text/plain", "/docs": "text/html"}
+
+
+def extra(*requests: type[BaseModel]) -> dict[str, Any]:
+    """Return the description of a body that is one of `requests`; the first wins where several would fit."""
+    schemas = [request.model_json_schema() for request in requests]
+    for schema in schemas[1:]:
+        schema["properties"]["documents"] = False
+    if len(schemas) == 3:
+        schemas[2]["properties"]["texts"] = False
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def documented(options: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return a route's options with its answers described."""
+    takes_body = "openapi_extra" in options
+    codes = _ERRORS if takes_body else {code: _ERRORS[code] for code in _GET_ERRORS}
+    responses: dict[int | str, dict[str, Any]] = {
+        code: {"description": text, "model": answers.ErrorAnswer} for code, text in codes.items()
+    }
+    if path in _TEXT_PAGES:
+        responses[200] = {"description": "A page.", "content": {_TEXT_PAGES[path]: {"schema": {"type": "string"}}}}
+    elif takes_body:
+        responses[200] = {"description": "The answer.", "model": _ANSWERS.get(path, _RERANK_ANSWER)}
+    return {**options, "responses": responses, "response_model": None, "response_class": _class(path)}
+
+
+def _class(path: str) -> type[Response]:
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+
+    return {"/metrics": PlainTextResponse, "/docs": HTMLResponse}.get(path, JSONResponse)
+
+
+def install(app: FastAPI, *, with_keys: bool, public: Collection[str]) -> None:
+    """Make the app's description say where a key is needed."""
+    make = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = make()
+            if with_keys:
+                _describe_keys(schema, public)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _describe_keys(schema: dict[str, Any], public: Collection[str]) -> None:
+    schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, methods in schema["paths"].items():
+        for operation in methods.values():
+            if path not in public:
+                operation["security"] = [{"key": []}]
+
+
+def docs_page(app: FastAPI) -> Response:
+    """Return the description as one plain page."""
+    schema = app.openapi()
+    rows = [
+        _operation(path, method, operation)
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    ]
+    body = (
+        f"<main><h1>{html.escape(schema['info']['title'])} {html.escape(schema['info']['version'])}</h1>"
+        f"<p>{html.escape(schema['info']['description'])}</p>{''.join(rows)}"
+        "<p>For programs: <a href='openapi.json'>openapi.json</a></p></main>"
+    )
+    return page_response("qwen-rerank: routes", body, style=_STYLE)
+
+
+def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    fields = f"<pre>{html.escape(json.dumps(body, indent=2, ensure_ascii=False))}</pre>" if body else ""
+    return (
+        f"<details><summary><b>{method.upper()}</b> <code>{html.escape(path)}</code> "
+        f"{html.escape(operation.get('description', ''))}</summary>{fields}</details>"
+    )
+
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0; }
+main { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+summary { cursor: pointer; padding: .4rem 0; }
+pre { overflow: auto; padding: 1rem; border: 1px solid #8886; border-radius: 8px; font-size: 13px; }
+"""

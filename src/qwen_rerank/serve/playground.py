@@ -1,0 +1,161 @@
+"""The page at `/`: both rounds side by side, for a newcomer. Its files are public, its searches need the key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.protocols import Scorer
+from qwen_rerank.samples import LANGUAGES, load_sample
+from qwen_rerank.serve import openapi
+from qwen_rerank.serve.backend import Backend
+from qwen_rerank.serve.body import parse_object
+from qwen_rerank.serve.errors import ApiError
+from qwen_rerank.serve.gate import Exchange
+from qwen_rerank.serve.pages import page_response
+from qwen_rerank.serve.responses import json_response
+from qwen_rerank.serve.schemas import SearchRequest, read
+from qwen_rerank.serve.scoring import Job, Outcome
+from qwen_rerank.types import Candidate, Document
+
+MAX_TEXTS = 200
+
+Run = Callable[[Request, Any, Sequence[Job]], Awaitable[list[Outcome]]]
+
+
+class Playground:
+    """The page and its searches.
+
+    Args:
+        backend: Tells which model is behind it.
+        run: Scores jobs as any other route does.
+    """
+
+    static_paths = frozenset({"/", "/playground/samples"})
+
+    def __init__(self, backend: Backend, run: Run) -> None:
+        self._backend = backend
+        self._run = run
+
+    def add_routes(self, app: FastAPI, extra: Callable[..., dict[str, Any]]) -> None:
+        """Add the page, its samples and its search."""
+        app.add_api_route("/", self.page, methods=["GET"], include_in_schema=False)
+        app.add_api_route("/playground/samples", self.samples, methods=["GET"], include_in_schema=False)
+        options = {"openapi_extra": extra(SearchRequest), "include_in_schema": False}
+        app.add_api_route(
+            "/playground/search", self.search, methods=["POST"], **openapi.documented(options, "/playground/search")
+        )
+
+    async def page(self) -> Response:
+        """Return the page."""
+        body, style, script = _page_parts()
+        return page_response("qwen-rerank playground", body, style=style, script=script)
+
+    async def samples(self) -> Response:
+        """Return the sample collections with a few queries each."""
+        return json_response(_samples())
+
+    async def search(self, request: Request) -> Response:
+        """Recall candidates, rank them, and show the prompt of the best one."""
+        exchange: Exchange = request.state.exchange
+        wanted = read(SearchRequest, parse_object(exchange.body))
+        documents = _documents(wanted)
+        found = await asyncio.to_thread(_recall, wanted.query, documents, wanted.top_k)
+        job = Job(
+            query=wanted.query,
+            documents=[candidate.document.text for candidate in found],
+            instruction=wanted.wanted_instruction,
+        )
+        [outcome] = await self._run(request, wanted, [job]) if found else [Outcome([], 0)]
+        scorer = self._backend.scoring.scorer
+        first = [
+            {
+                "id": candidate.document.id,
+                "title": str(candidate.document.metadata.get("title", "")),
+                "text": candidate.document.text,
+                "score": candidate.score,
+            }
+            for candidate in found
+        ]
+        final = [
+            {"index": hit.index, "score": hit.score, "log_odds": hit.log_odds, "truncated": hit.truncated}
+            for hit in outcome.ranked
+        ]
+        best = found[outcome.ranked[0].index].document.text if outcome.ranked else ""
+        answer = {
+            "model": scorer.name,
+            "first_stage": "BM25",
+            "first": first,
+            "final": final,
+            "n_documents": len(documents),
+            "prompt": _prompt(scorer, wanted.query, best, wanted.wanted_instruction),
+        }
+        return json_response(answer)
+
+
+@lru_cache(maxsize=1)
+def _page_parts() -> tuple[str, str, str]:
+    folder = files("qwen_rerank.serve").joinpath("static")
+    body, style, script = (
+        folder.joinpath(name).read_text(encoding="utf-8")
+        for name in ("playground.html", "playground.css", "playground.js")
+    )
+    return body, style, script
+
+
+@lru_cache(maxsize=1)
+def _samples() -> dict[str, Any]:
+    collections = {language: load_sample(language) for language in LANGUAGES}
+    return {
+        language: {"queries": list(sample.queries), "texts": [document.text for document in sample.documents]}
+        for language, sample in collections.items()
+    }
+
+
+def _documents(wanted: SearchRequest) -> list[Document]:
+    if wanted.collection is not None:
+        return list(load_sample(wanted.collection).documents)
+    texts = [text for text in wanted.texts or [] if text.strip()]
+    if not texts:
+        raise ApiError(422, "no_texts", "choose a collection or give at least one text.", param="texts")
+    if len(texts) > MAX_TEXTS:
+        message = f"the playground takes {MAX_TEXTS} texts at most; use /v1/rerank for more."
+        raise ApiError(413, "too_many_documents", message, param="texts")
+    return [Document(str(place), text) for place, text in enumerate(texts)]
+
+
+def _recall(query: str, documents: Sequence[Document], top_k: int) -> list[Candidate]:
+    """Return the first stage's candidates; documents without a word of the query come last, in their own order."""
+    from qwen_rerank.lexical import BM25Index
+
+    try:
+        found = BM25Index(documents).search(query, top_k)
+    except InvalidInputError:
+        found = []
+    known = {candidate.document.id for candidate in found}
+    rest = [document for document in documents if document.id not in known][: top_k - len(found)]
+    return found + [Candidate(document, 0.0, len(found) + place) for place, document in enumerate(rest, start=1)]
+
+
+def _prompt(scorer: Scorer, query: str, document: str, instruction: str | None) -> list[dict[str, Any]] | None:
+    """Return the prompt's parts in order, or None where the scorer does not say how its prompt is built."""
+    encoder = getattr(scorer, "encoder", None)
+    if encoder is None or not document:
+        return None
+    spec = encoder.spec
+    parts = [
+        ("fixed", spec.prefix + spec.instruction_label),
+        ("instruction", instruction or encoder.instruction),
+        ("fixed", spec.separator + spec.query_label),
+        ("query", query),
+        ("fixed", spec.separator + spec.document_label),
+        ("document", document),
+        ("fixed", spec.suffix),
+    ]
+    return [{"kind": kind, "text": text} for kind, text in parts]

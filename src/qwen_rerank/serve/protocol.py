@@ -1,0 +1,151 @@
+"""HTTP/1.1 on the socket: uvicorn's h11 protocol with the deadlines and the error shape that it lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import uuid
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from qwen_rerank.serve.errors import ApiError
+from qwen_rerank.serve.settings import ServeSettings
+
+logger = logging.getLogger("qwen_rerank.serve")
+
+
+def protocol_class(settings: ServeSettings) -> type[H11Protocol]:
+    """Return the protocol with these limits; uvicorn makes one object of it for each connection."""
+
+    class Protocol(GuardedProtocol):
+        limits = settings
+
+    return Protocol
+
+
+class GuardedProtocol(H11Protocol):
+    """Closes connections whose client is too slow, in whichever direction, and answers broken HTTP in JSON."""
+
+    limits: ServeSettings
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request; refuse the connection where there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            message = "the server is busy: too many connections are open; try again later."
+            self._refuse(ApiError(503, "too_many_connections", message, retry_after_s=1))
+            return
+        self._start_head_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in; the first of a further request starts its clock."""
+        if self._head_timer is None and self.conn.their_state is h11.IDLE:
+            self._start_head_timer()
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_head_timer()
+
+    def handle_events(self) -> None:
+        """Handle what has arrived."""
+        super().handle_events()
+        if self.conn.their_state is h11.ERROR:
+            self._stop_head_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is no HTTP."""
+        if len(self.conn.trailing_data[0]) >= self.limits.max_head_bytes:
+            error = ApiError(
+                431, "headers_too_large", f"the headers are larger than {self.limits.max_head_bytes} bytes."
+            )
+        else:
+            error = ApiError(400, "invalid_http", "this is not valid HTTP/1.1.")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # a body that breaks off: its request is dropped, its work cancelled
+            self.cycle.message_event.set()
+        self._refuse(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._stop_head_timer()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Note that the client does not take its answer."""
+        super().pause_writing()
+        self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        """Note that it does."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_write_timer()
+
+    def on_response_complete(self) -> None:
+        """Give a connection that is to close some time to send what is left, not for ever."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._start_write_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection."""
+        super().timeout_keep_alive_handler()
+        self._start_write_timer()
+
+    def shutdown(self) -> None:
+        """Close if idle, else after the running request."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self._start_write_timer()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.limits.head_timeout_s, self._head_too_slow)
+
+    def _start_write_timer(self) -> None:
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.limits.write_timeout_s, self.transport.abort)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
+        if self.conn.trailing_data[0]:
+            message = f"the headers did not arrive within {self.limits.head_timeout_s:g} s."
+            self._refuse(ApiError(408, "slow_headers", message))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer outside of any request, and close."""
+        request_id = uuid.uuid4().hex
+        logger.info("refused", extra={"event": {"request_id": request_id, "status": error.status, "code": error.code}})
+        body = json.dumps(error.body(request_id)).encode()
+        headers = {
+            **error.headers,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+            "x-request-id": request_id,
+        }
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            response = h11.Response(status_code=error.status, headers=list(headers.items()))
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
+        self._start_write_timer()

@@ -1,0 +1,174 @@
+"""A process that serves: one port, clean signals, and an end when the model hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import resource
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.protocols import Scorer
+from qwen_rerank.serve.app import create_app
+from qwen_rerank.serve.backend import Backend, State
+from qwen_rerank.serve.protocol import protocol_class
+from qwen_rerank.serve.settings import ServeSettings
+
+logger = logging.getLogger("qwen_rerank.serve")
+
+EXIT_HUNG = 70
+EXIT_FORCED = 143
+_SPARE_FILES = 64  # descriptors kept for everything that is no connection
+
+
+def serve(
+    load: Callable[[], Scorer],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    settings: ServeSettings | None = None,
+    api_keys: Sequence[str] = (),
+    no_auth: bool = False,
+    listener: socket.socket | None = None,
+) -> None:
+    """Serve until a signal says to stop; SIGTERM answers what is admitted, a second one ends at once.
+
+    Args:
+        load: Returns the scorer; called in a thread, while the port answers 503.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one, and the log says which.
+        settings: Limits; None for the defaults.
+        api_keys: Keys that open the server.
+        no_auth: Listen on other addresses than this machine's own without any key.
+        listener: A socket that listens already, instead of host and port.
+
+    Raises:
+        InvalidInputError: If it would listen to others without a key, or cannot listen there at all.
+    """
+    chosen = settings or ServeSettings()
+    check_exposure(host, has_keys=bool(api_keys), no_auth=no_auth)
+    sock = listener or listen(host, port)
+    app = create_app(load=load, settings=chosen, api_keys=api_keys)
+    config = uvicorn.Config(
+        app,
+        http=protocol_class(_within_file_limit(chosen)),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        h11_max_incomplete_event_size=chosen.max_head_bytes,
+        timeout_keep_alive=int(chosen.keep_alive_s),
+        timeout_graceful_shutdown=int(chosen.grace_s),
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        access_log=False,
+        log_config=None,
+    )
+    address, bound, *_ = sock.getsockname()
+    logger.info("listening", extra={"event": {"address": address, "port": bound, "keys": len(api_keys)}})
+    _Server(config, app, chosen).run(sockets=[sock])
+
+
+def check_exposure(host: str, *, has_keys: bool, no_auth: bool) -> None:
+    """Refuse to be open to others by accident.
+
+    Raises:
+        InvalidInputError: If `host` is not this machine's own address and there is neither a key nor `no_auth`.
+    """
+    if has_keys or no_auth or _is_loopback(host):
+        return
+    raise InvalidInputError(
+        f"host {host!r} lets other machines in, and no API key is set; give keys (--api-key-file or "
+        "QWEN_RERANK_API_KEYS), listen on 127.0.0.1, or say --no-auth if something in front asks for keys."
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        InvalidInputError: If the address cannot be had.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+    except (OSError, OverflowError) as exc:
+        raise InvalidInputError(
+            f"{host}:{port} cannot be listened on ({exc}); choose another --host or --port."
+        ) from exc
+    return sock
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with our way to end."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, settings: ServeSettings) -> None:
+        super().__init__(config)
+        self._backend: Backend = app.state.backend
+        self._settings = settings
+        self._hung = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, end at the second; the exit status is 0 either way."""
+        if self.should_exit or self._backend.state is State.DRAINING:
+            self.should_exit = self.force_exit = True
+        else:
+            asyncio.get_running_loop().call_soon_threadsafe(self._drain)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end; leave at once where a thread of the model would hold the interpreter back."""
+        await super().serve(sockets)
+        code = EXIT_HUNG if self._hung else EXIT_FORCED if self.force_exit else 0
+        if code or self._backend.busy:
+            logging.shutdown()
+            os._exit(code)
+
+    def _drain(self) -> None:
+        self._backend.turn(State.DRAINING, "the server is shutting down")
+        asyncio.get_running_loop().call_later(self._settings.drain_delay_s, self._close)
+
+    def _close(self) -> None:
+        self.should_exit = True
+
+    async def main_loop(self) -> None:
+        """Run until told to end, or until the model hangs."""
+        watch = asyncio.create_task(self._watch())
+        await super().main_loop()
+        watch.cancel()
+
+    async def _watch(self) -> None:
+        queue = self._backend.queue
+        while queue.stalled_s < self._settings.watchdog_s:
+            await asyncio.sleep(min(1.0, self._settings.watchdog_s / 10))
+        logger.error("the model has not moved for %g s; the process ends", self._settings.watchdog_s)
+        self._hung = True
+        self._backend.turn(State.STALLED, "the model hangs")
+        queue.abandon()
+        self.should_exit = True
+
+
+def _within_file_limit(settings: ServeSettings) -> ServeSettings:
+    """Return the settings with no more connections than there are file descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(8, soft - _SPARE_FILES)
+    return replace(settings, max_connections=min(settings.max_connections, most))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

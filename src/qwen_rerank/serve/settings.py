@@ -1,0 +1,78 @@
+"""How the server runs: names, limits and times, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from qwen_rerank.checks import check_choice, check_count
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.reranker import LongDocuments
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Every limit of the server. The defaults suit one model behind one port.
+
+    Attributes:
+        served_names: Names a request may give as `model` besides the scorer's own; the first is the one reported.
+        any_model: Accept whatever a request gives as `model`.
+        instruction: Default instruction; None for the scorer's own.
+        long_documents: What happens to an over-long document unless the request says otherwise.
+        max_body_bytes: Largest request body.
+        max_buffered_bytes: Request bodies in memory, all together.
+        max_documents: Documents, or pairs, of one request.
+        max_request_tokens: Estimated tokens of one request.
+        max_queued_tokens: Estimated tokens that may wait, shared fairly by the keys in use.
+        max_queued_requests: Requests that may be admitted at a time, shared in the same way.
+        max_queue_wait_s: Longest expected wait at which a request is still admitted.
+        patience_requests: Admitted requests up to which a key is not refused for the expected wait.
+        max_running_tokens: Estimated tokens handed to the scorer at a time; None for twice its own `token_budget`, or
+            65,536 where it has none. One scorer call takes a quarter of it; a longer request takes turns with others.
+        request_timeout_s: From the complete request to its answer; a request may ask for less.
+        head_timeout_s: To receive the request line and headers.
+        receive_timeout_s: To receive the body.
+        write_timeout_s: For a client to take its answer.
+        keep_alive_s: How long an idle connection stays open.
+        max_connections: Open connections.
+        max_head_bytes: Request line and headers.
+        drain_delay_s: From the first SIGTERM to the closing of the listening socket; readiness is red meanwhile.
+        grace_s: For the admitted requests to be answered after that.
+        watchdog_s: Without any progress while work is running, the process answers 504, turns red and exits.
+    """
+
+    served_names: tuple[str, ...] = ()
+    any_model: bool = False
+    instruction: str | None = None
+    long_documents: LongDocuments = "truncate"
+    max_body_bytes: int = 8 * _MIB
+    max_buffered_bytes: int = 256 * _MIB
+    max_documents: int = 1_000
+    max_request_tokens: int = 2_000_000
+    max_queued_tokens: int = 4_000_000
+    max_queued_requests: int = 1_024
+    max_queue_wait_s: float = 2.0
+    patience_requests: int = 8
+    max_running_tokens: int | None = None
+    request_timeout_s: float = 120.0
+    head_timeout_s: float = 10.0
+    receive_timeout_s: float = 30.0
+    write_timeout_s: float = 30.0
+    keep_alive_s: float = 15.0
+    max_connections: int = 2_048
+    max_head_bytes: int = 16_384
+    drain_delay_s: float = 0.0
+    grace_s: float = 30.0
+    watchdog_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        check_choice("long_documents", self.long_documents, get_args(LongDocuments))
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if name.startswith(("max_", "patience")) and not name.endswith("_s"):
+                if value is not None or name != "max_running_tokens":
+                    check_count(name, value)
+            elif name.endswith("_s") and (not isinstance(value, int | float) or not 0 <= value < float("inf")):
+                raise InvalidInputError(f"{name} must be a number of seconds, 0 or more, not {value!r}.")
