@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
+from dataclasses import asdict, fields
 
 import pytest
 from checkpoints import make_checkpoint
@@ -17,8 +19,10 @@ from qwen_rerank.langchain import QwenRerankCompressor
 from qwen_rerank.llama_index import QwenRerankPostprocessor
 from qwen_rerank.pipeline import Cascade
 from qwen_rerank.reranker import Reranker
-from qwen_rerank.scorers.http import HttpScorer
-from qwen_rerank.scorers.qwen import QwenScorer
+from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer
+from qwen_rerank.scorers.cross_encoder.scorer import CrossEncoderConfig
+from qwen_rerank.scorers.http import HttpConfig, HttpScorer
+from qwen_rerank.scorers.qwen import QwenConfig, QwenScorer
 from qwen_rerank.testing import OverlapScorer
 
 KEY = "sk-very-secret"
@@ -140,6 +144,24 @@ def test_any_other_scorer_is_named_and_asked_for(settings):
     with pytest.raises(InvalidInputError, match=rf"cannot be rebuilt.*from_dict\(data, {name}="):
         QwenRerankPostprocessor.from_dict(data)
     assert getattr(QwenRerankPostprocessor.from_dict(data, **settings), name) is settings[name]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "config"),
+    [(QwenScorer, QwenConfig), (HttpScorer, HttpConfig), (CrossEncoderScorer, CrossEncoderConfig)],
+)
+def test_every_configuration_fits_its_constructor_and_holds_no_key(scorer, config):
+    settings = {field.name for field in fields(config)}
+
+    assert settings <= set(inspect.signature(scorer).parameters)
+    assert not settings & {"api_key", "key", "token", "headers"}
+
+
+def test_a_folder_given_as_a_path_is_described_as_text(tmp_path):
+    scorer = object.__new__(CrossEncoderScorer)
+    scorer.config = CrossEncoderConfig(model="m", device=tmp_path)
+
+    assert describe(scorer)["config"] == {**asdict(scorer.config), "device": str(tmp_path)}
 
 
 def test_a_subclass_of_our_scorer_is_not_mistaken_for_it():

@@ -111,7 +111,7 @@ def _is_ours(part: object) -> bool:
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` as JSON gives them back, so that a description is the same before and after a file."""
-    plain: dict[str, Any] = json.loads(json.dumps(values))
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))  # a Path, a torch.device
     return plain
 
 
