@@ -1,0 +1,128 @@
+"""(query, document) → the token ids of a pair, in which untrusted text never becomes a control token."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from qwen_rerank.errors import QueryTooLongError, TokenizerError
+from qwen_rerank.types import Fit
+
+_SLACK = 64  # tokens beyond the room, so that cutting the text does not change the tokens that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Tokens of one prompt: ids and segment of each, in order."""
+
+    ids: list[int]
+    type_ids: list[int]
+
+
+class PairEncoder:
+    """Tokenizes pairs as the model's own tokenizer does, and cuts the document, never the query, to fit.
+
+    Thread-safe: nothing of the tokenizer is changed after construction.
+
+    Args:
+        tokenizer_json: The model's tokenizer.
+        max_length: Tokens of one pair, control tokens included.
+    """
+
+    def __init__(self, tokenizer_json: str, *, max_length: int) -> None:
+        self.max_length = max_length
+        self._tokenizer = Tokenizer.from_str(_without_reachable_control_tokens(tokenizer_json))
+        self._n_control = self._tokenizer.num_special_tokens_to_add(True)
+
+    def encode(self, query: str, documents: Sequence[str]) -> list[Pair]:
+        """Return one pair for each document.
+
+        Raises:
+            QueryTooLongError: If no token of a document fits beside the query.
+        """
+        [query_tokens], room = self._query(query)
+        pairs = []
+        for tokens in self._encode(documents, room):
+            tokens.truncate(room)
+            pair = self._tokenizer.post_process(query_tokens, tokens)
+            pairs.append(Pair(pair.ids, pair.type_ids))
+        return pairs
+
+    def fit(self, query: str, texts: Sequence[str]) -> list[Fit]:
+        """Return for each text its tokens, the room beside this query, and how many characters are kept."""
+        _, room = self._query(query)
+        return [_fit(tokens, room, len(text)) for tokens, text in zip(self._encode(texts, room), texts, strict=True)]
+
+    def _query(self, query: str) -> tuple[list[Encoding], int]:
+        """Return the query's tokens and how many remain for a document."""
+        tokens = self._encode([query], self.max_length)
+        room = self.max_length - self._n_control - len(tokens[0].ids)
+        if room < 1:
+            raise QueryTooLongError(
+                f"the query has at least {len(tokens[0].ids)} tokens and leaves no room for a document within "
+                f"max_length ({self.max_length}); shorten the query or raise max_length."
+            )
+        return tokens, room
+
+    def _encode(self, texts: Sequence[str], room: int) -> list[Encoding]:
+        """Return each text's tokens, or of a text far too long only those of a beginning beyond `room`."""
+        encodings: dict[int, Encoding] = {}
+        pending, chars = list(range(len(texts))), 8 * (room + _SLACK)
+        while pending:
+            found = self._tokenizer.encode_batch([texts[i][:chars] for i in pending], add_special_tokens=False)
+            encodings |= dict(zip(pending, found, strict=True))
+            pending = [i for i in pending if len(texts[i]) > chars and len(encodings[i].ids) <= room + _SLACK]
+            chars *= 4
+        return [encodings[i] for i in range(len(texts))]
+
+
+def _fit(tokens: Encoding, room: int, n_chars: int) -> Fit:
+    offsets = tokens.offsets
+    # Several tokens can share one character; it is kept only if all of them are.
+    kept = n_chars if len(offsets) <= room else min(offsets[room - 1][1], offsets[room][0])
+    return Fit(tokens=len(offsets), room=room, kept_chars=kept)
+
+
+def _without_reachable_control_tokens(tokenizer_json: str) -> str:
+    """Return the tokenizer with its control tokens taken out of reach of any text.
+
+    They are no longer looked for in the text, and their names in the vocabulary, where a tokenizer could still come
+    upon them ("</s>" is an ordinary piece of a unigram vocabulary), become random. Their ids stay, and so do the places
+    where the template puts them.
+    """
+    try:
+        data = json.loads(tokenizer_json)
+        control = _control_ids(data)
+        data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] not in control]
+        data["truncation"] = data["padding"] = None
+        _rename(data["model"], control)
+        return json.dumps(data)
+    except (KeyError, TypeError, ValueError) as exc:
+        raise TokenizerError(f"the tokenizer is not of a kind that can be read ({exc!r}).") from exc
+
+
+def _control_ids(data: dict[str, Any]) -> set[int]:
+    """Return the ids of all special tokens, and of those that the template puts around a pair."""
+    ids = {token["id"] for token in data["added_tokens"] if token["special"]}
+    template = data["post_processor"] or {}
+    for steps in template.get("processors", [template]):
+        ids |= {i for token in steps.get("special_tokens", {}).values() for i in token["ids"]}
+        ids |= {steps[name][1] for name in ("cls", "sep") if name in steps}
+    return ids
+
+
+def _rename(model: dict[str, Any], control: set[int]) -> None:
+    """Give the control tokens of a vocabulary names that no text can hold, because nobody can guess them."""
+    names = {i: f"<{secrets.token_hex(16)}>" for i in control}
+    vocab = model["vocab"]
+    if isinstance(vocab, list):  # unigram: pieces with their scores, in the order of the ids
+        model["vocab"] = [[names.get(i, piece), score] for i, (piece, score) in enumerate(vocab)]
+        return
+    if model.get("unk_token") is not None:
+        model["unk_token"] = names.get(vocab.get(model["unk_token"]), model["unk_token"])
+    model["vocab"] = {names.get(i, piece): i for piece, i in vocab.items()}
