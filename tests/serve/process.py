@@ -64,7 +64,9 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], *, ready: bool = True, env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+def running(
+    command: Sequence[str], *, ready: bool = True, env: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """Start a server process, wait until it is ready, and end it afterwards."""
     process = subprocess.Popen(
         [sys.executable, *command],

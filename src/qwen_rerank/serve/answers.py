@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 
 class Usage(BaseModel):
@@ -71,6 +71,10 @@ class TeiResult(BaseModel):
     index: int
     score: float
     text: str | None = None
+
+
+class TeiAnswer(RootModel[list[TeiResult]]):
+    """Best first."""
 
 
 class Ranking(BaseModel):

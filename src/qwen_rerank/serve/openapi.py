@@ -5,10 +5,13 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from qwen_rerank.serve import answers
 from qwen_rerank.serve.pages import page_response
@@ -37,19 +40,22 @@ _ERRORS = {
 }
 _GET_ERRORS = (401, 404, 405, 503)
 
-_ANSWERS: dict[str, type[BaseModel] | Any] = {
+_ANSWERS: dict[str, type[BaseModel]] = {
     "/score": answers.ScoreAnswer,
     "/v1/score": answers.ScoreAnswer,
     "/v1/ranking": answers.RankingAnswer,
-    "/tei/rerank": list[answers.TeiResult],
+    "/tei/rerank": answers.TeiAnswer,
     "/infinity/rerank": answers.InfinityAnswer,
     "/voyage/v1/rerank": answers.VoyageAnswer,
 }
-_RERANK_ANSWER = answers.RerankAnswer | list[answers.TeiResult] | answers.RankingAnswer
+_RERANK_ANSWERS = (answers.RerankAnswer, answers.TeiAnswer, answers.RankingAnswer)
+_COMPONENTS = (*_ANSWERS.values(), answers.RerankAnswer, answers.ErrorAnswer)
+_REFERENCE = "#/components/schemas/{model}"
 
 _TEXT_PAGES = {"/metrics": "text/plain", "/docs": "text/html"}
 
 
+@cache
 def extra(*requests: type[BaseModel]) -> dict[str, Any]:
     """Return the description of a body that is one of `requests`; the first wins where several would fit."""
     schemas = [request.model_json_schema() for request in requests]
@@ -64,20 +70,31 @@ def extra(*requests: type[BaseModel]) -> dict[str, Any]:
 def documented(options: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Return a route's options with its answers described."""
     takes_body = "openapi_extra" in options
-    codes = _ERRORS if takes_body else {code: _ERRORS[code] for code in _GET_ERRORS}
+    error = _content(_reference(answers.ErrorAnswer))
     responses: dict[int | str, dict[str, Any]] = {
-        code: {"description": text, "model": answers.ErrorAnswer} for code, text in codes.items()
+        code: {"description": text, "content": error}
+        for code, text in _ERRORS.items()
+        if takes_body or code in _GET_ERRORS
     }
     if path in _TEXT_PAGES:
         responses[200] = {"description": "A page.", "content": {_TEXT_PAGES[path]: {"schema": {"type": "string"}}}}
+    elif path in _ANSWERS:
+        responses[200] = {"description": "The answer.", "content": _content(_reference(_ANSWERS[path]))}
     elif takes_body:
-        responses[200] = {"description": "The answer.", "model": _ANSWERS.get(path, _RERANK_ANSWER)}
+        schema = {"anyOf": [_reference(answer) for answer in _RERANK_ANSWERS]}
+        responses[200] = {"description": "The answer.", "content": _content(schema)}
     return {**options, "responses": responses, "response_model": None, "response_class": _class(path)}
 
 
-def _class(path: str) -> type[Response]:
-    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+def _content(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
 
+
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    return {"$ref": _REFERENCE.format(model=model.__name__)}
+
+
+def _class(path: str) -> type[Response]:
     return {"/metrics": PlainTextResponse, "/docs": HTMLResponse}.get(path, JSONResponse)
 
 
@@ -88,12 +105,18 @@ def install(app: FastAPI, *, with_keys: bool, public: Collection[str]) -> None:
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = make()
+            _add_components(schema)
             if with_keys:
                 _describe_keys(schema, public)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
+
+
+def _add_components(schema: dict[str, Any]) -> None:
+    _, described = models_json_schema([(model, "validation") for model in _COMPONENTS], ref_template=_REFERENCE)
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(described["$defs"])
 
 
 def _describe_keys(schema: dict[str, Any], public: Collection[str]) -> None:

@@ -53,28 +53,33 @@ def serve(
     Raises:
         InvalidInputError: If it would listen to others without a key, or cannot listen there at all.
     """
-    chosen = settings or ServeSettings()
     check_exposure(host, has_keys=bool(api_keys), no_auth=no_auth)
     sock = listener or listen(host, port)
-    app = create_app(load=load, settings=chosen, api_keys=api_keys)
+    server = make_server(load, settings=settings or ServeSettings(), api_keys=api_keys)
+    address, bound, *_ = sock.getsockname()
+    logger.info("listening", extra={"event": {"address": address, "port": bound, "keys": len(api_keys)}})
+    server.run(sockets=[sock])
+
+
+def make_server(load: Callable[[], Scorer], *, settings: ServeSettings, api_keys: Sequence[str] = ()) -> Server:
+    """Return a server that `run(sockets=[…])` starts."""
+    app = create_app(load=load, settings=settings, api_keys=api_keys)
     config = uvicorn.Config(
         app,
-        http=protocol_class(_within_file_limit(chosen)),
+        http=protocol_class(_within_file_limit(settings)),
         ws="none",
         loop="asyncio",
         lifespan="on",
-        h11_max_incomplete_event_size=chosen.max_head_bytes,
-        timeout_keep_alive=int(chosen.keep_alive_s),
-        timeout_graceful_shutdown=int(chosen.grace_s),
+        h11_max_incomplete_event_size=settings.max_head_bytes,
+        timeout_keep_alive=int(settings.keep_alive_s),
+        timeout_graceful_shutdown=int(settings.grace_s),
         server_header=False,
         date_header=True,
         proxy_headers=False,
         access_log=False,
         log_config=None,
     )
-    address, bound, *_ = sock.getsockname()
-    logger.info("listening", extra={"event": {"address": address, "port": bound, "keys": len(api_keys)}})
-    _Server(config, app, chosen).run(sockets=[sock])
+    return Server(config, app, settings)
 
 
 def check_exposure(host: str, *, has_keys: bool, no_auth: bool) -> None:
@@ -110,18 +115,18 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server with our way to end."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, settings: ServeSettings) -> None:
         super().__init__(config)
-        self._backend: Backend = app.state.backend
+        self.backend: Backend = app.state.backend
         self._settings = settings
         self._hung = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, end at the second; the exit status is 0 either way."""
-        if self.should_exit or self._backend.state is State.DRAINING:
+        if self.should_exit or self.backend.state is State.DRAINING:
             self.should_exit = self.force_exit = True
         else:
             asyncio.get_running_loop().call_soon_threadsafe(self._drain)
@@ -130,12 +135,12 @@ class _Server(uvicorn.Server):
         """Serve until the end; leave at once where a thread of the model would hold the interpreter back."""
         await super().serve(sockets)
         code = EXIT_HUNG if self._hung else EXIT_FORCED if self.force_exit else 0
-        if code or self._backend.busy:
+        if code or self.backend.busy:
             logging.shutdown()
             os._exit(code)
 
     def _drain(self) -> None:
-        self._backend.turn(State.DRAINING, "the server is shutting down")
+        self.backend.turn(State.DRAINING, "the server is shutting down")
         asyncio.get_running_loop().call_later(self._settings.drain_delay_s, self._close)
 
     def _close(self) -> None:
@@ -148,12 +153,12 @@ class _Server(uvicorn.Server):
         watch.cancel()
 
     async def _watch(self) -> None:
-        queue = self._backend.queue
+        queue = self.backend.queue
         while queue.stalled_s < self._settings.watchdog_s:
             await asyncio.sleep(min(1.0, self._settings.watchdog_s / 10))
         logger.error("the model has not moved for %g s; the process ends", self._settings.watchdog_s)
         self._hung = True
-        self._backend.turn(State.STALLED, "the model hangs")
+        self.backend.turn(State.STALLED, "the model hangs")
         queue.abandon()
         self.should_exit = True
 
