@@ -88,10 +88,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _flagged(facts: Mapping[str, Any], word: str) -> bool:
-    return any(
-        note.startswith(f"in-domain for {word}") or note.startswith(f"in-domain for the {word}")
-        for note in facts["notes"]
-    )
+    return any(note.startswith((f"in-domain for {word}", f"in-domain for the {word}")) for note in facts["notes"])
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
