@@ -102,7 +102,11 @@ def make_checkpoint(
         "vocab_size": vocabulary,
     }
     if kind == "seq-cls":
-        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "pad_token_id": 151_643}
+        config |= {
+            "id2label": {"0": "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+            "pad_token_id": min(151_643, vocabulary - 1),
+        }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)

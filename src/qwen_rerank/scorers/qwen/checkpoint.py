@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from qwen_rerank.checks import check_query
-from qwen_rerank.errors import ModelCorruptError, ModelIncompleteError, ModelNotFoundError, TokenizerError
+from qwen_rerank.errors import (
+    InvalidInputError,
+    ModelCorruptError,
+    ModelError,
+    ModelIncompleteError,
+    ModelNotFoundError,
+    TokenizerError,
+)
 from qwen_rerank.prompt import PromptSpec
-from qwen_rerank.scorers.qwen.config import PROMPT_FILE, QwenModelConfig, read_config, read_prompt_file
+from qwen_rerank.scorers.qwen.config import PROMPT_FILE, QwenModelConfig, read_config, read_json, read_prompt_file
 from qwen_rerank.scorers.qwen.hub import resolve
 from qwen_rerank.scorers.qwen.shards import SINGLE, read_shards
 from qwen_rerank.tokenizer import PromptTokenizer
@@ -21,6 +29,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"
 _CLASS_HEAD = "score.weight"
 _SAMPLE_BYTES = 4096
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +74,16 @@ class Checkpoint:
         return _spec(template, self.prompt)
 
 
-def load_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
+def load_checkpoint(model: str, *, revision: str | None = None, sha256: str | None = None) -> Checkpoint:
     """Open a checkpoint by hub name, local folder, or `"pocket"`. Weights are mapped, not read.
 
     Args:
         model: For the three official names the revision is pinned.
         revision: Commit, tag or branch on the hub; only for a hub name.
+        sha256: What `weights_sha256` must give; reads every byte. None trusts the files.
 
     Raises:
+        InvalidInputError: If an argument is wrong.
         ModelNotFoundError: If there is no such folder or name.
         ModelIncompleteError: If a file or weight is missing, or unexpected.
         ModelCorruptError: If a file cannot be read as what it should be.
@@ -80,6 +91,8 @@ def load_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
         TokenizerError: If the tokenizer does not have the prompt's control strings and labels as single tokens.
         ModelError: If it is no Qwen3 reranker.
     """
+    if sha256 is not None and not _SHA256.fullmatch(sha256):
+        raise InvalidInputError(f"sha256 must be 64 lower-case hex digits, not {sha256!r}.")
     source = resolve(check_query(model, name="model"), revision)
     folder = source.path
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
@@ -92,6 +105,9 @@ def load_checkpoint(model: str, *, revision: str | None = None) -> Checkpoint:
     tokenizer_json = _read_text(folder / "tokenizer.json")
     tokenizer = PromptTokenizer(tokenizer_json, source=str(folder / "tokenizer.json"))
     labels = _check_tokens(tokenizer, _spec("transformers", prompt), config, folder)
+    _check_logit_score(folder, labels)
+    if sha256 is not None:
+        _check_sha256(folder, sha256)
     stored = read_shards(folder)
     head = _take_head(stored, config, labels, folder)
     _check_weights(stored, config, folder)
@@ -119,6 +135,14 @@ def weights_sha256(folder: Path) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _check_sha256(folder: Path, expected: str) -> None:
+    found = weights_sha256(folder)
+    if found != expected:
+        raise ModelCorruptError(
+            f"{folder}: the weights have SHA-256 {found}, not {expected}; download the checkpoint again."
+        )
 
 
 def expected_shapes(config: QwenModelConfig) -> dict[str, tuple[int, ...]]:
@@ -168,6 +192,18 @@ def _check_tokens(
     tokenizer.control_ids(spec.prefix)
     tokenizer.control_ids(spec.suffix)
     return tokenizer.single_id(spec.yes), tokenizer.single_id(spec.no)
+
+
+def _check_logit_score(folder: Path, labels: tuple[int, int]) -> None:
+    """Refuse a folder of sentence-transformers that was trained with other answers than the prompt's."""
+    for path in folder.glob("*_LogitScore/config.json"):
+        data = read_json(path)
+        trained = (data.get("true_token_id"), data.get("false_token_id"))
+        if trained != labels:
+            raise ModelError(
+                f"{path} scores the tokens {trained}, but the labels of the prompt are {labels}; name the labels (yes, "
+                f"no) in {folder / PROMPT_FILE}."
+            )
 
 
 def _take_head(

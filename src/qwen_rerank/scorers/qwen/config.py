@@ -143,7 +143,7 @@ def _check_supported(data: Mapping[str, Any], path: Path) -> Literal["causal", "
     if data.get("model_type") != "qwen3":
         raise ModelError(f"{path}: model_type is {data.get('model_type')!r}; only 'qwen3' checkpoints can be scored.")
     architectures = data.get("architectures")
-    kind = _KINDS.get(architectures[0]) if isinstance(architectures, list) and architectures else None
+    kind = next((kind for name, kind in _KINDS.items() if architectures == [name]), None)
     if kind is None:
         raise ModelError(f"{path}: architectures is {architectures!r}; a reranker is one of {', '.join(_KINDS)}.")
     labels = data.get("id2label")
@@ -155,7 +155,8 @@ def _check_supported(data: Mapping[str, Any], path: Path) -> Literal["causal", "
     if _flag(data, "attention_bias", path) or data.get("hidden_act", "silu") != "silu":
         raise ModelError(f"{path}: attention_bias must be false and hidden_act 'silu', as in Qwen3.")
     layer_types = data.get("layer_types") or []
-    if _flag(data, "use_sliding_window", path) or any(kind_ != "full_attention" for kind_ in layer_types):
+    everything = isinstance(layer_types, list) and all(name == "full_attention" for name in layer_types)
+    if _flag(data, "use_sliding_window", path) or not everything:
         raise ModelError(f"{path}: sliding-window attention is not supported; every layer must attend to everything.")
     return kind
 

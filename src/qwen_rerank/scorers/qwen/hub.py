@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from qwen_rerank.errors import ModelNotFoundError
+from qwen_rerank.errors import InvalidInputError, ModelNotFoundError
 
 # A hub name stands for whatever was pushed last. The official ones are pinned: a later push once changed their chat
 # template so that every pair scored the same.
@@ -16,7 +16,14 @@ PINNED = {
     "Qwen/Qwen3-Reranker-4B": "f16fc5d5d2b9b1d0db8280929242745d79794ef5",
     "Qwen/Qwen3-Reranker-8B": "5fa94080caafeaa45a15d11f969d7978e087a3db",
 }
-_FILES = ["config.json", "tokenizer.json", "qwen_rerank.json", "model*.safetensors", "model.safetensors.index.json"]
+_FILES = [
+    "config.json",
+    "tokenizer.json",
+    "qwen_rerank.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "*_LogitScore/config.json",
+]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -40,12 +47,15 @@ def resolve(model: str, revision: str | None = None) -> Source:
     """Return the folder of `"pocket"`, a local folder, or a hub name (downloaded on first use).
 
     Raises:
+        InvalidInputError: If a revision is given for a local folder.
         ModelNotFoundError: If there is none, or the hub cannot be reached and the model is not in its cache.
     """
     if model == "pocket":
         return _pocket()
     path = Path(model).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise InvalidInputError(f"revision ({revision!r}) is for hub names only, and {model} is a local folder.")
         return Source(model, path, None)
     if path.exists():
         raise ModelNotFoundError(f"{model} is a file, not a folder; name the folder that holds config.json.")
@@ -66,7 +76,7 @@ def _pocket() -> Source:
 
 def _download(name: str, revision: str | None) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
@@ -75,7 +85,7 @@ def _download(name: str, revision: str | None) -> Source:
             f"{name} is not in the local cache and the model hub cannot be reached ({_first_line(exc)}); download the "
             f"model on a connected machine and pass its folder, or set HF_ENDPOINT to a mirror."
         ) from exc
-    except (OSError, HFValidationError) as exc:
+    except Exception as exc:  # the hub's client has no common base for its errors
         raise ModelNotFoundError(
             f"{name} (revision {revision or 'main'}) cannot be had from the model hub ({_first_line(exc)}); check the "
             "name and revision, or pass a local folder."
