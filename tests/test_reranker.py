@@ -222,12 +222,15 @@ def test_an_over_long_document_fails_alone():
     np.testing.assert_array_equal(raised.value.scores, np.float32([np.nan, -4, 4]))
 
 
-@pytest.mark.parametrize(("aggregate", "log_odds"), [("max", 4.0), ("first", -4.0), ("mean", 0.0), ("topk-mean", 0.0)])
-def test_windows_are_aggregated_on_the_log_odds(aggregate, log_odds):
+@pytest.mark.parametrize(
+    ("aggregate", "log_odds", "windows"), [("max", 4.0, 2), ("mean", 0.0, 2), ("topk-mean", 0.0, 2), ("first", -4.0, 1)]
+)
+def test_windows_are_aggregated_on_the_log_odds(aggregate, log_odds, windows):
+    """Of "first", the other windows are not scored, and the result says that they were left out."""
     reranker = Reranker(OverlapScorer(max_words=6), long_documents="windows", aggregate=aggregate, window_overlap=0.0)
     [hit] = reranker.rerank("cat", ["a dog is here. a cat is here. "])
 
-    assert (hit.windows, hit.log_odds) == (2, log_odds)
+    assert (hit.windows, hit.log_odds, hit.truncated) == (windows, log_odds, windows == 1)
 
 
 def test_one_failed_window_fails_its_document():

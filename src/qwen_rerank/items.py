@@ -37,13 +37,14 @@ class Item:
     log_odds: float = math.nan
     best: int = 0
 
-    def take_windows(self, spans: list[Span] | DocumentTooLongError) -> None:
-        """Read the text in windows."""
+    def take_windows(self, spans: list[Span] | DocumentTooLongError, aggregate: Aggregate) -> None:
+        """Read the text in windows, as many as count."""
         if isinstance(spans, DocumentTooLongError):
             self.error = spans
-        else:
-            self.spans = spans
-            self.texts = [self.document.text[start:end] for start, end in spans]
+            return
+        self.spans = spans[:1] if aggregate == "first" else spans
+        self.truncated = len(self.spans) < len(spans)
+        self.texts = [self.document.text[start:end] for start, end in self.spans]
 
     def take_whole_or_fail(self, fit: Fit) -> None:
         """Read the whole text, and nothing of a text that does not fit."""

@@ -52,7 +52,8 @@ class Reranker:
         calibration: Turns log-odds into probabilities. It never changes the order.
         long_documents: What happens to a document longer than its room. "truncate": its end is cut. "windows":
             overlapping windows are scored. "error": the document fails with `DocumentTooLongError`.
-        aggregate: How window scores become one: "max", "mean", "first", or "topk-mean" (of the three highest).
+        aggregate: How window scores become one: "max", "mean", "topk-mean" (of the three highest), or "first" (only the
+            first window is scored, and the document counts as truncated).
         window_tokens: Longest window; None for the whole room beside the query.
         window_overlap: Share of a window that its successor repeats, 0 to 0.4.
         on_error: When a document cannot be scored: "raise" a `DocumentScoringError`, or put it "last" with score NaN
@@ -213,7 +214,7 @@ class Reranker:
             for item, spans in zip(
                 items, split(texts, measure, overlap=self.window_overlap, window_tokens=window_tokens), strict=True
             ):
-                item.take_windows(spans)
+                item.take_windows(spans, self.aggregate)
         elif self.long_documents == "error":
             for item, fit in zip(items, measure(texts), strict=True):
                 item.take_whole_or_fail(fit)
