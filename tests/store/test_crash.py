@@ -108,7 +108,11 @@ CALLS = ["fsync", "fdatasync", "pwrite64", "write", "rename", "unlink", "ftrunca
 
 
 def strace(path: Path, log: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
-    traced = [a for file in (path, *path.iterdir(), path / "commit.json.tmp", path / "documents.sqlite3-journal") for a in ("-P", str(file))]
+    traced = [
+        a
+        for file in (path, *path.iterdir(), path / "commit.json.tmp", path / "documents.sqlite3-journal")
+        for a in ("-P", str(file))
+    ]
     command = ["strace", "-f", "-qq", "-o", str(log), *traced, *options, *WORKER, str(path), json.dumps(SCRIPT)]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=False, timeout=60)
 
@@ -152,6 +156,10 @@ def test_a_fault_at_any_system_call_leaves_the_old_or_the_new_commit(prepared, p
                 model, in_flight = apply_to_model(model, in_flight), None
         at_work += in_flight is not None
         if result.returncode > 0 and fault != "signal=SIGKILL":
-            assert re.search(rb"\nqwen_rerank\.store\.errors\.\w+: ", result.stderr), (call, when, result.stderr.decode())
+            assert re.search(rb"\nqwen_rerank\.store\.errors\.\w+: ", result.stderr), (
+                call,
+                when,
+                result.stderr.decode(),
+            )
         check(path, model, in_flight)
     assert at_work > 0

@@ -25,7 +25,9 @@ def test_the_installed_wheel_is_named():
 def test_two_wheels_at_once_are_refused_with_the_cure(monkeypatch):
     install(monkeypatch, faiss_cpu="1.15.1", faiss_gpu="1.15.1")
 
-    with pytest.raises(FaissWheelsError, match=r"pip uninstall -y faiss-cpu faiss-gpu && pip install 'qwen-rerank\[faiss-gpu\]'"):
+    with pytest.raises(
+        FaissWheelsError, match=r"pip uninstall -y faiss-cpu faiss-gpu && pip install 'qwen-rerank\[faiss-gpu\]'"
+    ):
         load_faiss()
     assert faiss_wheels() == {"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"}
 

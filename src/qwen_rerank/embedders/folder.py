@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qwen_rerank.errors import ModelCorruptError, ModelIncompleteError, ModelNotFoundError, UnsafeModelError
 
@@ -99,22 +99,39 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def weight_names(folder: Path) -> set[str]:
+    """Return the names of all weights that the folder holds."""
+    names: set[str] = set()
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            names.update(_read_header(path, file)[1])
+    return names
+
+
+def _read_header(path: Path, file: BinaryIO) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Return where the data starts, in bytes, and the span of each weight in it."""
+    size, whole = int.from_bytes(file.read(8), "little"), path.stat().st_size
+    if not 2 <= size <= min(_MAX_HEADER_BYTES, whole - 8):
+        raise ModelCorruptError(f"{path} is no safetensors file; download it again.")
+    try:
+        entries = json.loads(file.read(size))
+        spans = {name: entry["data_offsets"] for name, entry in entries.items() if name != "__metadata__"}
+        sound = all(0 <= start <= end <= whole - 8 - size for start, end in spans.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise ModelCorruptError(f"{path} has a header that cannot be read; download it again.") from exc
+    if not sound:
+        raise ModelCorruptError(f"{path} is cut short: a weight lies beyond its end; download it again.")
+    return 8 + size, spans
+
+
 def _sample_weights(path: Path, digest: Any) -> None:
     with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 2 <= size <= min(_MAX_HEADER_BYTES, path.stat().st_size - 8):
-            raise ModelCorruptError(f"{path} is no safetensors file; download it again.")
-        header = file.read(size)
-        digest.update(header)
-        try:
-            spans = sorted(
-                entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise ModelCorruptError(f"{path} has a header that cannot be read; download it again.") from exc
-        for start, end in spans:
+        begin, spans = _read_header(path, file)
+        file.seek(0)
+        digest.update(file.read(begin))
+        for start, end in sorted(spans.values()):
             for place in (start, max(start, end - _SAMPLE_BYTES)):
-                file.seek(8 + size + place)
+                file.seek(begin + place)
                 digest.update(file.read(min(_SAMPLE_BYTES, end - place)))
 
 

@@ -6,15 +6,17 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from qwen_rerank.checks import check_choice, check_count, check_text, check_texts
-from qwen_rerank.embedders.folder import check_folder, find_folder, folder_digest
-from qwen_rerank.errors import MissingExtraError, ModelCorruptError, ModelError, UnsafeModelError
+from qwen_rerank.embedders.folder import check_folder, find_folder, folder_digest, weight_names
+from qwen_rerank.errors import MissingExtraError, ModelCorruptError, ModelError, ModelIncompleteError, UnsafeModelError
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -64,7 +66,9 @@ class SentenceTransformerEmbedder:
         self._lock = threading.Lock()
         folder = find_folder(check_text("model", model), revision)
         check_folder(folder)
+        digest = folder_digest(folder)
         self._model = _load(str(folder), device=device, dtype=dtype)
+        _check_complete(self._model, folder)
         for name, prompt in (("query", query_prompt), ("document", document_prompt)):
             if prompt is not None:
                 self._model.prompts[name] = check_text(f"{name}_prompt", prompt)
@@ -72,7 +76,7 @@ class SentenceTransformerEmbedder:
         if dim is None:
             raise ModelError(f"{model} does not say how long its vectors are; it is no embedding model.")
         self.dim = int(dim)
-        self.fingerprint = self._fingerprint(folder_digest(folder), dtype)
+        self.fingerprint = self._fingerprint(digest, dtype)
 
     def _fingerprint(self, digest: str, dtype: str) -> str:
         prompts = [self._model.prompts, self._model.default_prompt_name, self._model.max_seq_length]
@@ -122,7 +126,16 @@ def _load(folder: str, *, device: str, dtype: str) -> SentenceTransformer:
             trust_remote_code=False,
             model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError) as exc:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as exc:
         if "trust_remote_code" in str(exc):
             raise UnsafeModelError(
                 f"{folder} needs code of its own, which is never run ({type(exc).__name__})."
@@ -130,3 +143,15 @@ def _load(folder: str, *, device: str, dtype: str) -> SentenceTransformer:
         raise ModelCorruptError(
             f"{folder} cannot be loaded as an embedding model ({type(exc).__name__}: {exc})."
         ) from exc
+
+
+def _check_complete(model: SentenceTransformer, folder: Path) -> None:
+    # transformers fills weights that are not in the file with random numbers and only logs it.
+    stored = {name.replace(".gamma", ".weight").replace(".beta", ".bias") for name in weight_names(folder)}
+    # A checkpoint may name its weights below the model's own name, as in "roberta.encoder.…".
+    stored |= {name.partition(".")[2] for name in stored}
+    for name, _ in model.named_parameters():
+        # sentence-transformers puts the number of its module before a name, and for the transformer an attribute.
+        parts = name.split(".")
+        if {".".join(parts[1:]), ".".join(parts[2:])}.isdisjoint(stored) and "pooler" not in parts:
+            raise ModelIncompleteError(f"{folder} has no weight for {name}, which would be random; download it again.")
