@@ -132,6 +132,8 @@ class Gate:
         await _run_unless_left(self._app, exchange, scope, receive, send)
 
     def _check_head(self, exchange: Exchange, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise ApiError(400, "invalid_http", "only HTTP/1.0 and HTTP/1.1 are spoken here.", close=True)
         is_public = scope["path"] in self._public and scope["method"] in ("GET", "HEAD") and _is_plain_path(scope)
         host = (scope.get("client") or ("",))[0]
         exchange.tenant = host if is_public else self._keys.identify(headers)

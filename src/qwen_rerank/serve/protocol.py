@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import uuid
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -15,6 +17,8 @@ from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.settings import ServeSettings
 
 logger = logging.getLogger("qwen_rerank.serve")
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
 def protocol_class(settings: ServeSettings) -> type[H11Protocol]:
@@ -49,6 +53,9 @@ class GuardedProtocol(H11Protocol):
         """Take bytes in; the first of a further request starts its clock."""
         if self._head_timer is None and self.conn.their_state is h11.IDLE:
             self._start_head_timer()
+        if self.conn.their_state is h11.IDLE and self._head_too_large(data):
+            self._refuse_head()
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
@@ -61,16 +68,10 @@ class GuardedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is no HTTP."""
-        if len(self.conn.trailing_data[0]) >= self.limits.max_head_bytes:
-            error = ApiError(
-                431, "headers_too_large", f"the headers are larger than {self.limits.max_head_bytes} bytes."
-            )
-        else:
-            error = ApiError(400, "invalid_http", "this is not valid HTTP/1.1.")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # a body that breaks off: its request is dropped, its work cancelled
             self.cycle.message_event.set()
-        self._refuse(error)
+        self._refuse(ApiError(400, "invalid_http", "this is not valid HTTP/1.1."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
@@ -105,6 +106,17 @@ class GuardedProtocol(H11Protocol):
         super().shutdown()
         if self.transport.is_closing():
             self._start_write_timer()
+
+    def _head_too_large(self, data: bytes) -> bool:
+        """Whether a request's head does not end within its limit; told before it is parsed, which takes long."""
+        limit = self.limits.max_head_bytes
+        received = self.conn.trailing_data[0] + data[: limit + 1]
+        return len(received) > limit and not _HEAD_END.search(received, 0, limit)
+
+    def _refuse_head(self) -> None:
+        message = f"the headers are larger than {self.limits.max_head_bytes} bytes."
+        self._stop_head_timer()
+        self._refuse(ApiError(431, "headers_too_large", message))
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.limits.head_timeout_s, self._head_too_slow)
@@ -144,7 +156,8 @@ class GuardedProtocol(H11Protocol):
             "x-request-id": request_id,
         }
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = h11.Response(status_code=error.status, headers=list(headers.items()))
+            reason = HTTPStatus(error.status).phrase
+            response = h11.Response(status_code=error.status, headers=list(headers.items()), reason=reason)
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()

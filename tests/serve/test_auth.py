@@ -1,0 +1,141 @@
+"""Who may ask, on which routes, and paths that try to get around it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.serve import runner
+from qwen_rerank.serve.auth import KeyRing, load_keys
+from tests.serve.conftest import KEY, OTHER_KEY, app_client, live_server
+from tests.serve.raw import talk
+
+PUBLIC = {"/", "/playground/samples", "/health", "/health/live", "/health/ready"}
+RIGHT = {"authorization": f"Bearer {KEY}"}
+
+
+def check_401(response) -> None:
+    assert response.status_code == 401, response.request.url
+    assert response.headers["www-authenticate"].startswith("Bearer")
+    assert "API key" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param([], id="absent"),
+        pytest.param([("authorization", "Bearer wrong-wrong-wrong")], id="wrong"),
+        pytest.param([("authorization", "Bearer ")], id="empty"),
+        pytest.param([("authorization", "")], id="nothing"),
+        pytest.param([("authorization", f"Bearer {KEY[:-1]}")], id="prefix of the key"),
+        pytest.param([("authorization", f"Bearer {KEY}x")], id="key and more"),
+        pytest.param([("authorization", f"Bearer {'k' * 9_000}")], id="9 KB"),
+        pytest.param([("authorization", "Bearer schlüssel".encode())], id="not ASCII"),
+        pytest.param([("authorization", f"Bearer {KEY}"), ("authorization", f"Bearer {KEY}")], id="twice"),
+        pytest.param([("authorization", f"Bearer {KEY}"), ("api-key", "wrong")], id="two different"),
+        pytest.param([("authorization", f"bearer {KEY}")], id="lower-case scheme"),
+        pytest.param([("authorization", f"Basic {KEY}")], id="other scheme"),
+        pytest.param([("authorization", KEY)], id="no scheme"),
+    ],
+)
+async def test_a_key_that_is_not_right_is_401(headers, caplog):
+    caplog.set_level(logging.DEBUG)
+    async with app_client(keys=(KEY,)) as client:
+        check_401(await client.post("/v1/rerank", json={}, headers=headers))
+
+    assert KEY not in caplog.text
+    assert all(KEY not in str(getattr(record, "event", "")) for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "headers", [RIGHT, {"api-key": KEY}, {"x-api-key": KEY}, {"Authorization": f"Bearer {OTHER_KEY}"}]
+)
+async def test_a_right_key_opens_in_any_header(headers):
+    async with app_client(keys=(KEY, OTHER_KEY)) as client:
+        response = await client.post("/v1/rerank", json={"query": "q", "documents": ["a"]}, headers=headers)
+
+    assert response.status_code == 200
+
+
+async def test_every_route_and_method_needs_a_key_unless_it_is_public():
+    async with app_client(keys=(KEY,)) as client:
+        paths = [route.path for route in client._transport.app.routes] + ["/nowhere"]
+        assert PUBLIC <= set(paths)
+        assert {"/metrics", "/docs", "/openapi.json", "/score", "/v2/rerank", "/playground/search"} <= set(paths)
+        for path in paths:
+            for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"):
+                response = await client.request(method, path)
+                if path in PUBLIC and method in ("GET", "HEAD"):
+                    assert response.status_code in (200, 405)
+                else:
+                    check_401(response) if method != "HEAD" else None
+                    assert response.status_code == 401
+
+
+@pytest.fixture(scope="module")
+def locked():
+    """A server with a key, on a socket: only there does a path arrive as it was written."""
+    with live_server(keys=(KEY,)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("path", [
+    "/v1//rerank", "//v1/rerank", "/v1/rerank/", "/v1/%72erank", "/%2fv1/rerank", "/v1/../v1/rerank", "/./v1/rerank",
+    "/health/live/../../metrics", "/health%2flive", "/HEALTH/live", "/v1/rerank%00", "/health/live/", "/%2e%2e/metrics",
+    "http://elsewhere.example/metrics", "*",
+])  # fmt: skip
+def test_a_path_written_otherwise_is_404_without_redirect_and_never_opens_a_door(locked, path):
+    for key, status in ((KEY, 404), ("none", 401)):
+        answer = talk(
+            locked.port,
+            f"GET {path} HTTP/1.1\r\nHost: evil\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n",
+        )
+        assert answer.status == status
+        assert b"location" not in answer.head.lower()
+
+
+async def test_without_keys_any_authorization_is_ignored(client):
+    response = await client.post("/v1/rerank", json={"query": "q", "documents": ["a"]}, headers=RIGHT)
+
+    assert response.status_code == 200
+
+
+def test_keys_come_from_a_list_and_a_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfirst-key-1\n\nsecond-key-2\n")
+
+    assert load_keys(listed="third-key-3, ,", file=file) == ["third-key-3", "first-key-1", "second-key-2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"\xff\xfe"])
+def test_a_key_file_without_keys_is_an_error(tmp_path, content):
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+
+    with pytest.raises(InvalidInputError, match="API key file"):
+        load_keys(file=file)
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        load_keys(file=tmp_path / "absent")
+
+
+@pytest.mark.parametrize("key", ["short", "with space inside", "schlüsselchen", "x" * 600, "line\nbreak-key"])
+def test_a_weak_or_unsendable_key_is_refused_without_being_shown(key):
+    with pytest.raises(InvalidInputError, match="8 to 512 printable") as caught:
+        KeyRing([key])
+
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+def test_other_machines_are_let_in_only_with_a_key_or_by_saying_so(host):
+    with pytest.raises(InvalidInputError, match="--no-auth"):
+        runner.check_exposure(host, has_keys=False, no_auth=False)
+    runner.check_exposure(host, has_keys=True, no_auth=False)
+    runner.check_exposure(host, has_keys=False, no_auth=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.0.3"])
+def test_this_machine_alone_needs_no_key(host):
+    runner.check_exposure(host, has_keys=False, no_auth=False)
