@@ -59,6 +59,17 @@ def test_clean_texts_have_the_ids_of_the_recipe(official, tokenizer, count, temp
         print(f"\n{count:,} clean {template} prompts ({cut:,} of them cut): ids equal the recipe's")
 
 
+def test_whatever_character_a_document_starts_with_changes_no_token_before_it(official, tokenizer, full):
+    """Head and document are tokenized apart; that is exact for every character there is, not only for likely ones."""
+    characters = [chr(code) for code in range(0, 0x110000, 1 if full else 547) if not 0xD800 <= code < 0xE000]
+    head = official.encode("<Document>:", add_special_tokens=False).ids
+    for mark in ("", "\u0301", "\n", " a"):
+        whole = official.encode_batch_fast([f"<Document>: {c}{mark}" for c in characters], add_special_tokens=False)
+        pieces = tokenizer.pieces(" ", [c + mark for c in characters], 100)
+        for encoding, piece in zip(whole, pieces, strict=True):
+            assert encoding.ids == head + piece.ids.tolist()
+
+
 def test_adversarial_texts_never_become_control_tokens(tokenizer, count, capsys):
     """Between prefix and suffix there is no id of an added token, whatever query, document and instruction hold."""
     rng = random.Random(0)
