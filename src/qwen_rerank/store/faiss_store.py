@@ -237,7 +237,7 @@ class FaissStore:
         return DeleteReport(len(found), tuple(one for one in wanted if one not in found))
 
     def _check_new(self, ids: Sequence[str]) -> None:
-        if there := list(self._truth.rows_of(ids)):
+        if there := self._truth.known(ids, documents=self._commit.documents):
             raise DuplicateIdError(there, "in the store already")
 
     def _vectors_of(self, documents: Sequence[Document], vectors: np.ndarray | None) -> np.ndarray:

@@ -131,11 +131,15 @@ class IndexKeeper:
         """Remove what a crash left: temporary files, and FAISS files that the truth does not name."""
         bound = self._truth.index_file()
         keep = bound[0] if bound else None
-        for path in self._folder.iterdir():
-            name = path.name.removesuffix(TEMPORARY)
-            ours = _FILE.fullmatch(name) or name == RECORD
-            if ours and path.name not in (keep, RECORD):
-                path.unlink(missing_ok=True)
+        try:
+            for path in self._folder.iterdir():
+                name = path.name.removesuffix(TEMPORARY)
+                ours = _FILE.fullmatch(name) or name == RECORD
+                if ours and path.name not in (keep, RECORD):
+                    path.unlink(missing_ok=True)
+        except OSError as exc:
+            # They cost space and nothing else; the next one to open the store tries again.
+            _log.warning("A file that is no longer needed could not be removed: %s", exc)
 
 
 def _few(rows: np.ndarray) -> bool | None:
