@@ -1,0 +1,219 @@
+"""The contestants: one random model of the true shape, scored in several ways. Text in, log-odds out, all tokenize."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PREFIX, SUFFIX, PromptTokenizer
+from qwen_rerank.scorers.qwen import scorer as scorer_module
+from qwen_rerank.scorers.qwen.checkpoint import Checkpoint
+from qwen_rerank.scorers.qwen.config import QwenModelConfig
+from qwen_rerank.scorers.qwen.scorer import QwenScorer
+
+YES, NO = 9693, 2152
+SHAPES = {
+    "0.6B": {"hidden": 1024, "layers": 28, "heads": 16, "mlp": 3072, "tied": True},
+    "4B": {"hidden": 2560, "layers": 36, "heads": 32, "mlp": 9728, "tied": True},
+    "8B": {"hidden": 4096, "layers": 36, "heads": 32, "mlp": 12288, "tied": False},
+    "tiny": {"hidden": 64, "layers": 2, "heads": 4, "mlp": 96, "tied": True},
+}
+
+
+class Contestant(Protocol):
+    """Scores in its own way."""
+
+    def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return log-odds, one array for each query."""
+        ...
+
+
+def model_config(size: str, *, layers: int | None = None) -> Qwen3Config:
+    """Return the shape of Qwen3-Reranker of that size."""
+    shape = SHAPES[size]
+    return Qwen3Config(
+        hidden_size=shape["hidden"],
+        num_hidden_layers=layers or shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=8 if size != "tiny" else 2,
+        head_dim=128 if size != "tiny" else 32,
+        intermediate_size=shape["mlp"],
+        vocab_size=151_669,
+        max_position_embeddings=40_960,
+        rope_theta=1_000_000.0,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=shape["tied"],
+        initializer_range=0.02,
+    )
+
+
+def random_model(config: Qwen3Config, *, dtype: torch.dtype, device: str) -> Qwen3ForCausalLM:
+    """Return a random model, made on the device. Random weights say nothing of quality, and cost what trained ones do."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Qwen3ForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return model.eval()
+
+
+class Recipe:
+    """The model card's code, in batches; `last_only` is the same with `logits_to_keep=1`."""
+
+    def __init__(self, model: Any, tokenizer: Path, *, batch_size: int, last_only: bool) -> None:
+        self._model, self._batch_size, self._last_only = model, batch_size, last_only
+        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer, padding_side="left")
+        self._prefix = self._tokenizer.encode(PREFIX, add_special_tokens=False)
+        self._suffix = self._tokenizer.encode(SUFFIX, add_special_tokens=False)
+
+    def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return log-odds, one array for each query."""
+        bodies = [
+            f"<Instruct>: {DEFAULT_INSTRUCTION}\n<Query>: {query}\n<Document>: {document}"
+            for query, texts in zip(queries, documents, strict=True)
+            for document in texts
+        ]
+        scores = [self._batch(bodies[i : i + self._batch_size]) for i in range(0, len(bodies), self._batch_size)]
+        return np.split(np.concatenate(scores), np.cumsum([len(texts) for texts in documents])[:-1])
+
+    @torch.no_grad()
+    def _batch(self, bodies: list[str]) -> np.ndarray:
+        inputs = self._tokenizer(bodies, padding=False, add_special_tokens=False, return_attention_mask=False)
+        inputs["input_ids"] = [self._prefix + ids + self._suffix for ids in inputs["input_ids"]]
+        padded = self._tokenizer.pad(inputs, padding=True, return_tensors="pt").to(self._model.device)
+        keep = {"logits_to_keep": 1} if self._last_only else {}
+        logits = self._model(**padded, **keep).logits[:, -1, :].float()
+        return (logits[:, YES] - logits[:, NO]).cpu().numpy()
+
+
+class SentenceTransformers:
+    """`CrossEncoder` on its native causal path, with the same model inside."""
+
+    def __init__(self, model: Any, tokenizer: Path, *, batch_size: int) -> None:
+        from sentence_transformers import CrossEncoder
+        from sentence_transformers.base.modules import Transformer
+        from sentence_transformers.cross_encoder.modules import LogitScore
+
+        self._batch_size = batch_size
+        with tempfile.TemporaryDirectory() as folder:
+            small = Qwen3ForCausalLM(model_config("tiny"))
+            small.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(tokenizer, padding_side="left").save_pretrained(folder)
+            how = {"method": "forward", "method_output_name": "logits"}
+            body = Transformer(
+                folder,
+                transformer_task="text-generation",
+                modality_config={"text": how, "message": {**how, "format": "flat"}},
+                module_output_name="causal_logits",
+                processing_kwargs={"chat_template": {"add_generation_prompt": True}},
+            )
+        # The loaded model only brought the module into shape; this one is scored.
+        body.model = model
+        body.tokenizer.chat_template = chat_template()
+        self._encoder = CrossEncoder(
+            modules=[body, LogitScore(YES, NO)], device=str(model.device), activation_fn=torch.nn.Identity()
+        )
+
+    def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return log-odds, one array for each query."""
+        pairs = [(query, text) for query, texts in zip(queries, documents, strict=True) for text in texts]
+        scores = self._encoder.predict(pairs, batch_size=self._batch_size, show_progress_bar=False)
+        return np.split(np.asarray(scores, dtype=np.float32), np.cumsum([len(texts) for texts in documents])[:-1])
+
+
+def chat_template() -> str:
+    """Return a chat template that renders the model card's prompt; its last newlines are written out, as Jinja trims."""
+    prefix, suffix = json.dumps(PREFIX), json.dumps(SUFFIX)
+    role = "(messages | selectattr('role', 'eq', '{}') | map(attribute='content') | first)".format
+    instruction = json.dumps(f"<Instruct>: {DEFAULT_INSTRUCTION}\n<Query>: ")
+    document = json.dumps("\n<Document>: ")
+    return f"{{{{ {prefix} + {instruction} + {role('query')} + {document} + {role('document')} + {suffix} }}}}"
+
+
+class Engine:
+    """This package's engine, with a copy of the same weights in the shape it reads."""
+
+    def __init__(self, model: Any, tokenizer: Path, **options: Any) -> None:
+        checkpoint = as_checkpoint(model, tokenizer)
+        self.config = checkpoint.config
+        load, scorer_module.load_checkpoint = scorer_module.load_checkpoint, lambda *_, **__: checkpoint
+        try:
+            self.scorer = QwenScorer("random", **options)
+        finally:
+            scorer_module.load_checkpoint = load
+
+    def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return log-odds, one array for each query."""
+        return self.scorer.score_many(queries, documents)
+
+
+class Vllm:
+    """vLLM's scoring with prefix caching, in this process, where it is installed."""
+
+    def __init__(self, model: Any, tokenizer: Path, *, dtype: str, max_length: int) -> None:
+        from vllm import LLM
+
+        self._folder = tempfile.TemporaryDirectory()
+        model.save_pretrained(self._folder.name)
+        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(self._folder.name)
+        self._llm = LLM(
+            model=self._folder.name,
+            dtype=dtype,
+            max_model_len=max_length,
+            enable_prefix_caching=True,
+            runner="pooling",
+            hf_overrides={
+                "architectures": ["Qwen3ForSequenceClassification"],
+                "classifier_from_token": ["no", "yes"],
+                "is_original_qwen3_reranker": True,
+            },
+        )
+
+    def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Return log-odds, one array for each query."""
+        pairs = [(query, text) for query, texts in zip(queries, documents, strict=True) for text in texts]
+        head = PREFIX + f"<Instruct>: {DEFAULT_INSTRUCTION}\n<Query>: "
+        prompts = [f"{head}{query}\n<Document>: {text}{SUFFIX}" for query, text in pairs]
+        outputs = self._llm.classify(prompts, use_tqdm=False)
+        found = np.array([output.outputs.probs[-1] for output in outputs], dtype=np.float64)
+        scores = np.log(found / (1 - found)).astype(np.float32)
+        return np.split(scores, np.cumsum([len(texts) for texts in documents])[:-1])
+
+
+def as_checkpoint(model: Any, tokenizer: Path) -> Checkpoint:
+    """Return the model as an opened checkpoint, without writing files."""
+    shape = model.config
+    weights = dict(model.state_dict())
+    rows = weights.pop("lm_head.weight")
+    text = (tokenizer / "tokenizer.json").read_text()
+    return Checkpoint(
+        name="random",
+        revision=None,
+        path=tokenizer,
+        config=QwenModelConfig(
+            kind="causal",
+            tied=shape.tie_word_embeddings,
+            hidden_size=shape.hidden_size,
+            n_layers=shape.num_hidden_layers,
+            n_heads=shape.num_attention_heads,
+            n_kv_heads=shape.num_key_value_heads,
+            head_dim=shape.head_dim,
+            intermediate_size=shape.intermediate_size,
+            rms_norm_eps=shape.rms_norm_eps,
+            rope_theta=1_000_000.0,
+            vocab_size=shape.vocab_size,
+            max_positions=shape.max_position_embeddings,
+        ),
+        weights=weights,
+        head=(rows[YES].float() - rows[NO].float()).cpu(),
+        head_bias=0.0,
+        tokenizer=PromptTokenizer(text),
+        tokenizer_json=text,
+        prompt={},
+        fingerprint="random",
+    )
