@@ -1,1 +1,14 @@
-"""Are the scores of a model or a server right?"""
+"""Are the scores of a model or a server right?
+
+>>> report = check("http://localhost:8000", CheckOptions(reference="Qwen/Qwen3-Reranker-0.6B"))  # doctest: +SKIP
+>>> report.verdict, report.cause  # doctest: +SKIP
+('wrong', 'newline-short')
+"""
+
+from __future__ import annotations
+
+from qwen_rerank.check.findings import Finding, Report
+from qwen_rerank.check.runner import CheckOptions, check
+from qwen_rerank.check.templates import template_text
+
+__all__ = ["CheckOptions", "Finding", "Report", "check", "template_text"]

@@ -2,8 +2,69 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from typing import Annotated
+
 import typer
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
+    app.command("check")(check)
+    app.command("template")(template)
+
+
+def check(
+    target: Annotated[str, typer.Argument(help="A server's address, a model's folder or hub name, or 'pocket'.")],
+    reference: Annotated[
+        str | None, typer.Option(help="Folder or hub name of the served checkpoint; finds out which prompt is made.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Its tokenizer alone, to compare token counts.")] = None,
+    dialect: Annotated[str, typer.Option(help="What the server is: vllm, sglang, tei, …; auto asks it.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="Model name to ask the server for.")] = None,
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable that holds the server's key.")
+    ] = "QWEN_RERANK_API_KEY",
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds of one request.")] = 60.0,
+    long_tokens: Annotated[int, typer.Option(help="Longest prompt that is tried, in tokens.")] = 16_384,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say whether a server's or model's scores are right, and if not, why and what helps.
+
+    Exit status: 0 the scores are right, 1 they are wrong, 2 nothing odd was seen but nothing proves them.
+    """
+    from rich.console import Console
+
+    from qwen_rerank.check import CheckOptions
+    from qwen_rerank.check import check as run
+    from qwen_rerank.check.show import show
+
+    report = run(
+        target,
+        CheckOptions(
+            reference=reference,
+            tokenizer=tokenizer,
+            dialect=dialect,
+            model=model,
+            api_key=os.environ.get(api_key_env) or None,
+            timeout_s=timeout_s,
+            long_tokens=long_tokens,
+        ),
+    )
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        show(report, Console())
+    raise typer.Exit(report.exit_code)
+
+
+def template(
+    server: Annotated[str, typer.Argument(help="vllm or sglang")],
+) -> None:
+    """Print a correct prompt template for a server: qwen-rerank template vllm > qwen3.jinja."""
+    from qwen_rerank.check.templates import template_text
+
+    # No newline at the end: it would belong to the file, and the file is the prompt.
+    sys.stdout.write(template_text(server))

@@ -1,0 +1,203 @@
+"""Runs the checks on a server or a local model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qwen_rerank.check import probes, tokens
+from qwen_rerank.check.agreement import Agreement, compare, compare_instruction
+from qwen_rerank.check.findings import Finding, Report
+from qwen_rerank.check.pairs import GROUPS
+from qwen_rerank.check.reference import Reference
+from qwen_rerank.check.subjects import LocalSubject, Scores, ServerSubject, Subject
+from qwen_rerank.errors import InvalidInputError, ProtocolError, RerankError
+from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
+from qwen_rerank.scorers.http import HttpScorer
+from qwen_rerank.scorers.http.tokenizer_file import read_tokenizer_json
+from qwen_rerank.scorers.qwen import QwenScorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """What to check with.
+
+    Attributes:
+        reference: Folder or hub name of the checkpoint that is served, or an opened one; its scores are computed here,
+            slowly.
+        tokenizer: Folder or hub name for its tokenizer alone; counts tokens where there is no reference.
+        dialect: Of a server; "auto" asks it.
+        model: Name to ask a server for.
+        api_key: For the server.
+        timeout_s: Seconds of one request.
+        long_tokens: Longest prompt that is tried.
+    """
+
+    reference: str | Reference | None = None
+    tokenizer: str | None = None
+    dialect: str = "auto"
+    model: str | None = None
+    api_key: str | None = None
+    timeout_s: float = 60.0
+    long_tokens: int | None = 16_384
+
+
+def check(target: str, options: CheckOptions | None = None) -> Report:
+    """Check whether the scores of a server (an address) or a local model (folder, hub name, "pocket") are right.
+
+    Raises:
+        RerankError: If the target cannot be reached or loaded, or gives no scores at all.
+    """
+    options = options or CheckOptions()
+    if target.startswith(("http://", "https://")):
+        return _check_server(target, options)
+    if "://" in target:
+        raise InvalidInputError(f"target must be an http address, a folder or a model name, not {target!r}.")
+    return _check_local(target, options)
+
+
+def _check_server(url: str, options: CheckOptions) -> Report:
+    with HttpScorer(
+        url,
+        dialect=options.dialect,
+        mode="server-template",
+        model=options.model,
+        api_key=options.api_key,
+        timeout_s=options.timeout_s,
+        scores="raw",
+    ) as scorer:
+        subject = ServerSubject(scorer)
+        reference = _open(options.reference)
+        report = _run(url, subject, reference, options)
+        findings = [*report.findings, *_exact_prompts(subject, reference, options)]
+    return Report(url, findings, report.cause, report.facts)
+
+
+def _check_local(model: str, options: CheckOptions) -> Report:
+    subject = LocalSubject(QwenScorer(model))
+    # The slow path of the very checkpoint is what the engine must equal.
+    return _run(model, subject, _open(options.reference or model), options)
+
+
+def _open(reference: str | Reference | None) -> Reference | None:
+    return Reference(reference) if isinstance(reference, str) else reference
+
+
+def _run(target: str, subject: Subject, reference: Reference | None, options: CheckOptions) -> Report:
+    local = subject.dialect == "local"
+    first = {group.query: subject.score(group.query, group.documents) for group in GROUPS}
+    seen = {query: scores.reported for query, scores in first.items()}
+    agreement = None if reference is None else compare(subject, seen, reference)
+    scale = agreement.scale if agreement is not None else None
+    findings = [Finding("reached", "ok", _introduce(subject))]
+    findings.append(probes.golden(subject, seen, scale or probes.apparent_scale(seen, local=local)))
+    findings.append(agreement.finding if agreement is not None else _no_reference())
+    findings.append(probes.constant(seen))
+    findings.append(probes.value_range(seen, scale.key if scale else None, local=local))
+    findings.append(_order(seen, agreement))
+    findings.append(_instruction(subject, reference, agreement))
+    findings += _texts(subject, reference, agreement, options, first[GROUPS[0].query])
+    cause = agreement.cause if agreement is not None else ""
+    if cause == "recipe" and findings[6].status == "wrong":
+        cause = "instruction-ignored"
+    facts = {
+        "dialect": subject.dialect,
+        "models": list(subject.models),
+        "length": subject.length,
+        "reference": None if reference is None else reference.name,
+        "scores": {query: [float(value) for value in values] for query, values in seen.items()},
+    }
+    return Report(target, findings, cause, facts)
+
+
+def _order(seen: probes.Seen, agreement: Agreement | None) -> Finding:
+    found = probes.order(seen, agreement.first if agreement is not None else None)
+    explained = agreement is not None and agreement.variant is not None and agreement.variant.status == "warning"
+    # Another good prompt may order other documents first; that is no fault of its own.
+    return replace(found, status="warning") if explained and found.status == "wrong" else found
+
+
+def _introduce(subject: Subject) -> str:
+    model = f", model {subject.models[0]}" if subject.models else ""
+    length = f", prompts of up to {subject.length} tokens" if subject.length else ""
+    return f"{subject.title}{model}{length}."
+
+
+def _no_reference() -> Finding:
+    return Finding(
+        "agreement",
+        "skipped",
+        "no reference model was given.",
+        "without one only gross faults can be seen, unless golden pairs are known.",
+        "give --reference, the folder or hub name of the served checkpoint",
+    )
+
+
+def _instruction(subject: Subject, reference: Reference | None, agreement: Agreement | None) -> Finding:
+    if reference is not None and agreement is not None:
+        found = compare_instruction(subject, reference, agreement)
+        if found is not None:
+            return found
+    return probes.instruction(subject)
+
+
+def _texts(
+    subject: Subject, reference: Reference | None, agreement: Agreement | None, options: CheckOptions, first: Scores
+) -> list[Finding]:
+    encoder, tokenizer = _encoder(reference, options)
+    return [
+        tokens.counted(subject, encoder, tokenizer, first),
+        tokens.long_document(subject, encoder, reference, agreement, options.long_tokens),
+        tokens.control_strings(subject, encoder, tokenizer, reference, agreement),
+    ]
+
+
+def _encoder(
+    reference: Reference | None, options: CheckOptions
+) -> tuple[PromptEncoder, PromptTokenizer] | tuple[None, None]:
+    if reference is not None:
+        return reference.encoder, reference.tokenizer
+    if options.tokenizer is None:
+        return None, None
+    text, source = read_tokenizer_json(options.tokenizer)
+    tokenizer = PromptTokenizer(text, source=source)
+    return PromptEncoder(tokenizer, max_length=32_768), tokenizer
+
+
+def _exact_prompts(subject: ServerSubject, reference: Reference | None, options: CheckOptions) -> list[Finding]:
+    """See whether the server gives right scores for prompts that are built on this side."""
+    source = options.tokenizer or (reference.path if reference is not None else None)
+    if not subject.session.dialect.token_routes or source is None:
+        return []
+    config = subject.scorer.config
+    try:
+        with HttpScorer(
+            config.url, dialect=subject.dialect, mode="token-ids", model=config.model, api_key=options.api_key,
+            tokenizer=source, timeout_s=config.timeout_s,
+        ) as scorer:  # fmt: skip
+            got = np.concatenate([scorer.score(group.query, group.documents) for group in GROUPS]).astype(np.float64)
+            route = scorer.open().path
+    except (InvalidInputError, ProtocolError, RerankError) as exc:
+        return [Finding("exact prompts", "warning", f"prompts as token ids are not scored: {exc}")]
+    if reference is None:
+        return [
+            Finding(
+                "exact prompts",
+                "unknown",
+                f"{route} takes prompts as token ids; give --reference to compare the scores.",
+            )
+        ]
+    prompts = [ids for group in GROUPS for ids in _recipe_ids(reference, group.query, group.documents)]
+    gap = float(np.sqrt(np.mean((got - reference.log_odds(prompts)) ** 2)))
+    saw = f"{route} with token ids is {gap:.4f} (root mean square of log-odds) away from the reference."
+    if gap <= 0.35:
+        note = "HttpScorer with tokenizer= gives right scores on this server, whatever its template."
+        return [Finding("exact prompts", "ok", saw, note)]
+    return [
+        Finding("exact prompts", "warning", saw, "not the prompt but the model, its head or its precision differs.")
+    ]
+
+
+def _recipe_ids(reference: Reference, query: str, documents: tuple[str, ...]) -> list[np.ndarray]:
+    return [prompt.ids for prompt in reference.encoder.encode(query, documents)]

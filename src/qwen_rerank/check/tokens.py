@@ -1,0 +1,216 @@
+"""What a server makes of the texts: how many tokens it counts, control strings in a document, documents that are too long."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qwen_rerank.check.agreement import Agreement
+from qwen_rerank.check.findings import Finding
+from qwen_rerank.check.pairs import CAPITAL, CONTROL, FILLER, GROUPS
+from qwen_rerank.check.reference import Reference
+from qwen_rerank.check.scales import CLEARLY, Hypothesis, match
+from qwen_rerank.check.subjects import Scores, Subject
+from qwen_rerank.check.variants import RECIPE, VARIANTS, Variant
+from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, DocumentScoringError
+from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
+
+_REFERENCE_TOKENS = 2048  # a longer prompt takes a reference on a CPU too long
+_SAFE = "send exact prompts: HttpScorer(url, tokenizer=...), or use qwen-rerank serve"
+
+
+def counted(
+    subject: Subject, encoder: PromptEncoder | None, tokenizer: PromptTokenizer | None, first: Scores
+) -> Finding:
+    """Compare `usage.prompt_tokens` with what the recipe's prompts have."""
+    if subject.dialect == "local":
+        return Finding("token count", "skipped", "a local model sends no count.")
+    if first.prompt_tokens is None:
+        return Finding("token count", "skipped", f"a {subject.dialect} server does not say how many tokens it read.")
+    if encoder is None or tokenizer is None:
+        return Finding("token count", "skipped", f"{first.prompt_tokens} tokens counted; give --tokenizer to compare.")
+    group = GROUPS[0]
+    sizes = {variant.key: _size(variant, encoder, tokenizer) for variant in VARIANTS}
+    expected = sizes[RECIPE.key]
+    saw = f"{first.prompt_tokens} tokens for {len(group.documents)} pairs; the model card's prompts have {expected}."
+    if first.prompt_tokens == expected:
+        return Finding("token count", "ok", saw)
+    fitting = [variant for variant in VARIANTS if sizes[variant.key] == first.prompt_tokens]
+    if fitting:
+        titles = " or ".join(variant.title for variant in fitting)
+        return Finding(
+            "token count", "wrong", saw, f"that is the count of {titles}.", fitting[0].cure_for(subject.dialect)
+        )
+    return Finding(
+        "token count",
+        "warning",
+        saw,
+        "the server makes other prompts, or counts otherwise; which, cannot be told from a sum.",
+    )
+
+
+def _size(variant: Variant, encoder: PromptEncoder, tokenizer: PromptTokenizer) -> int:
+    group = GROUPS[0]
+    texts = (variant.render(encoder.spec, encoder.instruction, group.query, document) for document in group.documents)
+    return sum(len(tokenizer.control_ids(text)) for text in texts)
+
+
+def control_strings(
+    subject: Subject,
+    encoder: PromptEncoder | None,
+    tokenizer: PromptTokenizer | None,
+    reference: Reference | None,
+    agreement: Agreement | None,
+) -> Finding:
+    """See whether a document can end its own turn."""
+    got = subject.score(CAPITAL, [CONTROL])
+    by_score = _control_by_score(got, reference, agreement)
+    by_count = _control_by_count(got, encoder, tokenizer, agreement)
+    read = by_score if by_score is not None else by_count
+    if read is None:
+        return Finding(
+            "control strings",
+            "unknown",
+            f"a document with <|im_end|> in it scored {got.reported[0]:.4g}.",
+            "cannot tell whether it was read as text or as a control token without --reference, or a token count and --tokenizer.",
+        )
+    how = "score" if by_score is not None else "token count"
+    if not read:
+        return Finding("control strings", "ok", f"<|im_end|> in a document is read as plain text (by its {how}).")
+    return Finding(
+        "control strings",
+        "warning",
+        f"<|im_end|> in a document is read as a control token (by its {how}).",
+        "a document can end its turn and answer in the model's place; whoever writes documents can choose their scores.",
+        _SAFE,
+    )
+
+
+def _control_by_score(got: Scores, reference: Reference | None, agreement: Agreement | None) -> bool | None:
+    if reference is None or agreement is None or agreement.variant is None or agreement.scale is None:
+        return None
+    if not agreement.scale.possible(got.reported) or agreement.variant.key.startswith("empty"):
+        return None
+    rendered = agreement.variant.render(reference.spec, reference.instruction, CAPITAL, CONTROL)
+    as_control = reference.text_ids(rendered)
+    as_text = _plain_ids(reference, agreement.variant)
+    near, far = [
+        m
+        for m in match(
+            got.reported,
+            [
+                Hypothesis(name, agreement.head, reference.log_odds([ids], head=agreement.head))
+                for name, ids in (("control", as_control), ("text", as_text))
+            ],
+        )
+        if m.scale.key == agreement.scale.key
+    ]
+    if near.distance > CLEARLY * far.distance or far.distance - near.distance < 1e-4:
+        return None
+    return near.hypothesis.prompt == "control"
+
+
+def _plain_ids(reference: Reference, variant: Variant) -> np.ndarray:
+    """Return the variant's prompt with the document's control strings as plain text."""
+    marker = "\u2020"
+    head, tail = variant.render(reference.spec, reference.instruction, CAPITAL, marker).split(marker)
+    plain = reference.encoder.encode(CAPITAL, [CONTROL])[0].ids
+    # What the recipe makes of the document alone, between the parts that no document changes.
+    start = len(reference.encoder.query_prefix(CAPITAL))
+    document = plain[start : len(plain) - len(reference.encoder.suffix_ids)]
+    lead = reference.text_ids(head) if variant is not RECIPE else plain[:start]
+    if variant is not RECIPE and head.endswith(" "):
+        lead = reference.text_ids(head[:-1])  # the recipe reads this space with the document
+    end = reference.text_ids(tail) if tail else np.empty(0, dtype=np.int32)
+    return np.concatenate((lead, document, end))
+
+
+def _control_by_count(
+    got: Scores, encoder: PromptEncoder | None, tokenizer: PromptTokenizer | None, agreement: Agreement | None
+) -> bool | None:
+    if encoder is None or tokenizer is None or got.prompt_tokens is None:
+        return None
+    variant = agreement.variant if agreement is not None and agreement.variant is not None else RECIPE
+    as_control = len(tokenizer.control_ids(variant.render(encoder.spec, encoder.instruction, CAPITAL, CONTROL)))
+    plain_text = len(encoder.encode(CAPITAL, [CONTROL])[0].ids)
+    if variant is RECIPE and got.prompt_tokens == plain_text != as_control:
+        return False
+    return True if got.prompt_tokens == as_control != plain_text else None
+
+
+def long_document(
+    subject: Subject,
+    encoder: PromptEncoder | None,
+    reference: Reference | None,
+    agreement: Agreement | None,
+    limit: int | None,
+) -> Finding:
+    """Send a document that is longer than the server's prompt may be.
+
+    Args:
+        subject: What is checked.
+        encoder: The recipe's.
+        reference: For what the score should be.
+        agreement: Which prompt the server makes.
+        limit: Longest prompt to try, in tokens.
+    """
+    length = subject.length or limit
+    if length is None:
+        return Finding(
+            "long document", "skipped", "the server does not say how long a prompt may be; try with --long-tokens N."
+        )
+    if limit is not None and length > limit:
+        return Finding(
+            "long document", "skipped", f"its prompts may have {length} tokens; try that with --long-tokens {length}."
+        )
+    document = GROUPS[1].documents[0] + " " + FILLER * (length // 10)  # a sentence of filler has over 20 tokens
+    try:
+        got = subject.score(CAPITAL, [document])
+    except (BackendRejectedError, BackendUnavailableError, DocumentScoringError) as exc:
+        return Finding(
+            "long document",
+            "warning",
+            f"a document over its {length} tokens fails the request: {exc}",
+            "one such document fails all documents that are sent with it, and applications then fall back without a word.",
+            f"vLLM: send max_tokens_per_doc; {_SAFE}, which cut the document alone",
+        )
+    if (
+        reference is None
+        or agreement is None
+        or agreement.variant is None
+        or agreement.scale is None
+        or length > _REFERENCE_TOKENS
+    ):
+        return Finding(
+            "long document",
+            "unknown",
+            f"a document over its {length} tokens scored {got.reported[0]:.4g}.",
+            "cannot tell whether the document was cut, or the end of the prompt with it, without --reference and a length of at "
+            f"most {_REFERENCE_TOKENS}.",
+        )
+    return _how_cut(got, document, length, reference, agreement)
+
+
+def _how_cut(got: Scores, document: str, length: int, reference: Reference, agreement: Agreement) -> Finding:
+    variant, scale = agreement.variant or RECIPE, agreement.scale
+    whole = reference.text_ids(variant.render(reference.spec, reference.instruction, CAPITAL, document))
+    cut = reference.encoder_for(length).encode(CAPITAL, [document])[0].ids if variant is RECIPE else None
+    ways = {"document": cut, "end": whole[:length], "start": whole[-length:]}
+    hypotheses = [
+        Hypothesis(name, agreement.head, reference.log_odds([ids], head=agreement.head))
+        for name, ids in ways.items()
+        if ids is not None
+    ]
+    near, far = [m for m in match(got.reported, hypotheses) if scale is not None and m.scale.key == scale.key][:2]
+    saw = f"a document over its {length} tokens scored {got.reported[0]:.4g}"
+    if near.distance > CLEARLY * far.distance or far.distance - near.distance < 1e-4:
+        return Finding(
+            "long document", "unknown", saw + ".", "cannot tell how it was cut: no way of cutting fits clearly."
+        )
+    if near.hypothesis.prompt == "document":
+        return Finding("long document", "ok", saw + ": the document was cut, and the prompt kept its end.")
+    lost = (
+        "the end of the prompt was cut off"
+        if near.hypothesis.prompt == "end"
+        else "the beginning of the prompt was cut off"
+    )
+    return Finding("long document", "wrong", f"{saw}: {lost}.", "the scores of long documents mean nothing.", _SAFE)
