@@ -249,6 +249,10 @@ EDITS = {
     "rows exchanged": "UPDATE documents SET row = -1 WHERE row = 4; UPDATE documents SET row = 4 WHERE row = 5; "
     "UPDATE documents SET row = 5 WHERE row = -1",
     "row copied": "INSERT INTO documents SELECT 999, 'copy', text, metadata, vector_digest, digest FROM documents WHERE id = 'd3'",
+    "vectors exchanged with their digests": "UPDATE vectors SET row = -1 WHERE row = 4; "
+    "UPDATE vectors SET row = 4 WHERE row = 5; UPDATE vectors SET row = 5 WHERE row = -1; "
+    "CREATE TEMP TABLE old AS SELECT row, vector_digest AS digest FROM documents; UPDATE documents SET vector_digest = "
+    "(SELECT digest FROM old WHERE old.row = 9 - documents.row) WHERE row IN (4, 5)",
     "settings changed": "UPDATE state SET settings = replace(settings, 'cosine', 'ip')",
     "settings unreadable": "UPDATE state SET settings = '{'",
     "commit number changed": "UPDATE state SET number = number + 1",

@@ -186,6 +186,8 @@ def test_nothing_is_left_to_a_power_loss_when_a_call_returns(prepared, places, t
         if name[1] in ("fsync", "fdatasync"):
             unsynced.discard(touched[0])
         elif name[1] in ("rename", "unlink"):
+            if touched[0] in unsynced and name[1] == "rename":
+                unsynced.add(touched[1])
             unsynced.discard(touched[0])
             # The removal of a FAISS file that nothing names any more may be lost.
             unsynced |= {str(path)} if name[1] == "rename" or touched[0].endswith("-journal") else set()
