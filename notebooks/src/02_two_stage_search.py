@@ -1,0 +1,188 @@
+# %% [markdown] lang="en"
+# # 2 · Two-stage search with FAISS
+#
+# A store of documents on disk, a search with a filter, a reranker behind it, and the one number that you have to choose: how many candidates the first stage hands over (`top_k`). At the end we damage the store and see what happens.
+
+# %% [markdown] lang="zh"
+# # 2 · 用 FAISS 做两阶段检索
+#
+# 把文档存到磁盘上，带条件检索，后面接重排，再选好唯一需要你拿主意的数字：第一阶段交出多少候选（`top_k`）。最后我们把存储弄坏，看看会怎样。
+
+# %%
+MODEL = "pocket"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
+EMBEDDER = "pocket"  # the real one: "Qwen/Qwen3-Embedding-0.6B"
+
+# %% [markdown] lang="en"
+# > `pocket` is for learning and tests; it is not Qwen3-Reranker.
+
+# %% [markdown] lang="zh"
+# > `pocket` 只用来学习和跑测试，它不是 Qwen3-Reranker。
+
+# %%
+import shutil
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from qwen_rerank import Document, FaissStore, QwenScorer, Reranker, RerankError, TwoStageRetriever, load_embedder
+from qwen_rerank.samples import load_sample
+
+documents = [
+    Document(document.id, document.text.split("\n", 1)[1], {"title": document.metadata["title"], "lang": language})
+    for language in ("zh", "en")
+    for document in load_sample(language).documents
+]
+embedder = load_embedder(EMBEDDER)
+store = FaissStore.create("library", embedder=embedder)
+store.add(documents)
+
+retriever = TwoStageRetriever(store, Reranker(QwenScorer(MODEL)), top_k=20, top_n=3)
+for hit in retriever.retrieve("how do I remove duplicates from a list but keep the order"):
+    print(f"{hit.rank}. {hit.score:.3f}  {hit.document.metadata['title']}")
+
+# %% [markdown] lang="en"
+# That is the whole thing: `FaissStore` recalls 20, `Reranker` keeps 3. `create` never opens an existing store and `open` never makes a new one, so a typo in a path is an error and not an empty result.
+#
+# ## How many candidates?
+#
+# The reranker can only reorder what it is given: if the right document is not among the `top_k`, it is lost. If `top_k` is large, every search costs more. To see the trade we need questions with known answers. Here is a trick that gives them for free: **take each document's title as the question and its body as the only right answer.** (Titles are easier than real questions, so read the shape of the curve, not its height.)
+
+# %% [markdown] lang="zh"
+# 就这么多：`FaissStore` 召回 20 篇，`Reranker` 留下 3 篇。`create` 从不打开已有的存储，`open` 从不新建，所以路径写错会报错，而不是悄悄返回空结果。
+#
+# ## 要多少候选？
+#
+# 重排只能给拿到手的文档排序：正确的那篇若不在 `top_k` 里，就再也回不来了；`top_k` 太大，每次搜索又更贵。想看清这笔账，需要一批知道答案的问题。有个不花钱的办法：**把每篇文档的标题当问题，正文当唯一正确答案。**（标题比真实问题简单，所以看曲线的形状，别看高低。）
+
+# %%
+titles = [document.metadata["title"] for document in documents]
+found = [store.search(title, top_k=len(documents)) for title in titles]
+ranked = Reranker(QwenScorer(MODEL)).rerank_many(titles, found)  # one scoring pass gives every depth
+
+depths = [1, 2, 3, 5, 10, 20, 40, 72]
+recalled = np.array([[c.document.id for c in hits].index(d.id) for d, hits in zip(documents, found)])
+first = []
+for depth in depths:
+    best = [min((h for h in hits if h.index < depth), key=lambda h: h.rank) for hits in ranked]
+    first.append(np.mean([hit.document.id == document.id for hit, document in zip(best, documents)]))
+
+# %%
+reranker, seconds = Reranker(QwenScorer(MODEL)), []
+reranker.rerank(titles[0], found[0])  # warm up
+for depth in depths:
+    started = time.perf_counter()
+    for title, hits in zip(titles[:10], found[:10]):
+        reranker.rerank(title, hits[:depth])
+    seconds.append((time.perf_counter() - started) / 10)
+
+# %% picture=true
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+left.plot(
+    depths, [np.mean(recalled < depth) for depth in depths], "o--", color="tab:gray", label="found at all (recall)"
+)
+left.plot(depths, first, "o-", color="tab:blue", label="first after reranking")
+left.axhline(np.mean(recalled == 0), color="tab:orange", linewidth=1, label="first without reranking")
+left.set(
+    xscale="log", xticks=depths, xticklabels=depths, xlabel="top_k", ylabel="share of 72 questions", ylim=(0, 1.05)
+)
+left.legend(fontsize=8, loc="lower right")
+right.plot(depths, np.array(seconds) * 1000, "o-", color="tab:red")
+right.set(xlabel="top_k", ylabel="ms for one query (this machine)", ylim=(0, None))
+for axes in (left, right):
+    axes.spines[["top", "right"]].set_visible(False)
+
+# %% [markdown] lang="en"
+# The dashed line is a ceiling: no reranker gets above it. It flattens early, while the cost on the right goes on growing in a straight line. So: raise `top_k` until the dashed line stops paying, not because a tutorial said 100. Where the blue line falls while the dashed one still rises, the reranker is being fooled by the extra candidates; a bigger model helps there, more candidates do not.
+#
+# ## Filters run before the search
+
+# %% [markdown] lang="zh"
+# 虚线是天花板，任何重排都越不过它。它很快就平了，而右图的开销一路直线上涨。所以 `top_k` 加到虚线不再上升就够了，不必因为教程写了 100 就用 100。如果虚线还在升、蓝线却往下掉，说明多出来的候选把重排模型骗了：这时该换大一点的模型，而不是加候选。
+#
+# ## 先过滤，再检索
+
+# %%
+for language in ("zh", "en"):
+    hits = store.search("机械键盘", top_k=3, filter={"lang": language})
+    print(language, [hit.document.id for hit in hits])
+
+# %% [markdown] lang="en"
+# The condition picks the rows in SQL and the vector search runs over those alone, so a filtered search still returns its full `top_k`. (Filtering *after* the search would have thrown away most of the candidates.) `retriever.retrieve(query, filter={...})` passes it through.
+#
+# ## Change, close, open again
+
+# %% [markdown] lang="zh"
+# 条件先用 SQL 选出行，向量检索只在这些行上做，所以带条件也能拿满 `top_k`。（要是检索*之后*再过滤，候选多半已经丢光了。）`retriever.retrieve(query, filter={...})` 会原样传下去。
+#
+# ## 修改、关闭、重新打开
+
+# %%
+store.upsert([Document("zh/kb-1", "静音红轴机械键盘，已下架。", {"lang": "zh"})])
+print(store.delete(["en/sp-4", "no-such-id"]))
+try:
+    FaissStore.open("library", embedder=embedder)
+except RerankError as error:
+    print(f"{type(error).__name__}: {error}")
+
+store.close()
+with FaissStore.open("library", embedder=embedder, read_only=True) as reader:
+    print(len(reader), "documents;", reader.get(["zh/kb-1"])[0].text)
+
+# %% [markdown] lang="en"
+# One handle writes, any number read (`read_only=True`). When `add`, `upsert` or `delete` returns, the change is on the disk. The store also remembers which embedder made its vectors and refuses another one, because vectors of two models cannot be compared:
+
+# %% [markdown] lang="zh"
+# 同一时间只有一个句柄能写，读的不限（`read_only=True`）。`add`、`upsert`、`delete` 返回时，改动已经落盘。存储还记得向量是谁算的，换一个嵌入模型来打开会被拒绝，因为两个模型的向量没法比：
+
+# %%
+from qwen_rerank.testing import HashEmbedder
+
+try:
+    FaissStore.open("library", embedder=HashEmbedder())
+except RerankError as error:
+    print(f"{type(error).__name__}: {error}")
+
+# %% [markdown] lang="en"
+# ## Break it
+#
+# In the folder, SQLite holds the truth; the FAISS file is only an index over it. A damaged index is built again without a word. A damaged truth is an error, never a quietly shorter result.
+
+# %% [markdown] lang="zh"
+# ## 弄坏它
+#
+# 目录里 SQLite 是唯一的真相，FAISS 文件只是它上面的索引。索引坏了，重建就是，不打扰你；真相坏了，一定报错，绝不悄悄少给几条结果。
+
+# %%
+print(sorted(path.name for path in Path("library").iterdir()))
+[index_file] = Path("library").glob("*.faiss")
+index_file.write_bytes(b"damaged")
+with FaissStore.open("library", embedder=embedder) as repaired:
+    print("index damaged:", repaired.verify())
+
+# %%
+shutil.copytree("library", "damaged")
+database = Path("damaged", "documents.sqlite3")
+content = bytearray(database.read_bytes())
+place = content.find("绿萝".encode())
+content[place : place + 6] = "青蛙".encode()
+database.write_bytes(content)
+try:
+    FaissStore.open("damaged", embedder=embedder)
+except RerankError as error:
+    print(f"{type(error).__name__}: {error}")
+
+# %% [markdown] lang="en"
+# Two characters of one text were changed behind SQLite's back, and the store noticed. Nothing in it is ever unpickled, so a store that somebody sends you cannot run code on your machine either.
+#
+# **When it grows:** `index="auto"` compares with every vector, which is exact and fine up to some 200,000 documents. Beyond that, `FaissStore.create(..., index="HNSW32")` is approximate and fast; its own recall then is one more thing to measure.
+#
+# **Next:** [3 · LangChain](03_langchain.ipynb)
+
+# %% [markdown] lang="zh"
+# 绕过 SQLite 改了一篇正文里的两个字，存储立刻发现了。另外它从不反序列化 pickle，所以别人发给你的存储也没法在你机器上执行代码。
+#
+# **数据多了以后：** `index="auto"` 会和每个向量都比一遍，结果精确，二十万篇以内都没问题。再多就用 `FaissStore.create(..., index="HNSW32")`，近似但快；这时索引自身的召回率也要测。
+#
+# **下一节：** [3 · LangChain](03_langchain.ipynb)
