@@ -14,6 +14,7 @@ from qwen_rerank.threaded import ThreadedScorer
 from qwen_rerank.types import Fit
 
 MAX_LENGTH = 100
+SECRET = "secret " + "detail of a bug"
 
 
 def value_of(text: str) -> float:
@@ -60,7 +61,6 @@ class Slow(Oracle):
         self._seconds = seconds
         self._per_document = seconds_per_document
         self._device = asyncio.Lock()
-        self.awake = False
 
     async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
         async with self._device:
@@ -85,6 +85,18 @@ class Gated(Oracle):
         return self.score(query, documents, instruction=instruction)
 
 
+class Stepped(Oracle):
+    """Finishes one call, in order of arrival, each time `steps` is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = asyncio.Semaphore(0)
+
+    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+        await self.steps.acquire()
+        return self.score(query, documents, instruction=instruction)
+
+
 class Faulty(Oracle):
     """Fails on the texts that ask for it: "poison" raises, "nan" gives NaN, "fail ..." fails with a given error."""
 
@@ -94,7 +106,7 @@ class Faulty(Oracle):
 
     def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
         if "explode" in documents:
-            raise RuntimeError("secret detail of a bug")
+            raise RuntimeError(SECRET)
         scores = super().score(query, documents, instruction=instruction)
         failed: dict[int, Exception] = {}
         for index, text in enumerate(documents):

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_rerank.errors import DeviceOutOfMemoryError, QueryTooLongError, ScorerClosedError, ScorerError
 from tests.serve.conftest import Client, app_client
-from tests.serve.stubs import Faulty, Oracle
+from tests.serve.stubs import SECRET, Faulty, Oracle
 
 JSON = {"content-type": "application/json"}
 
@@ -252,7 +252,7 @@ async def test_a_bug_of_ours_is_500_without_a_word_about_it():
         response = await client.rerank(documents=["explode"])
 
     check_error(response, 500, code="internal_error")
-    assert "secret" not in response.text
+    assert SECRET not in response.text
     assert "RuntimeError" not in response.text
 
 

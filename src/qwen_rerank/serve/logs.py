@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 from typing import Any, TextIO
 
 MAX_CHARS = 256
@@ -27,7 +28,7 @@ class JsonLines(logging.Formatter):
         }
         line.update({key: _short(value) for key, value in getattr(record, "event", {}).items()})
         if record.exc_info:
-            line["trace"] = _without_values(self.formatException(record.exc_info))
+            line["trace"] = _trace(record.exc_info[1])
         return json.dumps(line)
 
 
@@ -48,8 +49,14 @@ def _short(value: Any) -> Any:
     return value[:MAX_CHARS] if isinstance(value, str) else value
 
 
-def _without_values(trace: str) -> str:
-    # The last line of a traceback holds the error's message, which may quote a text of the request.
-    *frames, last = trace.rstrip().split("\n")
-    frames = [line for line in frames if line.startswith("  ")]
-    return "\n".join([*frames, last.partition(":")[0]])[-MAX_TRACE_CHARS:]
+def _trace(error: BaseException | None) -> str:
+    """Return where an error and its causes came from, without their messages, which may quote a request."""
+    lines: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        lines.append(type(error).__name__)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines += [f"  {frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        error = error.__cause__ or error.__context__
+    return "\n".join(lines)[:MAX_TRACE_CHARS]

@@ -19,6 +19,7 @@ from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.settings import ServeSettings
 
 _MEMORY_S = 10.0  # how long the measured speed remembers
+_FEWEST_TURNS = 16  # before which the measured speed is mostly noise
 
 
 @dataclass(eq=False)
@@ -225,11 +226,12 @@ class _Speed:
         self._at = 0.0
         self._tokens = 0.0
         self._busy_s = 0.0
+        self._turns = 0
 
     @property
     def tokens_per_s(self) -> float:
-        """The speed, 0.0 as long as nothing was measured."""
-        return self._tokens / self._busy_s if self._busy_s > 0 else 0.0
+        """The speed, 0.0 as long as too little was measured."""
+        return self._tokens / self._busy_s if self._busy_s > 0 and self._turns >= _FEWEST_TURNS else 0.0
 
     def rest(self, now: float) -> None:
         """Note that nothing ran until now."""
@@ -242,6 +244,7 @@ class _Speed:
         self._tokens = self._tokens * keep + tokens
         self._busy_s = self._busy_s * keep + elapsed
         self._at = now
+        self._turns += 1
 
 
 def _overloaded(reason: str, wait_s: float) -> ApiError:

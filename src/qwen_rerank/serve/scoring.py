@@ -219,7 +219,7 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in work]
     except BaseExceptionGroup as exc:
-        raise exc.exceptions[0] from exc
+        raise exc.exceptions[0]  # noqa: B904 - its own cause stays
     return [task.result() for task in tasks]
 
 
