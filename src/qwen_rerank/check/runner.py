@@ -147,7 +147,7 @@ def _texts(
 ) -> list[Finding]:
     encoder, tokenizer = _encoder(reference, options)
     return [
-        tokens.counted(subject, encoder, tokenizer, first),
+        tokens.counted(subject, encoder, tokenizer, first, agreement),
         tokens.long_document(subject, encoder, reference, agreement, options.long_tokens),
         tokens.control_strings(subject, encoder, tokenizer, reference, agreement),
     ]

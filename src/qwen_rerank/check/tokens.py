@@ -19,7 +19,11 @@ _SAFE = "send exact prompts: HttpScorer(url, tokenizer=...), or use qwen-rerank 
 
 
 def counted(
-    subject: Subject, encoder: PromptEncoder | None, tokenizer: PromptTokenizer | None, first: Scores
+    subject: Subject,
+    encoder: PromptEncoder | None,
+    tokenizer: PromptTokenizer | None,
+    first: Scores,
+    agreement: Agreement | None,
 ) -> Finding:
     """Compare `usage.prompt_tokens` with what the recipe's prompts have."""
     if subject.dialect == "local":
@@ -34,18 +38,25 @@ def counted(
     saw = f"{first.prompt_tokens} tokens for {len(group.documents)} pairs; the model card's prompts have {expected}."
     if first.prompt_tokens == expected:
         return Finding("token count", "ok", saw)
-    fitting = [variant for variant in VARIANTS if sizes[variant.key] == first.prompt_tokens]
-    if fitting:
-        titles = " or ".join(variant.title for variant in fitting)
+    if agreement is not None and agreement.variant is not None:
+        variant = agreement.variant
+        as_named = first.prompt_tokens == sizes[variant.key]
         return Finding(
-            "token count", "wrong", saw, f"that is the count of {titles}.", fitting[0].cure_for(subject.dialect)
+            "token count", variant.status if as_named else "warning", saw,
+            f"{variant.title} has {sizes[variant.key]}.", variant.cure_for(subject.dialect),
+        )  # fmt: skip
+    fitting = [variant for variant in VARIANTS if sizes[variant.key] == first.prompt_tokens]
+    if not fitting:
+        return Finding(
+            "token count",
+            "warning",
+            saw,
+            "the server makes other prompts, or counts otherwise; which, a sum cannot tell.",
         )
-    return Finding(
-        "token count",
-        "warning",
-        saw,
-        "the server makes other prompts, or counts otherwise; which, cannot be told from a sum.",
-    )
+    titles = " or ".join(variant.title for variant in fitting)
+    certain = all(variant.status == "wrong" for variant in fitting)
+    cure = fitting[0].cure_for(subject.dialect)
+    return Finding("token count", "wrong" if certain else "warning", saw, f"that is the count of {titles}.", cure)
 
 
 def _size(variant: Variant, encoder: PromptEncoder, tokenizer: PromptTokenizer) -> int:
