@@ -177,7 +177,7 @@ def test_the_command_prints_cause_and_cure(model, checkpoint):
     assert result.exit_code == 1
     assert "one newline short" in result.output
     assert "qwen-rerank template vllm > qwen3.jinja" in result.output
-    assert "The scores cannot be trusted." in result.output
+    assert "The scores cannot be trusted: see agreement" in result.output
 
 
 def test_the_command_prints_json(model, checkpoint):

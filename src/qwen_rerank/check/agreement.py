@@ -110,9 +110,9 @@ def _named(subject: Subject, best: Match, variant: Variant, following: Match | N
     apart = (
         ""
         if following is None
-        else f"; the next nearest, {_BY_KEY[following.hypothesis.prompt].title}, is {following.distance:.2f} away"
+        else f"; the next nearest, {_BY_KEY[following.hypothesis.prompt].title}{_suffix(following)}, is {following.distance:.2f} away"
     )
-    saw = f"the scores fit {variant.title}{_suffix(best)}, within {best.distance:.4f} (root mean square of log-odds){apart}."
+    saw = f"the scores fit this prompt: {variant.title}{_suffix(best)}, within {best.distance:.4f} (root mean square of log-odds){apart}."
     if best.hypothesis.head == "embedding":
         return Finding(
             "agreement",

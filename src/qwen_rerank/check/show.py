@@ -17,7 +17,7 @@ _MARKS = {
 }
 _VERDICTS = {
     "right": "[bold green]The scores are right.[/]",
-    "wrong": "[bold red]The scores cannot be trusted.[/]",
+    "wrong": "[bold red]The scores cannot be trusted[/]: see {rows}.",
     "cannot tell": "[bold yellow]Cannot tell whether the scores are right:[/] nothing odd was seen, and nothing proves them.",
 }
 
@@ -36,4 +36,5 @@ def show(report: Report, console: Console) -> None:
             parts.append(f"[bold]→ {escape(finding.cure)}[/]")
         table.add_row(finding.check, _MARKS[finding.status], "\n".join(parts))
     console.print(table)
-    console.print(_VERDICTS[report.verdict])
+    rows = ", ".join(finding.check for finding in report.findings if finding.status == "wrong")
+    console.print(_VERDICTS[report.verdict].format(rows=rows))
