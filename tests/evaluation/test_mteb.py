@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.evaluation.mteb import MtebCrossEncoder, MtebEncoder, PairPredictor, reranking_samples
+from qwen_rerank.evaluation.export import reranking_samples
+from qwen_rerank.evaluation.mteb import MtebCrossEncoder, MtebEncoder, PairPredictor
 from qwen_rerank.testing import HashEmbedder, OverlapScorer, TableScorer
 
 TASK = {"task_metadata": SimpleNamespace(name="Task"), "hf_split": "test", "hf_subset": "default"}

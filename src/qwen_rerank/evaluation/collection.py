@@ -15,9 +15,10 @@ from qwen_rerank.evaluation.files import (
     read_corpus,
     read_objects,
     read_qrels,
-    read_queries,
+    shown,
     text_of,
 )
+from qwen_rerank.evaluation.topics import read_queries
 from qwen_rerank.types import Document, text_id
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,23 @@ def load_beir(folder: str | os.PathLike[str], *, split: str = "test") -> Collect
     if not qrels_file.is_file():
         splits = sorted(path.stem for path in (root / "qrels").glob("*.tsv"))
         raise EvalFileError(qrels_file, None, f"no such split; there are: {', '.join(splits) or 'none'}.")
-    return _assemble(root.resolve().name, split, documents, queries, read_qrels(qrels_file), str(qrels_file))
+    return assemble(root.resolve().name, split, documents, queries, read_qrels(qrels_file), source=str(qrels_file))
+
+
+def load_trec(
+    documents: list[Document],
+    topics: str | os.PathLike[str],
+    qrels: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+) -> Collection:
+    """Read TREC topics (or `id<tab>text` lines, or JSONL) and TREC or BEIR judgements over `documents`.
+
+    Raises:
+        EvalFileError: If a line is wrong, or a judged query has no text.
+    """
+    queries, judgements = read_queries(topics), read_qrels(qrels)
+    return assemble(name or Path(qrels).stem, "test", documents, queries, judgements, source=str(qrels))
 
 
 def load_pairs(path: str | os.PathLike[str], documents: list[Document], *, name: str | None = None) -> Collection:
@@ -82,15 +99,17 @@ def load_pairs(path: str | os.PathLike[str], documents: list[Document], *, name:
     qrels: Qrels = {}
     for number, row in read_objects(file):
         text = text_of(file, number, row, "query")
+        if not text.strip():
+            raise EvalFileError(file, number, "the query is empty.")
         relevant = row.get("relevant")
         if not isinstance(relevant, list) or not relevant or not all(isinstance(item, str) for item in relevant):
             raise EvalFileError(file, number, "'relevant' must be a list of document ids.")
         query = text_id(text)
         if query in queries:
-            raise EvalFileError(file, number, f"the query {text!r} occurs twice.")
+            raise EvalFileError(file, number, f"the query {shown(text)} occurs twice.")
         queries[query] = text
         qrels[query] = dict.fromkeys(relevant, 1)
-    return _assemble(name or file.stem, "test", documents, queries, qrels, str(file))
+    return assemble(name or file.stem, "test", documents, queries, qrels, source=str(file))
 
 
 def _one_of(root: Path, *names: str) -> Path:
@@ -100,9 +119,28 @@ def _one_of(root: Path, *names: str) -> Path:
     raise EvalFileError(root, None, f"holds no {' or '.join(names)}.")
 
 
-def _assemble(
-    name: str, split: str, documents: list[Document], queries: Mapping[str, str], qrels: Qrels, source: str
+def assemble(
+    name: str,
+    split: str,
+    documents: list[Document],
+    queries: Mapping[str, str],
+    qrels: Qrels,
+    *,
+    source: str,
 ) -> Collection:
+    """Join documents, queries and judgements into a collection and count in its notes what could not be used.
+
+    Args:
+        name: Short name.
+        split: Name of the split.
+        documents: The whole corpus.
+        queries: Query id to text; those without judgements are left out.
+        qrels: Judgements; those of unknown documents, and queries without a relevant document, are left out.
+        source: Where the judgements come from, for error messages.
+
+    Raises:
+        EvalFileError: If a judged query has no text, or no query has a relevant document.
+    """
     known = {document.id for document in documents}
     unknown = sum(doc not in known for judged in qrels.values() for doc in judged)
     present = {q: {doc: grade for doc, grade in judged.items() if doc in known} for q, judged in qrels.items()}

@@ -21,10 +21,22 @@ QWEN3_RERANKER = {
     "mrtidy": "Mr. TyDi",
     "mrtydi": "Mr. TyDi",
     "mldr": "MLDR",
+    "multilongdoc": "MLDR",
     "codesearchnet": "CodeSearchNet",
     "multicpr": "Multi-CPR",
     "simclue": "SimCLUE",
     "nli": "NLI",
+}
+
+# Training data of Qwen3-Embedding as its mteb metadata lists it.
+QWEN3_EMBEDDING = {
+    **{
+        spelling: name
+        for spelling, name in QWEN3_RERANKER.items()
+        if name not in ("MLDR", "Multi-CPR", "SimCLUE", "NLI")
+    },
+    "fever": "FEVER",
+    "cmedqa": "CMedQA",
 }
 
 # What the shipped small models were trained on: these corpora or their training queries (see pocket/MODEL_CARD.md).

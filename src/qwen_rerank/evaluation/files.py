@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,11 @@ Run = dict[str, list[tuple[str, float]]]
 
 MAX_LINE_BYTES = 64 * 1024**2
 MAX_FILE_BYTES = 16 * 1024**3  # after decompression
+MAX_GZIP_RATIO = 200  # text shrinks to a tenth or so; what shrinks to less than a two-hundredth is a bomb
+MAX_GRADE = 1000
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # float() would take 1_0 and nan, too
 
 
 class EvalFileError(InvalidInputError):
@@ -42,25 +48,32 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 file, gzip or plain; a byte-order mark is left out.
 
     Raises:
-        EvalFileError: If the file is missing, not UTF-8, no sound gzip, has a line over `MAX_LINE_BYTES`, or holds more than
-            `MAX_FILE_BYTES` when decompressed.
+        EvalFileError: If the file is missing, not UTF-8, no sound gzip, has a line over `MAX_LINE_BYTES`, or is larger when
+            decompressed than `MAX_FILE_BYTES` or than `MAX_GZIP_RATIO` allows.
     """
     number, total = 0, 0
     try:
+        limit = _most_bytes(path)
         with _open(path) as file:
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 total += len(raw)
                 if len(raw) > MAX_LINE_BYTES:
                     raise EvalFileError(path, number, f"the line is longer than {MAX_LINE_BYTES} bytes.")
-                if total > MAX_FILE_BYTES:
-                    raise EvalFileError(path, number, f"the file holds more than {MAX_FILE_BYTES} bytes.")
+                if total > limit:
+                    raise EvalFileError(path, number, f"the file holds more than {limit} bytes.")
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 yield number, text.rstrip("\r\n")
     except UnicodeDecodeError as exc:
         raise EvalFileError(path, number, f"not UTF-8 ({exc.reason} at byte {exc.start}); convert the file.") from exc
     except (OSError, EOFError, zlib.error) as exc:
         raise EvalFileError(path, None, f"cannot be read ({exc}).") from exc
+
+
+def _most_bytes(path: Path) -> int:
+    if path.suffix != ".gz":
+        return MAX_FILE_BYTES
+    return min(MAX_FILE_BYTES, MAX_LINE_BYTES + path.stat().st_size * MAX_GZIP_RATIO)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -75,22 +88,29 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
     """
     file = Path(path)
     qrels: Qrels = {}
-    beir = False
+    beir, n_blank = False, 0
     for number, line in read_lines(file):
         if number == 1 and line.split("\t")[:1] == ["query-id"]:
             beir = True
             continue
         if not line.strip():
+            n_blank += 1
             continue
         query, document, grade = _beir_columns(file, number, line) if beir else _trec_columns(file, number, line)
         judged = qrels.setdefault(query, {})
         if document in judged:
-            raise EvalFileError(file, number, f"document {document!r} is judged twice for query {query!r}.")
+            raise EvalFileError(file, number, f"document {shown(document)} is judged twice for query {shown(query)}.")
         judged[document] = _grade(file, number, grade)
     if not qrels:
         raise EvalFileError(file, None, "holds no judgement.")
-    log.info("%s: %d judgements of %d queries used, none ignored", file, sum(map(len, qrels.values())), len(qrels))
+    n_judgements = sum(map(len, qrels.values()))
+    log.info("%s: %d judgements of %d queries used, %d blank lines ignored", file, n_judgements, len(qrels), n_blank)
     return qrels
+
+
+def shown(text: str) -> str:
+    """Return the beginning of a word from a file, quoted, for an error message."""
+    return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
 def _beir_columns(path: Path, number: int, line: str) -> tuple[str, str, str]:
@@ -108,12 +128,13 @@ def _trec_columns(path: Path, number: int, line: str) -> tuple[str, str, str]:
 
 
 def _grade(path: Path, number: int, text: str) -> int:
-    try:
-        grade = int(text)
-    except ValueError:
-        raise EvalFileError(path, number, f"the grade {text!r} is no integer.") from None
+    if not _INTEGER.fullmatch(text):
+        raise EvalFileError(path, number, f"the grade {shown(text)} is no integer.")
+    grade = int(text)
     if grade < 0:
         raise EvalFileError(path, number, f"the grade {grade} is negative; write 0 for what is not relevant.")
+    if grade > MAX_GRADE:
+        raise EvalFileError(path, number, f"the grade {grade} is above {MAX_GRADE}; are the columns in order?")
     return grade
 
 
@@ -128,8 +149,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     file = Path(path)
     run: Run = {}
     seen: set[tuple[str, str]] = set()
+    n_blank = 0
     for number, line in read_lines(file):
         if not line.strip():
+            n_blank += 1
             continue
         columns = line.split()
         if len(columns) != 6:
@@ -138,24 +161,25 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             )
         query, document, score = columns[0], columns[2], _score(file, number, columns[4])
         if (query, document) in seen:
-            raise EvalFileError(file, number, f"document {document!r} occurs twice for query {query!r}.")
+            raise EvalFileError(file, number, f"document {shown(document)} occurs twice for query {shown(query)}.")
         seen.add((query, document))
         run.setdefault(query, []).append((document, score))
     if not run:
         raise EvalFileError(file, None, "holds no line of a run.")
     for hits in run.values():
         hits.sort(key=lambda hit: -hit[1])
-    log.info("%s: %d lines of %d queries used, none ignored", file, len(seen), len(run))
+    log.info("%s: %d lines of %d queries used, %d blank lines ignored", file, len(seen), len(run), n_blank)
     return run
 
 
 def _score(path: Path, number: int, text: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        raise EvalFileError(path, number, f"the score {text!r} is no number.") from None
+    if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        raise EvalFileError(path, number, f"the score {shown(text)} is not finite.")
+    if not _NUMBER.fullmatch(text):
+        raise EvalFileError(path, number, f"the score {shown(text)} is no number.")
+    score = float(text)
     if not math.isfinite(score):
-        raise EvalFileError(path, number, f"the score {text!r} is not finite.")
+        raise EvalFileError(path, number, f"the score {shown(text)} is not finite.")
     return score
 
 
@@ -177,9 +201,15 @@ def write_run(run: Run, path: str | os.PathLike[str], *, tag: str) -> None:
                         f"{word!r} holds white space or is empty, which a TREC run cannot carry; rename it."
                     )
             lines.append(f"{query} Q0 {document} {rank} {len(hits) - rank + 1} {tag}\n")
+    write_whole("".join(lines), file)
+
+
+def write_whole(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a file as a whole or not at all, its folder made where there is none."""
+    file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    partial.write_text("".join(lines), encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", newline="\n")
     partial.replace(file)
 
 
@@ -223,38 +253,12 @@ def read_corpus(path: Path) -> list[Document]:
     for number, row in read_objects(path):
         document_id, text = text_of(path, number, row, "_id"), text_of(path, number, row, "text")
         if document_id in seen:
-            raise EvalFileError(path, number, f"the id {document_id!r} occurs twice.")
+            raise EvalFileError(path, number, f"the id {shown(document_id)} occurs twice.")
         seen.add(document_id)
-        title = row.get("title") or ""
+        title = text_of(path, number, row, "title") if row.get("title") is not None else ""
         metadata = {key: value for key, value in row.items() if key not in ("_id", "text")}
         documents.append(Document(document_id, f"{title}\n{text}" if title else text, metadata))
     if not documents:
         raise EvalFileError(path, None, "holds no document.")
+    log.info("%s: %d documents used, none ignored", path, len(documents))
     return documents
-
-
-def read_queries(path: Path) -> dict[str, str]:
-    """Read queries, id to text: `{"_id", "text"}` lines (.jsonl), or TREC topics as `id<tab>text` lines."""
-    queries: dict[str, str] = {}
-    for number, query, text in _query_rows(path):
-        if query in queries:
-            raise EvalFileError(path, number, f"the id {query!r} occurs twice.")
-        if not text.strip():
-            raise EvalFileError(path, number, f"the query {query!r} is empty.")
-        queries[query] = text
-    if not queries:
-        raise EvalFileError(path, None, "holds no query.")
-    return queries
-
-
-def _query_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    if ".jsonl" in path.suffixes:
-        for number, row in read_objects(path):
-            yield number, text_of(path, number, row, "_id"), text_of(path, number, row, "text")
-        return
-    for number, line in read_lines(path):
-        if line.strip():
-            query, tab, text = line.partition("\t")
-            if not tab:
-                raise EvalFileError(path, number, "no tab between the id and the text of the query.")
-            yield number, query.strip(), text

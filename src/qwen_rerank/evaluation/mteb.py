@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
-from qwen_rerank.evaluation.collection import Collection
-from qwen_rerank.evaluation.files import Run
 from qwen_rerank.protocols import Embedder, Scorer
 
 if TYPE_CHECKING:
@@ -120,22 +118,6 @@ class MtebEncoder:
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Return dot products `(n,)` of rows."""
         return np.sum(np.asarray(embeddings1) * np.asarray(embeddings2), axis=1)
-
-
-def reranking_samples(collection: Collection, run: Run, *, depth: int) -> list[dict[str, Any]]:
-    """Return `{"query", "positive", "documents"}` samples, as sentence-transformers' `CrossEncoderRerankingEvaluator` reads them.
-
-    `documents` are the first stage's in its order, `positive` the relevant texts; a query without a relevant text is left out.
-    """
-    texts = {document.id: document.text for document in collection.documents}
-    samples = []
-    for query, text in collection.queries.items():
-        positive = [texts[doc] for doc, grade in collection.qrels[query].items() if grade > 0]
-        if positive:
-            samples.append(
-                {"query": text, "positive": positive, "documents": [texts[doc] for doc, _ in run[query][:depth]]}
-            )
-    return samples
 
 
 class PairPredictor:

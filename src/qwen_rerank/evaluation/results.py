@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qwen_rerank.calibration import Calibration, Kind, sigmoid
+from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.calibrate import (
     Labelled,
     brier,
@@ -23,24 +24,25 @@ from qwen_rerank.evaluation.calibrate import (
     threshold_for,
 )
 from qwen_rerank.evaluation.collection import Collection
-from qwen_rerank.evaluation.contamination import POCKET, in_domain
+from qwen_rerank.evaluation.contamination import POCKET, QWEN3_EMBEDDING, in_domain
 from qwen_rerank.evaluation.environment import environment
 from qwen_rerank.evaluation.experiment import Scores
-from qwen_rerank.evaluation.explain import largest_moves
-from qwen_rerank.evaluation.files import Run
+from qwen_rerank.evaluation.explain import Move, largest_moves
+from qwen_rerank.evaluation.files import Run, write_whole
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
 from qwen_rerank.evaluation.significance import compare
 from qwen_rerank.evaluation.sweep import Outcome, Recommendation, pareto
 from qwen_rerank.reranker import Reranker
 
+_NUMBERS = re.compile(r"\[\n\s*([-+.,0-9eE\s]+?)\n\s*\]")  # strings hold no line break, so none of them matches
+_TEXT_CHARS = 300  # of a document shown as an example
+_HISTOGRAM_BINS = 40
+
 
 def write_result(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a result as JSON, whole or not at all."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(file)
+    """Write a result as JSON, a list of numbers on one line, whole or not at all."""
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(_NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n", path)
 
 
 def about(collection: Collection) -> dict[str, Any]:
@@ -48,6 +50,8 @@ def about(collection: Collection) -> dict[str, Any]:
     notes = list(collection.notes)
     if training_set := in_domain(collection.name):
         notes.append(f"in-domain for Qwen3-Reranker: its training data holds {training_set}")
+    if training_set := in_domain(collection.name, training=QWEN3_EMBEDDING):
+        notes.append(f"in-domain for Qwen3-Embedding: its training data holds {training_set}")
     if training_set := in_domain(collection.name, training=POCKET):
         notes.append(f"in-domain for the pocket models: they were trained on {training_set}")
     return {
@@ -73,7 +77,7 @@ def run_result(
 
     Args:
         collection: What was searched.
-        baseline: Name of the run that the others are compared with, usually the first stage.
+        baseline: Name of the run that the others are compared with, usually the first stage alone.
         runs: Name to run, the baseline among them.
         scores: Log-odds of a reranker, for the histogram.
         measures: What is measured.
@@ -100,22 +104,34 @@ def run_result(
                 "means": result.means,
                 "n_missing": result.n_missing,
                 "comparison": asdict(compared[name]) if name in compared else None,
-                "deltas": [values[name][query] - values[baseline][query] for query in collection.queries],
+                "deltas": [round(values[name][query] - values[baseline][query], 6) for query in collection.queries],
             }
             for name, result in measured.items()
         ],
+        "examples_of": last,
         "scores": None if scores is None else _histogram(scores, collection),
-        "helped": [asdict(move) for move in helped],
-        "hurt": [asdict(move) for move in hurt],
+        "helped": [_example(move) for move in helped],
+        "hurt": [_example(move) for move in hurt],
     }
 
 
-def _histogram(scores: Scores, collection: Collection) -> dict[str, list[float]]:
-    pairs = label(scores, collection.qrels)
-    return {
-        "relevant": np.round(pairs.log_odds[pairs.labels], 3).tolist(),
-        "others": np.round(pairs.log_odds[~pairs.labels], 3).tolist(),
+def _example(move: Move) -> dict[str, Any]:
+    row = asdict(move)
+    return row | {name: row[name][:_TEXT_CHARS] for name in ("top_before", "top_after")}
+
+
+def _histogram(scores: Scores, collection: Collection) -> dict[str, list[float]] | None:
+    """Return how many relevant and other candidates lie between the edges; None where there are not both."""
+    try:
+        pairs = label(scores, collection.qrels)
+    except InvalidInputError:
+        return None
+    edges = np.histogram_bin_edges(pairs.log_odds, bins=_HISTOGRAM_BINS)
+    counts = {
+        name: np.histogram(pairs.log_odds[chosen], bins=edges)[0].tolist()
+        for name, chosen in (("relevant", pairs.labels), ("others", ~pairs.labels))
     }
+    return {"edges": np.round(edges, 4).tolist(), **counts}
 
 
 def sweep_result(
@@ -124,8 +140,9 @@ def sweep_result(
     recommendation: Recommendation,
     *,
     primary: str = "nDCG@10",
+    rerankers: Mapping[str, Reranker] | None = None,
 ) -> dict[str, Any]:
-    """Return a sweep: every outcome, the Pareto fronts, and the recommendation."""
+    """Return a sweep: every outcome, the Pareto fronts, the recommendation, and what the rerankers' names stand for."""
     by_cost = [] if outcomes[0].cost is None else pareto(outcomes, primary=primary, price=lambda o: o.cost or 0.0)
     return {
         "kind": "sweep",
@@ -133,11 +150,18 @@ def sweep_result(
         "collection": about(collection),
         "primary": primary,
         "measures": list(outcomes[0].means),
-        "outcomes": [{**asdict(outcome), "label": outcome.label} for outcome in outcomes],
+        "rerankers": {name: dict(reranker.calibration_key()) for name, reranker in (rerankers or {}).items()},
+        "outcomes": [_outcome(outcome) for outcome in outcomes],
         "front": [outcome.label for outcome in pareto(outcomes, primary=primary, price=lambda o: o.p95_ms)],
         "front_by_cost": [outcome.label for outcome in by_cost],
         "recommendation": recommendation.sentence,
+        "recommended": recommendation.outcome.label,
     }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    per_query = [round(value, 6) for value in outcome.per_query.values()]
+    return {**asdict(outcome), "per_query": per_query, "label": outcome.label}
 
 
 def calibration_result(

@@ -11,8 +11,9 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.cache import ScoreCache
 from qwen_rerank.evaluation.collection import Collection
 from qwen_rerank.evaluation.experiment import Recall, recall, rerank_run, score_run, time_reranking
+from qwen_rerank.evaluation.files import Run
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
-from qwen_rerank.evaluation.significance import compare
+from qwen_rerank.evaluation.significance import mean_interval
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.reranker import Reranker
 
@@ -31,7 +32,7 @@ class Outcome:
         per_query: Query id to the primary measure.
         p50_ms: Median milliseconds of one search, both stages, one query at a time.
         p95_ms: 95th percentile of the same.
-        cost: Money for 1,000 searches at the given price, or None without one.
+        cost: Money for 1,000 searches at the given prices, or None without any.
     """
 
     first_stage: str
@@ -68,11 +69,14 @@ def sweep(
     cache: ScoreCache | None = None,
     n_timed: int = 10,
     price_per_hour: float | None = None,
+    fees: Mapping[str, float] | None = None,
 ) -> list[Outcome]:
     """Measure every first stage alone and with every reranker at every depth.
 
     Scoring is done once a pair of first stage and reranker, to the deepest depth. Times are measured apart from it, on the first
     `n_timed` queries, without the cache and one query at a time.
+
+    A search costs the seconds that it takes at `price_per_hour`, and the fee of its reranker.
 
     Args:
         collection: What is measured on.
@@ -83,25 +87,31 @@ def sweep(
         measures: All measures, the primary among them or added.
         cache: Scores on disk; with it a sweep that broke off goes on.
         n_timed: Queries that are timed.
-        price_per_hour: Money for an hour of the machine that this runs on; gives the cost of 1,000 searches.
+        price_per_hour: Money for an hour of the machine that this runs on.
+        fees: Reranker name to what its provider takes for 1,000 searches, for hosted APIs.
+
+    Raises:
+        InvalidInputError: If there is nothing to sweep, or a fee names no reranker.
     """
     if not first_stages or not depths:
         raise InvalidInputError("a sweep needs at least one first stage and one depth.")
+    if unknown := sorted(set(fees or {}) - set(rerankers)):
+        raise InvalidInputError(f"fees names {', '.join(unknown)}; the rerankers are {', '.join(rerankers)}.")
     names = tuple(dict.fromkeys((primary, *measures)))
+    prices = _Prices(price_per_hour, fees)
     outcomes = []
 
-    def judge(
-        name: str, reranker: str | None, depth: int, run: dict[str, list[tuple[str, float]]], seconds: np.ndarray
-    ) -> None:
+    def judge(name: str, reranker: str | None, depth: int, run: Run, seconds: np.ndarray) -> None:
         measured = measure(run, collection.qrels, names)
+        p50, p95 = (float(value) * 1000 for value in np.percentile(seconds, [50, 95]))
+        cost = prices.of(reranker, float(np.mean(seconds)))
         outcomes.append(
-            _outcome(name, reranker, depth, measured.means, measured.per_query[primary], seconds, price_per_hour)
+            Outcome(name, reranker, depth, measured.means, dict(measured.per_query[primary]), p50, p95, cost)
         )
 
     for first_name, first_stage in first_stages.items():
         found = recall(first_stage, collection, top_k=max(depths), name=first_name)
-        searching = np.array(list(found.seconds.values()))
-        judge(first_name, None, 0, found.run, searching)
+        judge(first_name, None, 0, found.run, np.array(list(found.seconds.values())))
         for name, reranker in rerankers.items():
             label = f"{first_name} → {name}"
             scores = score_run(reranker, collection, found.run, depth=max(depths), cache=cache, name=label)
@@ -116,18 +126,19 @@ def _both_stages(found: Recall, reranker: Reranker, collection: Collection, dept
     return np.asarray(list(found.seconds.values())[: len(reranking)] + reranking)
 
 
-def _outcome(
-    first_stage: str,
-    reranker: str | None,
-    depth: int,
-    means: Mapping[str, float],
-    per_query: Mapping[str, float],
-    seconds: np.ndarray,
-    price_per_hour: float | None,
-) -> Outcome:
-    cost = None if price_per_hour is None else float(np.mean(seconds)) * 1000 / SECONDS_AN_HOUR * price_per_hour
-    p50, p95 = (float(value) * 1000 for value in np.percentile(seconds, [50, 95]))
-    return Outcome(first_stage, reranker, depth, dict(means), dict(per_query), p50, p95, cost)
+@dataclass(frozen=True, slots=True)
+class _Prices:
+    """What an hour of the machine and 1,000 searches of a hosted reranker cost."""
+
+    per_hour: float | None
+    fees: Mapping[str, float] | None
+
+    def of(self, reranker: str | None, seconds: float) -> float | None:
+        """Return the cost of 1,000 searches of so many seconds, or None where no price is known."""
+        if self.per_hour is None and self.fees is None:
+            return None
+        fee = (self.fees or {}).get(reranker, 0.0) if reranker is not None else 0.0
+        return fee + seconds * 1000 / SECONDS_AN_HOUR * (self.per_hour or 0.0)
 
 
 def pareto(outcomes: Sequence[Outcome], *, primary: str, price: Callable[[Outcome], float]) -> list[Outcome]:
@@ -151,41 +162,65 @@ def recommend(
     primary: str = "nDCG@10",
     max_p95_ms: float | None = None,
     max_cost: float | None = None,
+    tolerance: float = 0.01,
 ) -> Recommendation:
-    """Return the fastest setting within the budget that is not shown to be worse than the best one within it.
+    """Return the cheapest setting within the budget that is shown to lose no more than `tolerance` against the best one.
 
-    "Shown" means that the paired 95 % interval of the difference lies below zero.
+    "Shown" means that the paired 95 % interval of the difference ends above `-tolerance`. A setting that these queries merely cannot
+    tell from the best one is named in the sentence and not taken: few queries cannot tell anything apart.
+
+    Args:
+        outcomes: What `sweep` measured.
+        primary: The measure that decides.
+        max_p95_ms: Budget in milliseconds of one search at the 95th percentile.
+        max_cost: Budget in money for 1,000 searches. Where it is the only one, "cheapest" means money, else time.
+        tolerance: Loss of the measure that does not matter.
 
     Raises:
         InvalidInputError: If nothing keeps the budget, or `max_cost` is given and the costs are not known.
     """
     if max_cost is not None and any(outcome.cost is None for outcome in outcomes):
-        raise InvalidInputError("max_cost needs price_per_hour in the sweep, so that costs are known.")
-    within = [
-        outcome
-        for outcome in outcomes
-        if (max_p95_ms is None or outcome.p95_ms <= max_p95_ms)
-        and (max_cost is None or (outcome.cost is not None and outcome.cost <= max_cost))
-    ]
+        raise InvalidInputError("max_cost needs a price; give price_per_hour or fees to the sweep.")
+    within = [outcome for outcome in outcomes if _keeps(outcome, max_p95_ms, max_cost)]
     budget = _budget(max_p95_ms, max_cost)
     if not within:
         fastest = min(outcomes, key=lambda outcome: outcome.p95_ms)
         raise InvalidInputError(
             f"no setting keeps {budget}; the fastest, {fastest.label}, takes {fastest.p95_ms:.0f} ms at p95."
         )
-    best = max(within, key=lambda outcome: outcome.means[primary])
-    others = {str(i): outcome for i, outcome in enumerate(within) if outcome is not best}
-    against = compare(best.per_query, {name: outcome.per_query for name, outcome in others.items()})
-    equal = [best, *(others[name] for name, comparison in against.items() if comparison.high >= 0)]
-    chosen = min(equal, key=lambda outcome: (outcome.p95_ms, -outcome.means[primary]))
-    sentence = (
-        f"Within {budget}, take {chosen.label}: {primary} {chosen.means[primary]:.3f} at {chosen.p95_ms:.0f} ms (p95)"
+
+    def price(outcome: Outcome) -> float:
+        return outcome.cost or 0.0 if max_cost is not None and max_p95_ms is None else outcome.p95_ms
+
+    best = max(within, key=lambda outcome: (outcome.means[primary], -price(outcome)))
+    intervals = {outcome.label: _against(outcome, best) for outcome in within}
+    chosen = min(
+        (o for o in within if intervals[o.label][0] >= -tolerance), key=lambda o: (price(o), -o.means[primary])
     )
-    if chosen is not best:
-        sentence += (
-            f"; {best.label} reaches {best.means[primary]:.3f}, a difference these queries cannot tell from chance"
-        )
+    unclear = [o for o in within if intervals[o.label][1] >= 0 and price(o) < price(chosen)]
+    sentence = f"Within {budget}, take {_named(chosen, primary)}"
+    if chosen is best:
+        sentence += f", the best of {len(within)} settings"
+    else:
+        sentence += f"; {_named(best, primary)} is better by no more than {tolerance:g}"
+    if unclear:
+        sentence += f"; these {len(best.per_query)} queries are too few to tell {_named(min(unclear, key=price), primary)} from the best"
     return Recommendation(chosen, sentence + ".")
+
+
+def _keeps(outcome: Outcome, max_p95_ms: float | None, max_cost: float | None) -> bool:
+    fast = max_p95_ms is None or outcome.p95_ms <= max_p95_ms
+    return fast and (max_cost is None or (outcome.cost is not None and outcome.cost <= max_cost))
+
+
+def _against(outcome: Outcome, best: Outcome) -> tuple[float, float]:
+    """Return the 95 % interval of the outcome's mean difference to the best one."""
+    return mean_interval(np.array([value - best.per_query[query] for query, value in outcome.per_query.items()]))
+
+
+def _named(outcome: Outcome, primary: str) -> str:
+    cost = "" if outcome.cost is None else f", {outcome.cost:.4f} for 1,000 searches"
+    return f"{outcome.label} ({primary} {outcome.means[primary]:.3f}, {outcome.p95_ms:.0f} ms at p95{cost})"
 
 
 def _budget(max_p95_ms: float | None, max_cost: float | None) -> str:
@@ -194,4 +229,4 @@ def _budget(max_p95_ms: float | None, max_cost: float | None) -> str:
         parts.append(f"{max_p95_ms:g} ms at p95")
     if max_cost is not None:
         parts.append(f"{max_cost:g} for 1,000 searches")
-    return " and ".join(parts) or "no budget"
+    return " and ".join(parts) or "any budget"
