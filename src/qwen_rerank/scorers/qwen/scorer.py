@@ -98,6 +98,11 @@ class QwenScorer:
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
 
     @property
+    def encoder(self) -> PromptEncoder:
+        """Builds the prompts; for those who want to see them or count their tokens."""
+        return self._encoder
+
+    @property
     def token_budget(self) -> int:
         """Tokens of one forward pass; smaller than at the start after the device ran out of memory."""
         return self._scheduler.token_budget
