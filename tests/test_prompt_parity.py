@@ -12,6 +12,8 @@ from texts import CONTROL_STRINGS, adversarial_text, clean_text
 
 from qwen_rerank.prompt import PromptEncoder, PromptSpec
 
+pytestmark = pytest.mark.timeout(3600)  # at full size
+
 FIRST_ADDED_ID = 151_643
 PER_QUERY = 50
 
