@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -85,6 +86,19 @@ class Gated(Oracle):
         return self.score(query, documents, instruction=instruction)
 
 
+class FileGated(Oracle):
+    """Waits in every asynchronous call until a file exists; for servers in another process."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = Path(path)
+
+    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+        while not self._path.exists():
+            await asyncio.sleep(0.005)
+        return self.score(query, documents, instruction=instruction)
+
+
 class Stepped(Oracle):
     """Finishes one call, in order of arrival, each time `steps` is released."""
 
@@ -136,3 +150,10 @@ def slow_load(seconds: float) -> Oracle:
     """Load for a while."""
     time.sleep(seconds)
     return Oracle()
+
+
+class Constant(Oracle):
+    """Gives every pair the same score, as a server does whose template dropped query and document."""
+
+    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+        return np.full(len(documents), -8.9, dtype=np.float32)

@@ -62,7 +62,7 @@ async def test_a_right_key_opens_in_any_header(headers):
 async def test_every_route_and_method_needs_a_key_unless_it_is_public():
     async with app_client(keys=(KEY,)) as client:
         paths = [route.path for route in client._transport.app.routes] + ["/nowhere"]
-        assert PUBLIC <= set(paths)
+        assert set(paths) >= PUBLIC
         assert {"/metrics", "/docs", "/openapi.json", "/score", "/v2/rerank", "/playground/search"} <= set(paths)
         for path in paths:
             for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"):

@@ -248,7 +248,7 @@ async def test_random_traffic_never_loses_count(full):
         elif line.tasks:
             chance.choice(line.tasks).cancel()
             await line.settle()
-        assert 0 <= line.queue.running_turns
+        assert line.queue.running_turns >= 0
         assert line.queue.running_tokens <= 30 or line.queue.running_turns == 1
     for task in line.tasks:
         task.cancel()

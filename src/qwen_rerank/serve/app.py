@@ -20,7 +20,6 @@ from qwen_rerank.serve.body import parse_object
 from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.gate import Exchange, Gate
 from qwen_rerank.serve.metrics import CONTENT_TYPE, Metrics
-from qwen_rerank.serve.names import ModelNames
 from qwen_rerank.serve.playground import Playground
 from qwen_rerank.serve.responses import json_response
 from qwen_rerank.serve.schemas import RankingRequest, RerankRequest, ScoreRequest, TeiRequest, _Body, read
@@ -147,21 +146,23 @@ class _Server:
             return await self._ranking(request, body)
         wanted = read(RerankRequest, body)
         outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
-        return json_response(shapes.rerank(wanted, outcome, request_id=exchange.id, model=self._names.reported))
+        return json_response(shapes.rerank(wanted, outcome, request_id=exchange.id, model=self._backend.names.reported))
 
     async def infinity(self, request: Request) -> Response:
         """As /rerank, with documents as plain strings: Infinity's shape."""
         exchange, body = await _body(request)
         wanted = read(RerankRequest, body)
         outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
-        return json_response(shapes.infinity(wanted, outcome, request_id=exchange.id, model=self._names.reported))
+        return json_response(
+            shapes.infinity(wanted, outcome, request_id=exchange.id, model=self._backend.names.reported)
+        )
 
     async def voyage(self, request: Request) -> Response:
         """As /rerank, with the list under `data`: Voyage's shape."""
         exchange, body = await _body(request)
         wanted = read(RerankRequest, body)
         outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
-        return json_response(shapes.voyage(wanted, outcome, request_id=exchange.id, model=self._names.reported))
+        return json_response(shapes.voyage(wanted, outcome, request_id=exchange.id, model=self._backend.names.reported))
 
     async def tei(self, request: Request) -> Response:
         """Rank `texts`; a bare list as Text Embeddings Inference gives."""
@@ -187,21 +188,21 @@ class _Server:
             jobs = [_job(wanted, query, [text]) for query, text in zip(queries, documents, strict=True)]
         outcomes = await self._run(request, wanted, jobs)
         answer = shapes.scores(
-            outcomes, log_odds=wanted.wants_log_odds, request_id=exchange.id, model=self._names.reported
+            outcomes, log_odds=wanted.wants_log_odds, request_id=exchange.id, model=self._backend.names.reported
         )
         return json_response(answer)
 
     async def models(self) -> Response:
         """List the names of the model."""
         length = self._backend.scoring.max_length
-        return json_response(shapes.models(self._names.all, max_length=length, started_at=self._started_at))
+        return json_response(shapes.models(self._backend.names.all, max_length=length, started_at=self._started_at))
 
     async def info(self) -> Response:
         """Describe the model as Text Embeddings Inference does."""
         scoring = self._backend.scoring
         labels = {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}
         answer = {
-            "model_id": self._names.reported,
+            "model_id": self._backend.names.reported,
             "model_sha": scoring.scorer.fingerprint,
             "model_type": {"reranker": labels},
             "max_client_batch_size": self._settings.max_documents,
@@ -220,7 +221,7 @@ class _Server:
         backend = self._backend
         if backend.state is not State.READY:
             raise ApiError(503, backend.state.value, f"the server is not ready: {backend.reason}.", retry_after_s=2)
-        return json_response({"status": "ready", "model": self._names.reported, "checked": backend.checks})
+        return json_response({"status": "ready", "model": self._backend.names.reported, "checked": backend.checks})
 
     async def metrics(self) -> Response:
         """Show the counters for Prometheus."""
@@ -229,10 +230,6 @@ class _Server:
     async def docs(self) -> Response:
         """Show this description as a page that needs nothing from elsewhere."""
         return openapi.docs_page(self.app)
-
-    @property
-    def _names(self) -> ModelNames:
-        return ModelNames(self._backend.scoring.scorer.name, self._settings)
 
     async def _tei(self, request: Request, body: dict[str, Any]) -> Response:
         wanted = read(TeiRequest, body)
@@ -249,7 +246,7 @@ class _Server:
     async def _run(self, request: Request, wanted: _Body, jobs: Sequence[Job]) -> list[Outcome]:
         """Ask the model, and count what it did."""
         scoring = self._backend.scoring
-        self._names.check(wanted.model)
+        self._backend.names.check(wanted.model)
         exchange: Exchange = request.state.exchange
         n_documents = sum(len(job.documents) for job in jobs)
         exchange.event |= {"documents": n_documents}

@@ -10,6 +10,7 @@ from enum import StrEnum
 from qwen_rerank.errors import RerankError
 from qwen_rerank.protocols import Scorer
 from qwen_rerank.serve.errors import ApiError
+from qwen_rerank.serve.names import ModelNames
 from qwen_rerank.serve.queue import FairQueue
 from qwen_rerank.serve.scoring import Scoring
 from qwen_rerank.serve.selfcheck import check_scorer
@@ -45,6 +46,7 @@ class Backend:
         self._load = load
         self._settings = settings
         self._scoring: Scoring | None = None
+        self._names: ModelNames | None = None
         self._loading: asyncio.Task[None] | None = None
         self.checks: list[str] = []
 
@@ -56,14 +58,23 @@ class Backend:
             ApiError: 503 with `Retry-After` unless ready.
         """
         if self._scoring is None or self.state is not State.READY:
-            message = f"the server is not ready: {self.reason}."
-            raise ApiError(503, "not_ready", message, retry_after_s=_RETRY_S.get(self.state, 1.0))
+            raise self._not_ready()
         return self._scoring
 
     @property
-    def scorer(self) -> Scorer | None:
-        """The model once it is loaded."""
-        return self._scoring.scorer if self._scoring else None
+    def names(self) -> ModelNames:
+        """The model's names; they stay while the last requests are answered.
+
+        Raises:
+            ApiError: 503 with `Retry-After` until it is loaded.
+        """
+        if self._names is None:
+            raise self._not_ready()
+        return self._names
+
+    def _not_ready(self) -> ApiError:
+        message = f"the server is not ready: {self.reason}."
+        return ApiError(503, "not_ready", message, retry_after_s=_RETRY_S.get(self.state, 1.0))
 
     @property
     def busy(self) -> bool:
@@ -89,6 +100,7 @@ class Backend:
         try:
             scorer = await asyncio.to_thread(self._load)
             self._scoring = Scoring(scorer, self._settings, self.queue)
+            self._names = ModelNames(scorer.name, self._settings)
             self.reason = "the model is being checked"
             self.checks = await asyncio.to_thread(check_scorer, scorer)
         except RerankError as exc:

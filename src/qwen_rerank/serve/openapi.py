@@ -49,7 +49,7 @@ _ANSWERS: dict[str, type[BaseModel]] = {
     "/voyage/v1/rerank": answers.VoyageAnswer,
 }
 _RERANK_ANSWERS = (answers.RerankAnswer, answers.TeiAnswer, answers.RankingAnswer)
-_COMPONENTS = (*_ANSWERS.values(), answers.RerankAnswer, answers.ErrorAnswer)
+_COMPONENTS: tuple[type[BaseModel], ...] = (*_ANSWERS.values(), answers.RerankAnswer, answers.ErrorAnswer)
 _REFERENCE = "#/components/schemas/{model}"
 
 _TEXT_PAGES = {"/metrics": "text/plain", "/docs": "text/html"}

@@ -72,8 +72,8 @@ class Playground:
             documents=[candidate.document.text for candidate in found],
             instruction=wanted.wanted_instruction,
         )
-        [outcome] = await self._run(request, wanted, [job]) if found else [Outcome([], 0)]
         scorer = self._backend.scoring.scorer
+        [outcome] = await self._run(request, wanted, [job])
         first = [
             {
                 "id": candidate.document.id,
@@ -87,9 +87,9 @@ class Playground:
             {"index": hit.index, "score": hit.score, "log_odds": hit.log_odds, "truncated": hit.truncated}
             for hit in outcome.ranked
         ]
-        best = found[outcome.ranked[0].index].document.text if outcome.ranked else ""
+        best = found[outcome.ranked[0].index].document.text
         answer = {
-            "model": scorer.name,
+            "model": self._backend.names.reported,
             "first_stage": "BM25",
             "first": first,
             "final": final,
@@ -146,7 +146,7 @@ def _recall(query: str, documents: Sequence[Document], top_k: int) -> list[Candi
 def _prompt(scorer: Scorer, query: str, document: str, instruction: str | None) -> list[dict[str, Any]] | None:
     """Return the prompt's parts in order, or None where the scorer does not say how its prompt is built."""
     encoder = getattr(scorer, "encoder", None)
-    if encoder is None or not document:
+    if encoder is None:
         return None
     spec = encoder.spec
     parts = [

@@ -26,6 +26,7 @@ logger = logging.getLogger("qwen_rerank.serve")
 
 EXIT_HUNG = 70
 EXIT_FORCED = 143
+_LAST_WORDS_S = 1.0
 _SPARE_FILES = 64  # descriptors kept for everything that is no connection
 
 
@@ -57,7 +58,8 @@ def serve(
     sock = listener or listen(host, port)
     server = make_server(load, settings=settings or ServeSettings(), api_keys=api_keys)
     address, bound, *_ = sock.getsockname()
-    logger.info("listening", extra={"event": {"address": address, "port": bound, "keys": len(api_keys)}})
+    event = {"address": address, "port": bound, "keys": len(api_keys), "pid": os.getpid()}
+    logger.info("listening", extra={"event": event})
     server.run(sockets=[sock])
 
 
@@ -134,6 +136,8 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until the end; leave at once where a thread of the model would hold the interpreter back."""
         await super().serve(sockets)
+        if tasks := list(self.server_state.tasks):  # cancelled when the grace was over; they tell their clients so
+            await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
         code = EXIT_HUNG if self._hung else EXIT_FORCED if self.force_exit else 0
         if code or self.backend.busy:
             logging.shutdown()
