@@ -13,8 +13,15 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from qwen_rerank.errors import BackendUnavailableError, InvalidInputError, RerankTimeoutError, ScorerClosedError
+from qwen_rerank.errors import (
+    BackendRejectedError,
+    BackendUnavailableError,
+    InvalidInputError,
+    RerankTimeoutError,
+    ScorerClosedError,
+)
 from qwen_rerank.protocols import Scorer
+from qwen_rerank.reranker import Reranker
 from qwen_rerank.scorers.http import HttpScorer, transport
 from qwen_rerank.scorers.http.endpoints import EndpointPool
 from tests.scorers.http import wire
@@ -313,3 +320,30 @@ def test_saturated_probabilities_are_clipped_flagged_and_keep_their_order(caplog
     assert list(np.argsort(-details.log_odds, kind="stable")) == [0, 5, 2, 4, 3, 1]
     assert details.log_odds[0] == details.log_odds[5] > details.log_odds[2]
     assert "clipped at ±20" in caplog.text
+
+
+# --- in other parts of the package -------------------------------------------------------------------------------------
+
+
+def test_a_threshold_on_uncalibrated_scores_needs_a_calibration():
+    with pytest.raises(InvalidInputError, match="threshold"):
+        Reranker(HttpScorer("https://api.cohere.com", model="rerank-v4"), threshold=0.5)
+
+
+def test_a_wrong_key_is_said_before_the_dialect_is_guessed():
+    with (
+        serving(lambda request: Reply(401, {"error": "Unauthorized"})) as server,
+        HttpScorer(server.url, api_key="wrong") as scorer,
+        pytest.raises(BackendRejectedError, match="refused the request with 401: Unauthorized"),
+    ):
+        scorer.score("q", ["d"])
+
+
+def test_it_is_a_compressors_scorer(server):
+    langchain = pytest.importorskip("qwen_rerank.langchain")
+    documents = pytest.importorskip("langchain_core.documents")
+    compressor = langchain.QwenRerankCompressor(scorer=HttpScorer(server.url, dialect="llamacpp"), top_n=1)
+
+    [best] = compressor.compress_documents([documents.Document("a 1"), documents.Document("b 2")], "q")
+
+    assert best.page_content == "b 2"

@@ -81,7 +81,11 @@ class BatchRunner:
     async def _split(self, batch: Batch, size: int) -> Reading:
         units = batch.units
         parts = [Batch(units[start : start + size]) for start in range(0, len(units), size)]
-        readings = await asyncio.gather(*(self.run(part) for part in parts))
+        outcomes = await asyncio.gather(*(self.run(part) for part in parts), return_exceptions=True)
+        failed = next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None)
+        if failed is not None:
+            raise failed
+        readings = [outcome for outcome in outcomes if isinstance(outcome, Reading)]
         counts = [reading.prompt_tokens for reading in readings]
         known = [count for count in counts if count is not None]
         return Reading(

@@ -8,14 +8,11 @@ import json
 import logging
 import weakref
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from qwen_rerank.checks import check_query, check_text, check_texts
 from qwen_rerank.errors import (
-    DocumentScoringError,
     InvalidInputError,
     RerankError,
     RerankTimeoutError,
@@ -26,32 +23,14 @@ from qwen_rerank.scorers.http import dialects
 from qwen_rerank.scorers.http.batches import Batch, BatchRunner, Unit
 from qwen_rerank.scorers.http.config import HttpConfig
 from qwen_rerank.scorers.http.details import ScoreDetails
-from qwen_rerank.scorers.http.log_odds import UNCALIBRATED, to_log_odds
+from qwen_rerank.scorers.http.jobs import Job, chunks, make_job, make_jobs, no_details
+from qwen_rerank.scorers.http.log_odds import UNCALIBRATED
 from qwen_rerank.scorers.http.loop_thread import LoopThread
 from qwen_rerank.scorers.http.session import Session, load_encoder, open_session
 from qwen_rerank.scorers.http.transport import Transport, TransportSettings
-from qwen_rerank.threaded import check_pairs
 from qwen_rerank.types import Fit
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Job:
-    """One query, its distinct texts, and what has come of them."""
-
-    query: str
-    instruction: str | None
-    places: list[int]  # document → distinct text
-    texts: list[str]
-    scores: np.ndarray = field(init=False)
-    truncated: np.ndarray = field(init=False)
-    failed: dict[int, Exception] = field(default_factory=dict)
-    prompt_tokens: int | None = 0
-
-    def __post_init__(self) -> None:
-        self.scores = np.full(len(self.texts), np.nan)
-        self.truncated = np.zeros(len(self.texts), dtype=bool)
 
 
 class HttpScorer:
@@ -186,17 +165,17 @@ class HttpScorer:
 
     def score_details(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> ScoreDetails:
         """As `score`, with what the server reported, what was clipped and cut, and what it counted."""
-        job = _job(query, documents, instruction)
+        job = make_job(query, documents, instruction)
         if not job.texts:
-            return _no_details()
+            return no_details()
         session = self._run(self._score([job], per_request=False))
         return self._details(session, job)
 
     async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
         """As `score`, without blocking the event loop."""
-        job = _job(query, documents, instruction)
+        job = make_job(query, documents, instruction)
         if not job.texts:
-            return _no_details().log_odds
+            return no_details().log_odds
         session = await self._arun(self._score([job], per_request=False))
         return self._details(session, job).log_odds
 
@@ -204,9 +183,9 @@ class HttpScorer:
         self, queries: Sequence[str], documents: Sequence[Sequence[str]], *, instruction: str | None = None
     ) -> list[np.ndarray]:
         """Return one array as `score` gives for each query; with token ids, requests hold prompts of several queries."""
-        jobs = _jobs(queries, documents, instruction)
+        jobs = make_jobs(queries, documents, instruction)
         if not any(job.texts for job in jobs):
-            return [_no_details().log_odds for _ in jobs]
+            return [no_details().log_odds for _ in jobs]
         session = self._run(self._score(jobs, per_request=True))
         return [self._details(session, job).log_odds for job in jobs]
 
@@ -214,9 +193,9 @@ class HttpScorer:
         self, queries: Sequence[str], documents: Sequence[Sequence[str]], *, instruction: str | None = None
     ) -> list[np.ndarray]:
         """As `score_many`, without blocking the event loop."""
-        jobs = _jobs(queries, documents, instruction)
+        jobs = make_jobs(queries, documents, instruction)
         if not any(job.texts for job in jobs):
-            return [_no_details().log_odds for _ in jobs]
+            return [no_details().log_odds for _ in jobs]
         session = await self._arun(self._score(jobs, per_request=True))
         return [self._details(session, job).log_odds for job in jobs]
 
@@ -277,7 +256,7 @@ class HttpScorer:
 
     # --- the work, on the loop of the scorer's thread ------------------------------------------------------------
 
-    async def _score(self, jobs: list[_Job], *, per_request: bool) -> Session:
+    async def _score(self, jobs: list[Job], *, per_request: bool) -> Session:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.timeout_s
         session = await self._opened(self.config.timeout_s)
@@ -290,12 +269,12 @@ class HttpScorer:
         self._collect(jobs, batches, outcomes)
         return session
 
-    def _check_instructions(self, session: Session, jobs: list[_Job]) -> None:
+    def _check_instructions(self, session: Session, jobs: list[Job]) -> None:
         if session.route is None:
             for job in jobs:
                 session.dialect.check(model=self.config.model, instruction=self._instruction(job))
 
-    def _instruction(self, job: _Job) -> str | None:
+    def _instruction(self, job: Job) -> str | None:
         return job.instruction if job.instruction is not None else self.config.instruction
 
     async def _opened(self, timeout_s: float) -> Session:
@@ -307,23 +286,23 @@ class HttpScorer:
                 self._session = await open_session(self.config, self._transport, loop.time() + timeout_s)
         return self._session
 
-    def _batches(self, session: Session, jobs: list[_Job]) -> list[Batch]:
+    def _batches(self, session: Session, jobs: list[Job]) -> list[Batch]:
         """Cut all work into requests; prompts of several queries may share one, texts of several cannot."""
         if session.route is not None and session.encoder is not None:
             units = [unit for number, job in enumerate(jobs) for unit in self._prompts(session.encoder, number, job)]
-            return _chunks(units, session.max_batch)
+            return chunks(units, session.max_batch)
         return [
             batch
             for number, job in enumerate(jobs)
-            for batch in _chunks(self._cut_texts(session, number, job), session.max_batch)
+            for batch in chunks(self._cut_texts(session, number, job), session.max_batch)
         ]
 
-    def _prompts(self, encoder: PromptEncoder, number: int, job: _Job) -> list[Unit]:
+    def _prompts(self, encoder: PromptEncoder, number: int, job: Job) -> list[Unit]:
         prompts = encoder.encode(job.query, job.texts, instruction=job.instruction)
         job.truncated[:] = [prompt.truncated for prompt in prompts]
         return [Unit(number, place, ids=prompt.ids.tolist()) for place, prompt in enumerate(prompts)]
 
-    def _cut_texts(self, session: Session, number: int, job: _Job) -> list[Unit]:
+    def _cut_texts(self, session: Session, number: int, job: Job) -> list[Unit]:
         texts = job.texts
         if session.encoder is not None:
             fits = session.encoder.fit(job.query, texts, instruction=self._instruction(job))
@@ -340,7 +319,7 @@ class HttpScorer:
                 )
         return units
 
-    def _collect(self, jobs: list[_Job], batches: list[Batch], outcomes: list[Any]) -> None:
+    def _collect(self, jobs: list[Job], batches: list[Batch], outcomes: list[Any]) -> None:
         for batch, outcome in zip(batches, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 if not isinstance(outcome, RerankError):
@@ -356,36 +335,21 @@ class HttpScorer:
             # A timeout says less than what went wrong before it.
             raise next((e for e in errors if not isinstance(e, RerankTimeoutError)), errors[0])
 
-    def _count(self, jobs: list[_Job], batch: Batch, prompt_tokens: int | None) -> None:
+    def _count(self, jobs: list[Job], batch: Batch, prompt_tokens: int | None) -> None:
         job = jobs[batch.units[0].job]
         if prompt_tokens is None or len(jobs) > 1:
             job.prompt_tokens = None
         elif job.prompt_tokens is not None:
             job.prompt_tokens += prompt_tokens
 
-    def _details(self, session: Session, job: _Job) -> ScoreDetails:
-        kept = ~np.isnan(job.scores)
-        log_odds = np.full(len(job.texts), np.nan, dtype=np.float32)
-        saturated = np.zeros(len(job.texts), dtype=bool)
-        log_odds[kept], saturated[kept] = to_log_odds(job.scores[kept], session.kind)
-        if saturated.any():
+    def _details(self, session: Session, job: Job) -> ScoreDetails:
+        details = job.details(session)
+        if details.saturated.any():
             self._warn(
                 f"{self.name} reports probabilities too close to 0 or 1 to tell apart from their printed digits; their "
                 "log-odds were clipped at ±20 and keep the reported order."
             )
-        places = job.places
-        failed = {i: job.failed[place] for i, place in enumerate(places) if place in job.failed}
-        if failed:
-            raise DocumentScoringError(failed, log_odds[places])
-        return ScoreDetails(
-            log_odds=log_odds[places],
-            reported=job.scores[places],
-            kind=session.kind,
-            saturated=saturated[places],
-            truncated=job.truncated[places],
-            prompt_tokens=job.prompt_tokens,
-            route=session.path,
-        )
+        return details
 
     def _warn(self, message: str) -> None:
         """Say something once."""
@@ -406,25 +370,3 @@ def _check_key(key: object) -> str | None:
     if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidInputError("api_key must be a text of printable ASCII characters without spaces.")
     return key
-
-
-def _job(query: str, documents: Sequence[str], instruction: str | None) -> _Job:
-    texts = check_texts("documents", documents)
-    if instruction is not None:
-        check_text("instruction", instruction)
-    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    return _Job(check_query(query), instruction, [distinct[text] for text in texts], list(distinct))
-
-
-def _jobs(queries: Sequence[str], documents: Sequence[Sequence[str]], instruction: str | None) -> list[_Job]:
-    return [_job(query, texts, instruction) for query, texts in zip(*check_pairs(queries, documents), strict=True)]
-
-
-def _chunks(units: list[Unit], size: int) -> list[Batch]:
-    return [Batch(units[start : start + size]) for start in range(0, len(units), size)]
-
-
-def _no_details() -> ScoreDetails:
-    none = np.empty(0)
-    flags = np.empty(0, dtype=bool)
-    return ScoreDetails(none.astype(np.float32), none, "logit", flags, flags, 0, "")

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from qwen_rerank.errors import BackendRejectedError, InvalidInputError, ProtocolError, RerankServerError
+from qwen_rerank.errors import BackendRejectedError, InvalidInputError, ProtocolError
 from qwen_rerank.prompt import PromptEncoder, PromptSpec, PromptTokenizer
 from qwen_rerank.scorers.http import dialects
-from qwen_rerank.scorers.http.answers import parse
+from qwen_rerank.scorers.http.answers import parse, refusal
 from qwen_rerank.scorers.http.config import HttpConfig
 from qwen_rerank.scorers.http.dialects.base import Ask, Dialect
 from qwen_rerank.scorers.http.dialects.token_routes import Labels, TokenRoute
@@ -86,7 +86,9 @@ async def open_session(config: HttpConfig, transport: Transport, deadline: float
         RerankServerError: If the server cannot be reached or refuses.
     """
     name = config.dialect if config.dialect != "auto" else dialects.of_host(config.url[0])
-    listing = None if name in dialects.HOSTED else await _ask(transport, "/v1/models", deadline)
+    listing = (
+        None if name in dialects.HOSTED else await _ask(transport, "/v1/models", deadline, open_question=name is None)
+    )
     dialect = dialects.DIALECTS[name or await _detect(config.url[0], transport, listing, deadline)]
     length, models = _length(listing), _models(listing)
     if _wants_tokens(config, dialect):
@@ -199,16 +201,17 @@ async def _detect(url: str, transport: Transport, listing: Any, deadline: float)
     return name
 
 
-async def _ask(transport: Transport, path: str, deadline: float) -> Any:
-    """Return the JSON at `path`, or None where there is none."""
+async def _ask(transport: Transport, path: str, deadline: float, *, open_question: bool = True) -> Any:
+    """Return the JSON at `path`, or None where there is none.
+
+    A wrong key is said at once where the answer decides what the server is; else the real request will say it.
+    """
     try:
         answer = await transport.get(path, deadline=deadline)
+        if answer.status in (401, 403) and open_question:
+            raise refusal(answer)
         return parse(answer) if answer.status == 200 else None
     except ProtocolError:
-        return None
-    except RerankServerError as exc:
-        if exc.status is None:
-            raise
         return None
 
 
