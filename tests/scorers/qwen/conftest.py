@@ -1,9 +1,19 @@
 """Small checkpoints, each written once."""
 
+import os
+from pathlib import Path
+
 import pytest
 from checkpoints import make_checkpoint
 
 from qwen_rerank import QwenScorer
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(request):
+    """The official tokenizer; a machine without the shared folder names its own place for it."""
+    named = os.environ.get("QWEN_RERANK_TOKENIZER")
+    return Path(named).resolve() if named else request.getfixturevalue("shared") / "tokenizer"
 
 
 @pytest.fixture(scope="session")

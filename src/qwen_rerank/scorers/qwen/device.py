@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +16,17 @@ from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
 if TYPE_CHECKING:
     from qwen_rerank.scorers.qwen.config import QwenModelConfig
 
+logger = logging.getLogger(__name__)
+
 # Above this a pack gains no speed: on the CPU a matrix product of 2,048 rows already runs at its peak, and a short pack
 # lets a small call through sooner.
 CPU_PACK = 2048
 CUDA_PACK = 32_768
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_SMALLEST_PACK = 256
 _MEMORY_SHARE = 0.25  # of the free memory of a CPU, which others use too
+_CUDA_SHARE = 0.8  # of the free memory of a GPU; the rest is for fragments and for attention over long documents
+_TRIALS = (1024, 4096)  # tokens
 
 
 def choose_device(name: str) -> torch.device:
@@ -74,7 +82,44 @@ def cpu_budget(config: QwenModelConfig, dtype: torch.dtype, *, max_length: int) 
     """Return the tokens of a pack on the CPU: enough for full speed, within a share of the free memory."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 4 << 30
     affordable = int(free * _MEMORY_SHARE) // activation_bytes(config, dtype)
-    return max(256, min(max(CPU_PACK, max_length // 2), affordable))
+    return max(_SMALLEST_PACK, min(max(CPU_PACK, max_length // 2), affordable))
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make this the current device, which Triton launches on and each thread has its own of."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def cap_process(device: torch.device, gb: float) -> None:
+    """Let PyTorch take at most `gb` GiB of this device in this process; more is an out-of-memory error."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gb * 2**30 / total), device)
+
+
+def cuda_budget(run: Callable[[int], None], device: torch.device, *, cap_gb: float | None) -> int:
+    """Return the tokens of a pack that the free memory holds, by what two trial packs took.
+
+    Args:
+        run: Computes a pack of about that many tokens.
+        device: The CUDA device.
+        cap_gb: GiB that the process may take; None leaves what is free on the device.
+    """
+    run(_TRIALS[0])  # the first pass also allocates what stays, such as workspaces
+    peaks = []
+    for tokens in _TRIALS:
+        torch.cuda.reset_peak_memory_stats(device)
+        run(tokens)
+        torch.cuda.synchronize(device)
+        peaks.append(torch.cuda.max_memory_allocated(device))
+    per_token = max(1, (peaks[1] - peaks[0]) // (_TRIALS[1] - _TRIALS[0]))
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    if cap_gb is not None:
+        free = min(free, int(cap_gb * 2**30) - torch.cuda.memory_reserved(device))
+    budget = min(CUDA_PACK, int(free * _CUDA_SHARE) // per_token)
+    logger.info("%d bytes a token and %d held on %s: packs of %d tokens.", per_token, held, device, budget)
+    return max(_SMALLEST_PACK, budget)
 
 
 def as_our_error(exc: Exception) -> Exception:

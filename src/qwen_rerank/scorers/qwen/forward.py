@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import linear, rms_norm
 
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.layout import Layout
+from qwen_rerank.scorers.qwen.ops import Ops
 from qwen_rerank.scorers.qwen.weights import Layer, Weights
 
 Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
@@ -37,16 +38,20 @@ class Forward:
         weights: Fused weights.
         config: The model's shape.
         attention: For the device that the weights are on.
+        ops: The elementwise work on that device.
         row_chunk: Rows that go through an MLP at a time; bounds memory, and keeps the CPU's caches warm.
     """
 
-    def __init__(self, weights: Weights, config: QwenModelConfig, attention: Attention, *, row_chunk: int) -> None:
+    def __init__(
+        self, weights: Weights, config: QwenModelConfig, attention: Attention, ops: Ops, *, row_chunk: int
+    ) -> None:
         self._weights = weights
         self._config = config
         self._attention = attention
+        self._ops = ops
         self._row_chunk = row_chunk
         self._dtype = weights.norm.dtype
-        self._device = weights.norm.device
+        self.device = weights.norm.device
 
     @torch.inference_mode()
     def __call__(
@@ -63,9 +68,9 @@ class Forward:
             Log-odds, float32 `(n_documents,)` in the pack's order, and for each layer the keys and values of `keep`.
         """
         weights, plan = self._weights, self._attention.prepare(layout)
-        rows = torch.from_numpy(layout.ids).to(self._device, non_blocking=True)
-        positions = torch.from_numpy(layout.positions).to(self._device, non_blocking=True)
-        last = torch.from_numpy(layout.last_rows).to(self._device, non_blocking=True)
+        rows = torch.from_numpy(layout.ids).to(self.device, non_blocking=True)
+        positions = torch.from_numpy(layout.positions).to(self.device, non_blocking=True)
+        last = torch.from_numpy(layout.last_rows).to(self.device, non_blocking=True)
         turn = (weights.cosine[positions], weights.sine[positions])
         hidden = weights.embedding[rows].to(self._dtype)  # (n_rows, hidden_size)
         saved: list[Keys] = []
@@ -103,25 +108,13 @@ class Forward:
             query_turn = (turn[0][last], turn[1][last])
         query = flat_query.view(len(flat_query), shape.n_heads, shape.head_dim)
         key, value = flat_keys.view(len(hidden), 2 * shape.n_kv_heads, shape.head_dim).chunk(2, dim=1)
-        query = _rotate(self._norm(query, layer.query_norm), query_turn)
-        key = _rotate(self._norm(key, layer.key_norm), turn)
-        return query, key, value
+        rotate, eps = self._ops.norm_rotate, shape.rms_norm_eps
+        return rotate(query, layer.query_norm, query_turn, eps), rotate(key, layer.key_norm, turn, eps), value
 
     def _advance(self, layer: Layer, hidden: torch.Tensor, mixed: torch.Tensor) -> None:
         """Add the attention's output and the MLP to `hidden`, in place, some rows at a time."""
         for start in range(0, len(hidden), self._row_chunk):
             rows = slice(start, start + self._row_chunk)
-            chunk = hidden[rows].add_(linear(mixed[rows], layer.output))
-            gate, up = linear(self._norm(chunk, layer.mlp_norm), layer.gate_up).chunk(2, dim=1)
-            chunk.add_(linear(silu(gate).mul_(up), layer.down))
-
-
-def _rotate(x: torch.Tensor, turn: Keys) -> torch.Tensor:
-    """Apply the rotary positions to `(n, heads, head_dim)`."""
-    cosine, sine = turn[0].unsqueeze(1), turn[1].unsqueeze(1)
-    first, second = x.chunk(2, dim=-1)
-    out = torch.empty_like(x)
-    half = x.shape[-1] // 2
-    torch.sub(first * cosine, second * sine, out=out[..., :half])
-    torch.add(second * cosine, first * sine, out=out[..., half:])
-    return out
+            chunk = hidden[rows].addmm_(mixed[rows], layer.output.t())
+            gate_up = linear(self._norm(chunk, layer.mlp_norm), layer.gate_up)
+            chunk.addmm_(self._ops.gate(gate_up), layer.down.t())

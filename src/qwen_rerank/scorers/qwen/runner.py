@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from qwen_rerank.packing import Branch, Pack, Tree
-from qwen_rerank.scorers.qwen.device import as_our_error
+from qwen_rerank.scorers.qwen.device import as_our_error, on_device
 from qwen_rerank.scorers.qwen.forward import Forward, Keys
 from qwen_rerank.scorers.qwen.layout import Layout, Span, lay_out
 
@@ -39,8 +40,11 @@ class Runner:
             DeviceLostError: If the device cannot be used any more.
         """
         try:
-            return self._one_by_one(pack) if self._deterministic else self._together(pack)
+            with on_device(self._forward.device):
+                return self._one_by_one(pack) if self._deterministic else self._together(pack)
         except Exception as exc:
+            # Whoever keeps the error would keep the pass's tensors with it.
+            traceback.clear_frames(exc.__traceback__)
             ours = as_our_error(exc)
             if ours is exc:
                 raise

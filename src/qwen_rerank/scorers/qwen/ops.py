@@ -1,0 +1,42 @@
+"""The elementwise work between the matrix products, in PyTorch's own operations."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch.nn.functional import rms_norm, silu
+
+Turn = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's position, each (n_rows, head_dim // 2)
+
+
+class Ops(Protocol):
+    """What a device may have a fused kernel for."""
+
+    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, turn: Turn, eps: float) -> torch.Tensor:
+        """Normalise every head of `x` `(n_rows, heads, head_dim)` and apply the rotary positions."""
+        ...
+
+    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Return `silu(gate) * up` of `(n_rows, 2 * size)`; may overwrite its input."""
+        ...
+
+
+class EagerOps:
+    """Works everywhere; one pass over the data an operation."""
+
+    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, turn: Turn, eps: float) -> torch.Tensor:
+        """Normalise every head of `x` and apply the rotary positions."""
+        normed = rms_norm(x, (x.shape[-1],), weight, eps)
+        cosine, sine = turn[0].unsqueeze(1), turn[1].unsqueeze(1)
+        first, second = normed.chunk(2, dim=-1)
+        out = torch.empty_like(normed)
+        half = x.shape[-1] // 2
+        torch.sub(first * cosine, second * sine, out=out[..., :half])
+        torch.add(second * cosine, first * sine, out=out[..., half:])
+        return out
+
+    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Return `silu(gate) * up`."""
+        gate, up = gate_up.chunk(2, dim=1)
+        return silu(gate).mul_(up)
