@@ -1,1 +1,35 @@
-"""Fine-tuning of rerankers and embedders."""
+"""Fine-tuning of rerankers and embedders on sentence-transformers' trainers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "BadLine": "data",
+    "EmbeddedDocuments": "mining",
+    "EmbedderTraining": "embedder",
+    "Example": "data",
+    "Mining": "mining",
+    "RerankerTraining": "reranker",
+    "TrainingData": "data",
+    "TrainingReport": "reranker",
+    "load_training_data": "data",
+    "mine_negatives": "mining",
+    "train_embedder": "embedder",
+    "train_reranker": "reranker",
+}
+
+__all__ = sorted(_HOMES)
+
+if TYPE_CHECKING:
+    from qwen_rerank.training.data import BadLine, Example, TrainingData, load_training_data
+    from qwen_rerank.training.embedder import EmbedderTraining, train_embedder
+    from qwen_rerank.training.mining import EmbeddedDocuments, Mining, mine_negatives
+    from qwen_rerank.training.reranker import RerankerTraining, TrainingReport, train_reranker
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,228 @@
+"""Training data: JSONL lines or a BEIR folder to examples; a line that cannot be used is named and counted."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen_rerank.checks import check_text
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.types import Document
+
+_POSITIVE_KEYS = ("positive", "positives")
+_NEGATIVE_KEYS = ("negative", "negatives")
+_SHOWN = 5  # bad lines named in an error message
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A query with documents and what is known of each.
+
+    Attributes:
+        query: The query.
+        documents: Texts, at least one.
+        scores: One a document: 1 relevant and 0 not where `teacher` is false, else a teacher's log-odds.
+        teacher: Whether `scores` are a teacher's.
+    """
+
+    query: str
+    documents: tuple[str, ...]
+    scores: tuple[float, ...]
+    teacher: bool = False
+
+    @property
+    def positives(self) -> tuple[str, ...]:
+        """Documents with a score above 0."""
+        return tuple(text for text, score in zip(self.documents, self.scores, strict=True) if score > 0)
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """Documents with a score of 0 or below."""
+        return tuple(text for text, score in zip(self.documents, self.scores, strict=True) if score <= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that gave no example: where, as `file:line`, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TrainingData:
+    """What was read.
+
+    Attributes:
+        examples: In the order of the file.
+        bad_lines: Lines that gave no example.
+        corpus: Documents to mine negatives from; empty for JSONL.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    bad_lines: list[BadLine] = field(default_factory=list)
+    corpus: list[Document] = field(default_factory=list)
+
+
+def load_training_data(path: str | Path, *, split: str = "train", skip_bad_lines: bool = False) -> TrainingData:
+    """Read a JSONL file or a BEIR folder.
+
+    A JSONL line is `{"query", "positive(s)", "negative(s)"}`, each a string or a list, the negatives optional; or
+    `{"query", "documents", "scores"}` with a teacher's log-odds. A BEIR folder has `corpus.jsonl`, `queries.jsonl`
+    (both also as `.gz`) and `qrels/<split>.tsv`; explicit judgements of 0 become negatives.
+
+    Args:
+        path: The file or folder.
+        split: Which qrels of a folder.
+        skip_bad_lines: Whether to go on without the lines that cannot be used; they are in `bad_lines` either way.
+
+    Raises:
+        InvalidInputError: If the path does not exist, holds no example, or has bad lines that may not be skipped.
+    """
+    root = Path(path)
+    if root.is_dir():
+        data = _read_folder(root, split)
+    elif root.is_file():
+        data = _read_jsonl(root)
+    else:
+        raise InvalidInputError(f"{str(path)!r} does not exist; give a JSONL file or a folder in BEIR layout.")
+    if data.bad_lines and not skip_bad_lines:
+        raise InvalidInputError(f"{describe_bad_lines(data.bad_lines)}; mend them or pass skip_bad_lines=True.")
+    if not data.examples:
+        raise InvalidInputError(f"{str(path)!r} holds no training example; {describe_bad_lines(data.bad_lines)}.")
+    return data
+
+
+def describe_bad_lines(bad_lines: Sequence[BadLine]) -> str:
+    """Return one sentence part that counts the lines and names the first of them."""
+    if not bad_lines:
+        return "no line was refused"
+    named = "; ".join(f"{bad.where}: {bad.reason}" for bad in bad_lines[:_SHOWN])
+    more = f"; and {len(bad_lines) - _SHOWN} more" if len(bad_lines) > _SHOWN else ""
+    return f"{len(bad_lines)} line(s) cannot be used: {named}{more}"
+
+
+def example_from_row(row: object) -> Example:
+    """Return one example of a decoded JSONL line.
+
+    Raises:
+        InvalidInputError: If a field is missing or wrong.
+    """
+    if not isinstance(row, Mapping):
+        raise InvalidInputError(f"a line must be a JSON object, not {type(row).__name__}.")
+    query = check_text("query", row.get("query"))
+    if not query.strip():
+        raise InvalidInputError("query is empty.")
+    if "documents" in row or "scores" in row:
+        return _scored_example(query, row)
+    positives = _texts(row, _POSITIVE_KEYS)
+    negatives = _texts(row, _NEGATIVE_KEYS)
+    if not positives:
+        raise InvalidInputError("there is no positive; give `positive`, or `documents` with `scores`.")
+    both = set(positives) & set(negatives)
+    if both:
+        raise InvalidInputError(f"{min(both)[:60]!r} is both positive and negative.")
+    labels = (1.0,) * len(positives) + (0.0,) * len(negatives)
+    return Example(query, (*positives, *negatives), labels)
+
+
+def _scored_example(query: str, row: Mapping[str, Any]) -> Example:
+    documents = _texts(row, ("documents",))
+    scores = row.get("scores")
+    if not isinstance(scores, list) or len(scores) != len(documents) or not documents:
+        n_scores = len(scores) if isinstance(scores, list) else 0
+        raise InvalidInputError(f"{len(documents)} documents have {n_scores} scores; give one score for each document.")
+    for score in scores:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise InvalidInputError(f"scores must be finite numbers (a teacher's log-odds), not {score!r}.")
+    return Example(query, documents, tuple(float(score) for score in scores), teacher=True)
+
+
+def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> tuple[str, ...]:
+    """Return the texts under any of `keys`; a single string counts as a list of one."""
+    found: list[str] = []
+    for key in keys:
+        value = row.get(key, [])
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list):
+            raise InvalidInputError(f"{key} must be a string or a list of strings, not {type(value).__name__}.")
+        found += [check_text(f"{key}[{i}]", text) for i, text in enumerate(values)]
+    if not all(text.strip() for text in found):
+        raise InvalidInputError(f"one of {', '.join(keys)} is an empty text.")
+    return tuple(dict.fromkeys(found))
+
+
+def _read_jsonl(path: Path) -> TrainingData:
+    data = TrainingData()
+    for where, row in _rows(path, data.bad_lines):
+        try:
+            data.examples.append(example_from_row(row))
+        except InvalidInputError as exc:
+            data.bad_lines.append(BadLine(where, str(exc)))
+    return data
+
+
+def _rows(path: Path, bad_lines: list[BadLine]) -> Iterator[tuple[str, Any]]:
+    """Yield each line of a JSONL file, decoded, with its place."""
+    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    with opened as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path.name}:{number}"
+            try:
+                yield where, json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as exc:
+                bad_lines.append(BadLine(where, f"not JSON in UTF-8 ({exc})"))
+
+
+def _read_folder(root: Path, split: str) -> TrainingData:
+    data = TrainingData()
+    texts = dict(_table(root, "corpus", data.bad_lines))
+    queries = dict(_table(root, "queries", data.bad_lines))
+    data.corpus = [Document(key, text) for key, text in texts.items()]
+    judged: dict[str, list[tuple[str, float]]] = {}
+    for where, query_id, document_id, score in _judgements(root / "qrels" / f"{split}.tsv", data.bad_lines):
+        if query_id not in queries or document_id not in texts:
+            unknown = query_id if query_id not in queries else document_id
+            data.bad_lines.append(BadLine(where, f"the id {unknown!r} is not in the collection"))
+        else:
+            judged.setdefault(query_id, []).append((document_id, 1.0 if score > 0 else 0.0))
+    for query_id, labels in judged.items():
+        if any(label for _, label in labels):
+            documents = tuple(texts[document_id] for document_id, _ in labels)
+            data.examples.append(Example(queries[query_id], documents, tuple(label for _, label in labels)))
+    return data
+
+
+def _table(root: Path, stem: str, bad_lines: list[BadLine]) -> Iterator[tuple[str, str]]:
+    """Yield id and text (title and text) of each line of `corpus` or `queries`."""
+    path = next((p for p in (root / f"{stem}.jsonl", root / f"{stem}.jsonl.gz") if p.is_file()), None)
+    if path is None:
+        raise InvalidInputError(f"{str(root)!r} has no {stem}.jsonl; a BEIR folder needs corpus, queries and qrels.")
+    for where, row in _rows(path, bad_lines):
+        try:
+            title, text = check_text("title", row.get("title") or ""), check_text("text", row.get("text"))
+            yield check_text("_id", row.get("_id")), f"{title.strip()}\n{text}" if title.strip() else text
+        except (InvalidInputError, AttributeError) as exc:
+            bad_lines.append(BadLine(where, str(exc)))
+
+
+def _judgements(path: Path, bad_lines: list[BadLine]) -> Iterator[tuple[str, str, str, float]]:
+    """Yield place, query id, document id and grade of each line of a qrels file."""
+    if not path.is_file():
+        raise InvalidInputError(f"{str(path)!r} does not exist; name a split that the folder has.")
+    with open(path, encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.reader(file, delimiter="\t"), start=1):
+            if number == 1 and row[:1] == ["query-id"]:
+                continue
+            try:
+                yield f"{path.name}:{number}", row[0], row[1], float(row[2])
+            except (IndexError, ValueError) as exc:
+                bad_lines.append(BadLine(f"{path.name}:{number}", f"not query-id, corpus-id and score ({exc})"))
