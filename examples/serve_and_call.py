@@ -1,0 +1,130 @@
+"""Serve a reranker, and call it: as plain HTTP, as a scorer, and with many requests at once.
+
+    python examples/serve_and_call.py
+
+Needs: pip install 'qwen-rerank[serve,client]'. In production the first half is one command on the machine with the GPU:
+
+    QWEN_RERANK_API_KEYS=… qwen-rerank serve --model Qwen/Qwen3-Reranker-0.6B --host 0.0.0.0
+
+'pocket', the default, is a small model for learning; it is not Qwen3-Reranker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+
+from qwen_rerank import HttpScorer, Reranker
+from qwen_rerank.samples import load_sample
+
+START_TIMEOUT_S = 300
+
+
+def main() -> None:
+    """Start a server on a free port of this machine, use it in three ways, stop it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="pocket", help="a hub name, a folder, or 'pocket'")
+    arguments = parser.parse_args()
+
+    key = secrets.token_urlsafe()
+    with serving(arguments.model, key) as url:
+        print(f"ready at {url}; a person would open that address in a browser")
+        plain_http(url, key)
+        with HttpScorer(url, api_key=key) as scorer:  # asks the server what it is; knows vLLM, SGLang, Cohere, … too
+            as_a_scorer(scorer)
+            asyncio.run(many_at_once(scorer))
+
+
+def plain_http(url: str, key: str) -> None:
+    """Call the route that Cohere's and Jina's clients call."""
+    sample = load_sample("zh")
+    answer = httpx2.post(
+        f"{url}/v1/rerank",
+        headers={"authorization": f"Bearer {key}"},
+        json={"query": sample.queries[0], "documents": [d.text for d in sample.documents], "top_n": 2},
+        timeout=60,
+    )
+    answer.raise_for_status()
+    print(f"\nPOST /v1/rerank, {sample.queries[0]}:")
+    for row in answer.json()["results"]:
+        print(f"  {row['relevance_score']:.3f}  {sample.documents[row['index']].metadata['title']}")
+
+
+def as_a_scorer(scorer: HttpScorer) -> None:
+    """Use the server wherever a model goes."""
+    sample = load_sample("en")
+    print(f"\nReranker(HttpScorer(…)), {sample.queries[1]}:")
+    for hit in Reranker(scorer, top_n=2).rerank(sample.queries[1], sample.documents):
+        print(f"  {hit.score:.3f}  {hit.document.metadata['title']}")
+
+
+async def many_at_once(scorer: HttpScorer) -> None:
+    """Ask several things together; the server computes them in common packs."""
+    sample = load_sample("en")
+    reranker = Reranker(scorer, top_n=1)
+    questions = [document.metadata["title"] for document in sample.documents[:8]]
+    started = time.perf_counter()
+    answers = await asyncio.gather(*(reranker.arerank(question, sample.documents) for question in questions))
+    seconds = time.perf_counter() - started
+    right = sum(
+        hits[0].document.id == document.id for hits, document in zip(answers, sample.documents[:8], strict=True)
+    )
+    print(
+        f"\n{len(questions)} questions at once in {seconds:.2f} s; {right} of {len(questions)} titles found their text"
+    )
+
+
+@contextmanager
+def serving(model: str, key: str) -> Iterator[str]:
+    """Run `qwen-rerank serve` on a free port of this machine, and give its address once it is ready."""
+    port = free_port()
+    command = [sys.executable, "-c", "from qwen_rerank.cli import main; main()", "serve"]
+    server = subprocess.Popen(
+        [*command, "--model", model, "--port", str(port), "--log-level", "error"],
+        env={**os.environ, "QWEN_RERANK_API_KEYS": key},
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, server)
+        yield url
+    finally:
+        server.terminate()  # answers what it has admitted, then ends
+        server.wait()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on just now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Return when the model is loaded and has passed the server's check of itself.
+
+    Raises:
+        RuntimeError: If the server ends, or is not ready in time.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx2.get(f"{url}/health/ready").status_code == 200:
+                return
+        except httpx2.TransportError:  # the port is not open yet
+            pass
+        time.sleep(0.1)
+    raise RuntimeError("the server did not become ready; what it printed above says why.")
+
+
+if __name__ == "__main__":
+    main()
