@@ -34,19 +34,25 @@ _HOMES = {
 
 __all__ = ["__version__", *sorted(_HOMES)]
 
-if TYPE_CHECKING:
-    from qwen_rerank.calibration import Calibration
-    from qwen_rerank.embedders import load_embedder
-    from qwen_rerank.errors import RerankError
-    from qwen_rerank.lexical import BM25Index
-    from qwen_rerank.pipeline import Cascade, TwoStageRetriever
-    from qwen_rerank.protocols import Embedder, FirstStage, Scorer
-    from qwen_rerank.reranker import Reranker
-    from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer
-    from qwen_rerank.scorers.http import HttpScorer
-    from qwen_rerank.scorers.qwen import QwenScorer
-    from qwen_rerank.store import FaissStore
-    from qwen_rerank.types import Candidate, Document, Fit, RankedDocument
+if TYPE_CHECKING:  # `X as X` says to type checkers that X is public; they cannot read the `__all__` above
+    from qwen_rerank.calibration import Calibration as Calibration
+    from qwen_rerank.embedders import load_embedder as load_embedder
+    from qwen_rerank.errors import RerankError as RerankError
+    from qwen_rerank.lexical import BM25Index as BM25Index
+    from qwen_rerank.pipeline import Cascade as Cascade
+    from qwen_rerank.pipeline import TwoStageRetriever as TwoStageRetriever
+    from qwen_rerank.protocols import Embedder as Embedder
+    from qwen_rerank.protocols import FirstStage as FirstStage
+    from qwen_rerank.protocols import Scorer as Scorer
+    from qwen_rerank.reranker import Reranker as Reranker
+    from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer as CrossEncoderScorer
+    from qwen_rerank.scorers.http import HttpScorer as HttpScorer
+    from qwen_rerank.scorers.qwen import QwenScorer as QwenScorer
+    from qwen_rerank.store import FaissStore as FaissStore
+    from qwen_rerank.types import Candidate as Candidate
+    from qwen_rerank.types import Document as Document
+    from qwen_rerank.types import Fit as Fit
+    from qwen_rerank.types import RankedDocument as RankedDocument
 
 
 def __getattr__(name: str) -> Any:
