@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-
 from checkpoints import small_checkpoint
+
 from tests.serve.conftest import KEY
 from tests.serve.process import ROOT, running
 
@@ -47,7 +47,12 @@ def failing(*options: str, env: dict[str, str] | None = None) -> str:
 
 def test_a_model_is_served_with_keys_names_and_long_documents_in_windows(model):
     options = ["--model", str(model), "--port", "0", "--served-name", "mine", "--long-documents", "windows"]
-    body = {"model": "mine", "query": "适合程序员的机械键盘", "documents": ["键盘", "x " * 20_000], "return_details": True}
+    body = {
+        "model": "mine",
+        "query": "适合程序员的机械键盘",
+        "documents": ["键盘", "x " * 20_000],
+        "return_details": True,
+    }
     with running([*SERVE, *options, "--max-length", "1024"], env={"QWEN_RERANK_API_KEYS": KEY}) as server:
         refused = httpx2.post(f"{server.url}/v1/rerank", json=body)
         answer = httpx2.post(f"{server.url}/v1/rerank", json=body, headers={"api-key": KEY}, timeout=60).json()

@@ -16,7 +16,9 @@ BODY = b'{"query": "q", "documents": ["a 1", "b 2"]}'
 
 def ask(url: str, results: list[object]) -> None:
     try:
-        results.append(httpx2.post(f"{url}/v1/rerank", content=BODY, headers={"content-type": "application/json"}, timeout=60))
+        results.append(
+            httpx2.post(f"{url}/v1/rerank", content=BODY, headers={"content-type": "application/json"}, timeout=60)
+        )
     except httpx2.TransportError as error:
         results.append(error)
 

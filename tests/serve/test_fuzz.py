@@ -1,0 +1,83 @@
+"""Requests that nobody planned: each gets a status below 500 and a body in shape, and the server lives on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from qwen_rerank.serve.app import create_app
+from qwen_rerank.serve.settings import ServeSettings
+from tests.serve import grammar
+from tests.serve.conftest import live_server
+from tests.serve.raw import request, talk
+from tests.serve.stubs import Oracle
+
+ERROR_KEYS = {"detail", "message", "error", "request_id"}
+
+
+def test_requests_of_our_own_grammar(full):
+    """On a real socket: no dropped connection without a status, no 5xx, every error in the one shape."""
+    chance = random.Random(20_000)
+    statuses: Counter[int] = Counter()
+    with live_server(any_model=True, head_timeout_s=0.2, receive_timeout_s=0.1, keep_alive_s=1) as server:
+        for number in range(18_000 if full else 1_800):
+            body, headers = grammar.body(chance), grammar.headers(chance)
+            path = chance.choice(grammar.PATHS)
+            answer = talk(server.port, request(body, path=path, **headers))
+            statuses[answer.status] += 1
+            place = f"request {number}: {path} {headers} {body[:300]!r}"
+            assert 200 <= answer.status < 500, place
+            content = answer.json()
+            if answer.status != 200:
+                assert set(content) - {"error_type"} == ERROR_KEYS, place
+                assert len(answer.body) < 2_000, place
+    print(f"\nown grammar: {sum(statuses.values())} requests, statuses {dict(sorted(statuses.items()))}")
+
+    assert statuses[200] > 100
+    assert statuses[422] > 100
+    assert statuses[400] > 100
+
+
+@pytest.fixture(scope="module")
+def operations():
+    """Return every described operation of an app that is ready."""
+    app = create_app(Oracle(), settings=ServeSettings(any_model=True))
+    return [operation.ok() for operation in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
+
+
+def test_requests_of_schemathesis(operations, full):
+    """Each answer's status, type and body are as described; what breaks the description is refused."""
+    n_wanted = 2_000 if full else 200
+    n_operations = sum(operation.method == "post" for operation in operations)  # a GET has one request only
+    statuses: Counter[int] = Counter()
+    for operation in operations:
+
+        @settings(
+            max_examples=n_wanted // n_operations + 1,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        def check(case) -> None:
+            # A description cannot say that 3.0 is refused where 3 is wanted, nor how many tokens a query has.
+            response = case.call_and_validate(excluded_checks=[positive_data_acceptance])
+            statuses[response.status_code] += 1
+
+        given(case=operation.as_strategy())(check)()
+    print(f"\nschemathesis: {sum(statuses.values())} requests, statuses {dict(sorted(statuses.items()))}")
+
+    assert sum(statuses.values()) >= n_wanted
+    assert max(statuses) < 500
+
+
+def test_the_description_is_a_valid_document(operations):
+    assert len(operations) > 15
+    assert json.dumps(create_app(Oracle()).openapi())
