@@ -124,12 +124,12 @@ print(f"{collection.name}: {len(collection.documents)} documents, {len(collectio
 # %% [markdown] lang="en"
 # ## Which first stage, how many candidates, at what price?
 #
-# `sweep` tries everything with everything. Scoring is done once, to the greatest depth; all smaller depths follow from it. Times are measured apart, one question at a time, as a user waits for them.
+# `sweep` tries everything with everything. Scoring is done once, to the greatest depth; all smaller depths follow from it. Times are measured apart, one question at a time, as a user waits for them. To compare models, instructions or ways of reading long documents, put more entries into the dictionary of rerankers.
 
 # %% [markdown] lang="zh"
 # ## 第一阶段用谁、要多少候选、花多少钱？
 #
-# `sweep` 把各种组合都跑一遍。打分只做一次，做到最深，浅的深度直接推出来；耗时另外测，一次一个问题，和用户等的时间一样。
+# `sweep` 把各种组合都跑一遍。打分只做一次，做到最深，浅的深度直接推出来；耗时另外测，一次一个问题，和用户等的时间一样。想比较不同的模型、指令或长文档策略，往 rerankers 字典里多放几项就行。
 
 # %%
 from qwen_rerank.evaluation.cache import ScoreCache

@@ -63,7 +63,7 @@ axes.grid(axis="y", alpha=0.3)
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown] lang="en"
-# Only the first row is what the model was trained for. The others all happen: vLLM's example template ends in two newlines and Jinja eats one; SGLang's leaves out the `<think>` block; without `--chat-template` a server glues query and document together; and the newer `chat_template.jinja` of the model repositories drops both (all dots in one place: every pair gets the same score). **None of them raises an error.**
+# Only the first row is what the model was trained for. The others all happen (templates as their sources had them in November 2026): vLLM's example template ends in two newlines and Jinja eats one; SGLang's leaves out the `<think>` block; without `--chat-template` a server glues query and document together; and the newer `chat_template.jinja` of the model repositories drops both (all dots in one place: every pair gets the same score). **None of them raises an error.**
 #
 # Three defences, best first:
 #
@@ -74,7 +74,7 @@ axes.spines[["top", "right"]].set_visible(False)
 # ## Our server
 
 # %% [markdown] lang="zh"
-# 只有第一行是模型训练时见过的。其余几种全都真实发生过：vLLM 示例模板以两个换行结尾，被 Jinja 吃掉一个；SGLang 的模板漏了 `<think>` 段；忘了 `--chat-template`，服务就把查询和文档直接粘在一起；模型仓库里新版的 `chat_template.jinja` 则把两者都丢了（所有点叠在一处：每一对得分都一样）。**没有一种会报错。**
+# 只有第一行是模型训练时见过的。其余几种全都真实发生过（模板以 2026 年 11 月各项目源码为准）：vLLM 示例模板以两个换行结尾，被 Jinja 吃掉一个；SGLang 的模板漏了 `<think>` 段；忘了 `--chat-template`，服务就把查询和文档直接粘在一起；模型仓库里新版的 `chat_template.jinja` 则把两者都丢了（所有点叠在一处：每一对得分都一样）。**没有一种会报错。**
 #
 # 三道防线，从好到次：
 #

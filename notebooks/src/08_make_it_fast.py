@@ -6,7 +6,7 @@
 # %% [markdown] lang="zh"
 # # 8 · 跑得更快
 #
-# 多数重排慢，不是模型慢，而是问的方式不对。五个旋钮，每个配一张图：到底算了什么、一次问多少、多少人同时问、一包装多大，以及一开始有多少文档。
+# 多数重排慢，不是模型慢，而是问的方式不对。五个旋钮，每个配一张图：到底算了什么、一次问多少、多少人同时问、一次前向装多少 token，以及一开始有多少文档。
 
 # %%
 MODEL = "pocket"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
@@ -154,9 +154,9 @@ axes.spines[["top", "right"]].set_visible(False)
 # ## 4. Packs of the right size
 
 # %% [markdown] lang="zh"
-# 一个打分器，许多调用者：线程、协程（`ascore`）和服务收到的请求，都排在同一个工作线程前面，它每次从所有等待者手里装满下一包。所以**共用一个打分器**，别每个线程建一个，也别在外面加锁。
+# 一个打分器，许多调用者：线程、协程（`ascore`）和服务收到的请求，都排在同一个工作线程前面，它每次从所有等待者手里凑满下一批。所以**共用一个打分器**，别每个线程建一个，也别在外面加锁。
 #
-# ## 4. 一包装多大
+# ## 4. 一次前向装多少 token
 
 # %%
 budgets = [512, 1024, 2048, 4096, 8192, 16384]
@@ -185,7 +185,7 @@ print("chosen without asking:", scorer.token_budget)
 # ## 5. Ask for less
 
 # %% [markdown] lang="zh"
-# 包太小浪费设备；大到一定程度就不再变快，内存却一直涨。除非内存紧张，`token_budget` 不用管。万一真放不下，会自动减半重试，以后也就用小的。
+# 一批太小，浪费设备；大到一定程度就不再变快，内存却一直涨。除非内存紧张，`token_budget` 不用管。万一真放不下，会自动减半重试，以后也就用小的。
 #
 # ## 5. 少问一些
 
@@ -212,14 +212,14 @@ axes.spines[["top", "right"]].set_visible(False)
 #
 # ## The same score every time
 #
-# What else is in a pack changes a score by rounding, in the sixth digit or so (in bfloat16, in the third). Where that matters, `deterministic=True` gives the same bits whatever else is computed, and costs some speed:
+# What else is in a pack changes a score by rounding, in the sixth digit or so (in bfloat16, in the second or third). Where that matters, `deterministic=True` gives the same bits whatever else is computed. It costs speed; how much is printed below:
 
 # %% [markdown] lang="zh"
 # 工作量就是 `top_k` × 长度，各自都是一条直线。没有什么比把其中一个减半更有效：`top_k` 取在召回变平的地方（第 2、6 节）；入库前去掉文档里的套话；先让小模型过一遍：`Cascade([Reranker(small, top_n=20), Reranker(large, top_n=10)])`，大模型只读小模型看中的。
 #
 # ## 每次分数都一样
 #
-# 同一包里还有什么别的文档，会因为舍入影响分数，大约在第六位（bfloat16 是第三位）。如果这一点要紧，`deterministic=True` 保证无论同时在算什么，结果逐位相同，代价是慢一点：
+# 同一批里还有什么别的文档，会因为舍入影响分数，大约在第六位有效数字（bfloat16 是第二、三位）。如果这一点要紧，`deterministic=True` 保证无论同时在算什么，结果逐位相同；代价是速度，慢多少下面会打印：
 
 # %%
 with QwenScorer(MODEL, deterministic=True) as exact:
