@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
+from typer import Typer
 from typer.testing import CliRunner
 
 from qwen_rerank.check import CheckOptions, check
 from qwen_rerank.check.reference import Reference
-from qwen_rerank.cli import app
+from qwen_rerank.cli.check import register
 from tests.check import faulty
 from tests.check.faulty import FaultyServer, Model, sigmoid
 from tests.checkpoints import make_checkpoint
 from tests.scorers.http.stub import serving
+
+app = Typer()
+register(app)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,16 @@ import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
+from typer import Typer
 from typer.testing import CliRunner
 
 from qwen_rerank.check import template_text
-from qwen_rerank.cli import app
+from qwen_rerank.cli.check import register
 from qwen_rerank.errors import InvalidInputError
 from tests.reference import reference_ids
+
+app = Typer()
+register(app)
 
 PAIRS = [
     ("What is the capital of China?", "The capital of China is Beijing."),

@@ -13,6 +13,7 @@ from qwen_rerank.errors import ModelCorruptError
 from qwen_rerank.prompt import PromptEncoder, PromptSpec
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 
+_AFFORDABLE = 10**12  # weights times tokens: about ten seconds on two cores
 _EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -28,6 +29,7 @@ class Reference:
         path: Its folder.
         spec: The checkpoint's prompt strings.
         instruction: Its default instruction.
+        longest: Tokens of the longest prompt that takes seconds, not minutes.
         untied: Whether the output head differs from the embedding's rows, so that reading those would be wrong.
     """
 
@@ -47,6 +49,8 @@ class Reference:
         self._bias = checkpoint.head_bias
         self._model = _load(str(checkpoint.path), checkpoint.config.kind)
         self._states: dict[bytes, torch.Tensor] = {}
+        layers = sum(p.numel() for p in self._model.parameters()) - embedding.numel()
+        self.longest = _AFFORDABLE // max(1, layers)
 
     def encoder_for(self, max_length: int) -> PromptEncoder:
         """Return the recipe's encoder for prompts of at most `max_length` tokens."""

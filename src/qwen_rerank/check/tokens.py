@@ -14,7 +14,6 @@ from qwen_rerank.check.variants import RECIPE, VARIANTS, Variant
 from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, DocumentScoringError
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
 
-_REFERENCE_TOKENS = 2048  # a longer prompt takes a reference on a CPU too long
 _SAFE = "send exact prompts: HttpScorer(url, tokenizer=...), or use qwen-rerank serve"
 
 
@@ -184,21 +183,18 @@ def long_document(
             "one such document fails all documents that are sent with it, and applications then fall back without a word.",
             f"vLLM: send max_tokens_per_doc; {_SAFE}, which cut the document alone",
         )
-    if (
-        reference is None
-        or agreement is None
-        or agreement.variant is None
-        or agreement.scale is None
-        or length > _REFERENCE_TOKENS
-    ):
-        return Finding(
-            "long document",
-            "unknown",
-            f"a document over its {length} tokens scored {got.reported[0]:.4g}.",
-            "cannot tell whether the document was cut, or the end of the prompt with it, without --reference and a length of at "
-            f"most {_REFERENCE_TOKENS}.",
-        )
-    return _how_cut(got, document, length, reference, agreement)
+    if reference is None or agreement is None or agreement.variant is None or agreement.scale is None:
+        why = "without a reference that the other scores fit."
+    elif length > reference.longest:
+        why = f"because the reference would take too long (up to {reference.longest} tokens are tried)."
+    else:
+        return _how_cut(got, document, length, reference, agreement)
+    return Finding(
+        "long document",
+        "unknown",
+        f"a document over its {length} tokens scored {got.reported[0]:.4g}.",
+        f"cannot tell whether the document was cut, or the end of the prompt with it, {why}",
+    )
 
 
 def _how_cut(got: Scores, document: str, length: int, reference: Reference, agreement: Agreement) -> Finding:

@@ -36,11 +36,14 @@ def check(
     Exit status: 0 the scores are right, 1 they are wrong, 2 nothing odd was seen but nothing proves them.
     """
     from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
 
     from qwen_rerank.check import CheckOptions
     from qwen_rerank.check import check as run
     from qwen_rerank.check.show import show
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]
     report = run(
         target,
         CheckOptions(
