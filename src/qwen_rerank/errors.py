@@ -179,7 +179,8 @@ class RerankServerError(ScorerError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the parts over pickling between processes."""
-        return _rebuild_server_error, (type(self), str(self), self.__dict__.copy())
+        names = ("url", "status", "excerpt", "code", "retry_after_s")
+        return _rebuild_server_error, (type(self), str(self), {name: getattr(self, name) for name in names})
 
 
 def _rebuild_server_error(cls: type[RerankServerError], message: str, parts: dict[str, Any]) -> RerankServerError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -159,7 +159,7 @@ def _is_missing(exc: BackendRejectedError) -> bool:
     return unsupported or (exc.status in (404, 405) and exc.code != "NotFoundError")
 
 
-async def _confirm_logits(probe: Any) -> ScoreKind:
+async def _confirm_logits(probe: Callable[[bool], Awaitable[float]]) -> ScoreKind:
     """Return "logit" if the server leaves the sigmoid out when told to, "probability" if it ignores that.
 
     Old vLLM releases know the setting by another name and ignore ours without a word.
