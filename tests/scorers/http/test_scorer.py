@@ -79,27 +79,29 @@ def test_a_scorer_outlives_the_loops_of_its_callers(scorer):
 
 
 async def test_a_cancelled_caller_leaves_no_task_and_no_connection():
-    closed = threading.Event()
+    asked, closed = threading.Event(), threading.Event()
 
     def act(connection):
+        asked.set()
         while connection.recv(65_536):
             pass
         closed.set()
 
-    with raw_server(act) as url:
-        scorer = HttpScorer(url, dialect="tei")
+    with raw_server(act) as url, HttpScorer(url, dialect="tei", timeout_s=300) as scorer:
         call = asyncio.create_task(scorer.ascore("q", ["d"]))
-        await asyncio.sleep(0.2)
+        assert await asyncio.to_thread(asked.wait, 60)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert await asyncio.to_thread(closed.wait, 5)
-        assert await asyncio.to_thread(scorer._thread.run, _tasks()) == 1  # the question itself
-        scorer.close()
+        assert await asyncio.to_thread(closed.wait, 60)
+        await asyncio.to_thread(scorer._thread.run, _alone())
 
 
-async def _tasks():
-    return len(asyncio.all_tasks())
+async def _alone():
+    """Return once this is the only task of the loop."""
+    async with asyncio.timeout(60):
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.01)
 
 
 def test_closing_ends_thread_and_connections(server, recwarn):
