@@ -52,6 +52,7 @@ class StubServer:
 
         class _Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # head and body are two writes, and the second would wait 40 ms
 
             def _serve(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
