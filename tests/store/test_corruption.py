@@ -279,6 +279,19 @@ def test_an_edited_truth_is_noticed(copy, what):
     assert not verify_store(copy).ok
 
 
+@pytest.mark.parametrize("byte", [0xE5, 0x00, 0x27, ord("X")])
+def test_a_damaged_schema_is_noticed(copy, byte):
+    """SQLite quotes the schema in its message, which then may be no text."""
+    file = copy / "documents.sqlite3"
+    data = bytearray(file.read_bytes())
+    data[data.index(b"CREATE TABLE documents") + 13] = byte
+    file.write_bytes(data)
+
+    with pytest.raises(CorruptStoreError, match=r"documents\.sqlite3"):
+        FaissStore.open(copy, EMBEDDER)
+    assert not verify_store(copy).ok
+
+
 @pytest.mark.parametrize(
     "change", ["DELETE FROM vectors WHERE row = 4", "UPDATE vectors SET vector = zeroblob(64) WHERE row = 4"]
 )

@@ -171,6 +171,9 @@ class Truth:
             yield
         except sqlite3.Error as exc:
             raise self._explain(exc) from exc
+        except UnicodeDecodeError as exc:
+            # A message of SQLite that quotes a damaged schema.
+            raise CorruptStoreError(self.path, "its tables are not those of a store") from exc
 
     def _explain(self, error: sqlite3.Error) -> RerankError:
         name = getattr(error, "sqlite_errorname", "")
@@ -353,7 +356,7 @@ class Truth:
                     found.append((name, f"row {fields[0]} (id {name!r}) does not match its digest"))
                 elif fields[4] is not None and (vector is None or vector_digest(vector) != fields[4]):
                     found.append((name, f"the vector of row {fields[0]} (id {name!r}) is missing or damaged"))
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, UnicodeDecodeError) as exc:
             found.append((None, f"reading stopped after {count} documents: {exc}"))
         return count, found
 
