@@ -59,9 +59,7 @@ class Pool:
         chosen += [i for i in generator.sample(range(len(self.texts)), n - len(chosen)) if i not in chosen]
         best = max(overlap.values())
         log_odds = [
-            weights.bias
-            + weights.overlap * overlap.get(i, 0.0) / best
-            + weights.dense * float(similar[i])
+            weights.bias + weights.overlap * overlap.get(i, 0.0) / best + weights.dense * float(similar[i])
             for i in chosen
         ]
         log_odds[0] = max(log_odds[0], weights.label, max(log_odds[1:]) + weights.lead)

@@ -1,6 +1,6 @@
 """Measure the pocket models on test splits: BM25, the embedder alone, and the embedder with the reranker.
 
-    python eval/pocket/measure.py --data ../shared/data --output eval/pocket/results
+python eval/pocket/measure.py --data ../shared/data --output eval/pocket/results
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
         (options.output / "results.md").write_text(table + "\n", encoding="utf-8")
 
 
-def measure_collection(collection: Collection, embedder, reranker: Reranker) -> dict:  # noqa: ANN001
+def measure_collection(collection: Collection, embedder, reranker: Reranker) -> dict:
     """Return nDCG@10 of the three systems, and the reranker's gain over the embedder and BM25 with 95 % intervals."""
     first = recall(EmbeddedDocuments(collection.documents, embedder), collection, top_k=DEPTH, name=collection.name).run
     lexical = recall(BM25Index(collection.documents), collection, top_k=DEPTH, name="BM25").run
@@ -88,7 +88,10 @@ def markdown(rows: list[dict]) -> str:
         "| --- | --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for row in rows:
-        gains = [f"{d:+.3f} ({low:+.3f} to {high:+.3f})" for d, low, high in (row["gain over embedder"], row["gain over bm25"])]
+        gains = [
+            f"{d:+.3f} ({low:+.3f} to {high:+.3f})"
+            for d, low, high in (row["gain over embedder"], row["gain over bm25"])
+        ]
         lines.append(
             f"| {row['collection']} | {row['language']} | {'yes' if row['in_domain'] else 'no'} | {row['queries']} | "
             f"{row['bm25']:.3f} | {row['embedder']:.3f} | {row['reranked']:.3f} | {gains[0]} | {gains[1]} |"

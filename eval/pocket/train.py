@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,24 @@ from qwen_rerank.training import (
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "qwen_rerank" / "pocket"
 DIM = 256
-PASSAGE_CHARS = {"en": 300, "zh": 90}
+
+
+@dataclass(frozen=True)
+class Round:
+    """Examples of one round of the reranker's training: queries of each language, characters of a passage, seed."""
+
+    queries: int
+    en_chars: int
+    zh_chars: int
+    seed: int
+
+    def chars(self, language: str) -> int:
+        """Return the length of a passage."""
+        return self.en_chars if language == "en" else self.zh_chars
+
+
+# Short passages first, which are quick, then lengths nearer to what is searched.
+ROUNDS = {1: Round(4500, 300, 90, 7), 2: Round(2600, 400, 130, 8)}
 EMBEDDER = EmbedderTraining(epochs=3, batch_size=512, learning_rate=1e-3, seed=1)
 RERANKER = RerankerTraining(
     objective="distillation",
@@ -74,26 +91,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the collections in BEIR layout")
     parser.add_argument("--work", type=Path, required=True, help="folder for the stages' results")
-    parser.add_argument("--queries", type=int, default=5000, help="queries the reranker learns from, of each language")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="copy both models into the package")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    for stage, make in (("embedder", make_embedder), ("start", make_start), ("examples", make_examples)):
+    for stage, make in (("embedder", make_embedder), ("start", make_start)):
         if not (options.work / stage).exists():
             make(options)
         print(f"{stage}: done after {time.perf_counter() - started:.0f} s", flush=True)
-    final = options.work / "reranker"
-    if not (final / "model.safetensors").exists():
-        examples = load_training_data(options.work / "examples").examples
-        resume = (final / "states").exists()
-        report = train_reranker(str(options.work / "start"), examples, final, training=RERANKER, resume=resume)
-        print(f"reranker: loss {report.losses[0][1]:.3f} to {report.losses[-1][1]:.3f}", flush=True)
+    base = options.work / "start"
+    for number in ROUNDS:
+        base = train_round(options, number, base)
+        print(f"round {number}: done after {time.perf_counter() - started:.0f} s", flush=True)
     if options.install:
         install(options.work)
     print(f"all: done after {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def train_round(options: argparse.Namespace, number: int, base: Path) -> Path:
+    """Train the reranker on one round's examples, from `base`; return its folder."""
+    path, final = options.work / f"examples-{number}", options.work / f"reranker-{number}"
+    if not path.exists():
+        make_examples(options, ROUNDS[number], path)
+    if not (final / "model.safetensors").exists():
+        resume = any((final / "states").glob("checkpoint-*/trainer_state.json"))
+        examples = load_training_data(path).examples
+        report = train_reranker(str(base), examples, final, training=RERANKER, resume=resume)
+        print(f"loss {report.losses[0][1]:.3f} to {report.losses[-1][1]:.3f}", flush=True)
+    return final
 
 
 def load_pairs(root: Path) -> dict[str, list[tuple[bool, Pair]]]:
@@ -165,37 +192,37 @@ TOKENIZER_CONFIG = {
 }
 
 
-def make_examples(options: argparse.Namespace) -> None:
+def make_examples(options: argparse.Namespace, plan: Round, path: Path) -> None:
     """Collect queries with candidates and the teacher's log-odds, as JSONL."""
     embedder = StaticEmbedder(options.work / "embedder")
-    generator = random.Random(7)
+    generator = random.Random(plan.seed)
     examples: list[Example] = []
     for language, rows in load_pairs(options.data).items():
-        pairs = list(queries_with_passages(rows, language, generator, limit=3 * options.queries))
+        pairs = list(queries_with_passages(rows, plan.chars(language), generator, limit=3 * plan.queries))
         pool = Pool(list(dict.fromkeys(pair.document for _, pair in pairs)), embedder)
         # Half of the queries are labelled ones where there are enough, the rest self-supervised.
-        labelled = [pair for known, pair in pairs if known][: options.queries // 2]
-        chosen = labelled + [pair for known, pair in pairs if not known][: options.queries - len(labelled)]
+        labelled = [pair for known, pair in pairs if known][: plan.queries // 2]
+        chosen = labelled + [pair for known, pair in pairs if not known][: plan.queries - len(labelled)]
         made = (pool.example(pair, TeacherWeights(), generator, n=RERANKER.max_documents) for pair in chosen)
         examples += [example for example in made if example is not None]
     generator.shuffle(examples)
-    part = options.work / "examples.part"
+    part = path.with_suffix(".part")
     with open(part, "w", encoding="utf-8") as file:
         for example in examples:
             row = {key: value for key, value in asdict(example).items() if key != "teacher"}
             row["scores"] = [round(score, 3) for score in row["scores"]]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    part.rename(options.work / "examples")
+    part.rename(path)
 
 
 def queries_with_passages(
-    rows: list[tuple[bool, Pair]], language: str, generator: random.Random, *, limit: int
+    rows: list[tuple[bool, Pair]], chars: int, generator: random.Random, *, limit: int
 ) -> Iterator[tuple[bool, Pair]]:
     """Yield pairs cut to the passage that fits the query best; some free ones become keyword queries."""
     rows = list(rows)
     generator.shuffle(rows)
     rows = [row for row in rows if row[0]] + [row for row in rows if not row[0]][:limit]
-    cut = [(known, Pair(p.query[:160], best_passage(p, PASSAGE_CHARS[language]), p.source)) for known, p in rows]
+    cut = [(known, Pair(p.query[:160], best_passage(p, chars), p.source)) for known, p in rows]
     cut = [(known, pair) for known, pair in cut if len(pair.document) >= 12 and pair.query.strip()]
     frequency = Counter(term for _, pair in cut for term in set(terms(pair.document)))
     for known, pair in cut:
@@ -217,19 +244,19 @@ def best_passage(pair: Pair, chars: int) -> str:
 
 def install(work: Path) -> None:
     """Copy both models into the package, weights as float16."""
-    for name, kept in (("embedder", EMBEDDER_FILES), ("reranker", RERANKER_FILES)):
-        target = PACKAGE / name
-        target.mkdir(parents=True, exist_ok=True)
-        for file in kept:
-            shutil.copyfile(work / name / file, target / file)
-        weights = {key: tensor.half().contiguous() for key, tensor in load_file(work / name / "model.safetensors").items()}
-        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((work / "reranker" / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = "float16"
-    (PACKAGE / "reranker" / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    reranker = work / f"reranker-{max(ROUNDS)}"
+    for source, name, files in ((work / "embedder", "embedder", EMBEDDER_FILES), (reranker, "reranker", RERANKER_FILES)):
+        (PACKAGE / name).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(source / file, PACKAGE / name / file)
+    weights = {key: tensor.half().contiguous() for key, tensor in load_file(reranker / "model.safetensors").items()}
+    save_file(weights, PACKAGE / "reranker" / "model.safetensors", metadata={"format": "pt"})
+    config = PACKAGE / "reranker" / "config.json"
+    saved = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float16"}
+    config.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
 
 
-EMBEDDER_FILES = ("tokenizer.json", "modules.json", "config_sentence_transformers.json")
+EMBEDDER_FILES = ("model.safetensors", "tokenizer.json", "modules.json", "config_sentence_transformers.json")
 RERANKER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 

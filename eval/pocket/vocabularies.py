@@ -77,7 +77,11 @@ def _chinese_tokens(texts: list[str], limit: int) -> dict[str, float]:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\p{Han}]+"), "removed")
     trainer = trainers.UnigramTrainer(vocab_size=limit, max_piece_length=4, show_progress=False, unk_token="<unk>")
     tokenizer.train_from_iterator(runs, trainer)
-    words = {tok: math.exp(score) for tok, score in json.loads(tokenizer.to_str())["model"]["vocab"] if len(tok) > 1 and _HAN_RUN.fullmatch(tok)}
+    words = {
+        tok: math.exp(score)
+        for tok, score in json.loads(tokenizer.to_str())["model"]["vocab"]
+        if len(tok) > 1 and _HAN_RUN.fullmatch(tok)
+    }
     total = sum(characters.values())
     kept = {char: float(n) for char, n in characters.items() if n >= 2}
     ranked = sorted(words, key=words.__getitem__, reverse=True)[: limit - len(kept)]

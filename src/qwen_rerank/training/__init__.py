@@ -20,7 +20,20 @@ _HOMES = {
     "train_reranker": "reranker",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "BadLine",
+    "EmbeddedDocuments",
+    "EmbedderTraining",
+    "Example",
+    "Mining",
+    "RerankerTraining",
+    "TrainingData",
+    "TrainingReport",
+    "load_training_data",
+    "mine_negatives",
+    "train_embedder",
+    "train_reranker",
+]
 
 if TYPE_CHECKING:
     from qwen_rerank.training.data import BadLine, Example, TrainingData, load_training_data

@@ -170,8 +170,7 @@ def _read_jsonl(path: Path) -> TrainingData:
 
 def _rows(path: Path, bad_lines: list[BadLine]) -> Iterator[tuple[str, Any]]:
     """Yield each line of a JSONL file, decoded, with its place."""
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    with opened as file:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ try:
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 except ImportError as exc:
     raise MissingExtraError("train_embedder", package="sentence-transformers", extra="train", cause=exc) from exc
+
+_POCKET = Path(__file__).resolve().parents[1] / "pocket" / "embedder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,7 @@ def train_embedder(
     States for resuming lie in `<output>/states`; they hold pickled optimizer state, so resume only your own.
 
     Args:
-        base: Folder of a static embedder, or a tokenizer with vectors float32 `(n_tokens, dim)`.
+        base: "pocket", the folder of a static embedder, or a tokenizer with vectors float32 `(n_tokens, dim)`.
         examples: Queries with positives.
         output: Folder of the new embedder.
         training: How to train; None means the defaults.
@@ -98,11 +101,12 @@ def train_embedder(
     if resume and not any(states.glob("checkpoint-*/trainer_state.json")):
         raise InvalidInputError(f"there is no saved state in {str(states)!r} to resume from; train without resume.")
     torch.manual_seed(training.seed)
-    tokenizer, vectors = _read(Path(base)) if isinstance(base, str | Path) else base
+    tokenizer, vectors = _read(base) if isinstance(base, str | Path) else base
     model = SentenceTransformer(
-        modules=[StaticEmbedding(tokenizer, embedding_weights=vectors.astype(np.float32)), Normalize()], device=_device()
+        modules=[StaticEmbedding(tokenizer, embedding_weights=vectors.astype(np.float32)), Normalize()],
+        device=_device(),
     )
-    trainer = SentenceTransformerTrainer(
+    trainer = _Trainer(
         model=model,
         args=_arguments(training, states, n_pairs=len(pairs)),
         train_dataset=Dataset.from_dict({"query": [q for q, _ in pairs], "document": [d for _, d in pairs]}),
@@ -114,11 +118,17 @@ def train_embedder(
     return EmbedderReport(folder, losses)
 
 
+class _Trainer(SentenceTransformerTrainer):
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Add none: it would tokenize samples of the data for a card that is not written."""
+
+
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _read(folder: Path) -> tuple[Tokenizer, np.ndarray]:
+def _read(name: str | Path) -> tuple[Tokenizer, np.ndarray]:
+    folder = _POCKET if name == "pocket" else Path(name)
     StaticEmbedder(folder)  # says what is wrong with a folder that is no static embedder
     vectors = load_file(folder / WEIGHTS)["embedding.weight"].float().numpy()
     return Tokenizer.from_file(str(folder / TOKENIZER)), vectors

@@ -36,7 +36,9 @@ class EmbeddedDocuments:
             InvalidInputError: If a filter is given; there is no metadata to filter by.
         """
         if filter is not None:
-            raise InvalidInputError(f"filter ({filter!r}) is not supported here; use a FaissStore for filtered searches.")
+            raise InvalidInputError(
+                f"filter ({filter!r}) is not supported here; use a FaissStore for filtered searches."
+            )
         scores = self._vectors @ self._embedder.embed_queries([query])[0]
         best = np.argsort(-scores, kind="stable")[: check_count("top_k", top_k)]
         return [Candidate(self._documents[i], float(scores[i]), rank) for rank, i in enumerate(best, start=1)]

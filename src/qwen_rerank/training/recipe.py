@@ -26,7 +26,7 @@ except ImportError as exc:
 _CACHE = "cache" if "cache" in inspect.signature(Qwen3Model.forward).parameters else "past_key_values"
 
 
-class RecipeModel(InputModule):  # type: ignore[misc]
+class RecipeModel(InputModule):
     """Scores (query, document) pairs with the recipe's prompt, built as token ids and never by a chat template.
 
     The tokens that all prompts of a batch start with are computed once; the scores are those of whole prompts.
@@ -44,7 +44,9 @@ class RecipeModel(InputModule):  # type: ignore[misc]
         self.share_prefix = share_prefix
         self.processor = None  # nothing for the trainer to save beside the weights
 
-    def preprocess(self, inputs: Sequence[Sequence[str]], prompt: str | None = None, **_: Any) -> dict[str, torch.Tensor]:
+    def preprocess(
+        self, inputs: Sequence[Sequence[str]], prompt: str | None = None, **_: Any
+    ) -> dict[str, torch.Tensor]:
         """Return the ids of the pairs: `prefix_ids` `(n_shared,)`, `input_ids` `(n, longest)`, `lengths` `(n,)`.
 
         Args:
@@ -79,7 +81,8 @@ class RecipeModel(InputModule):  # type: ignore[misc]
         last = hidden[torch.arange(len(ids), device=hidden.device), lengths - 1]
         # Outside autocast: bfloat16 would turn close scores into ties.
         with torch.autocast(hidden.device.type, enabled=False):
-            direction = head.weight[self.encoder.yes_id].float() - head.weight[self.encoder.no_id].float()
+            rows: torch.Tensor = head.get_parameter("weight")
+            direction = rows[self.encoder.yes_id].float() - rows[self.encoder.no_id].float()
             features["scores"] = (last.float() @ direction)[:, None]
         return features
 

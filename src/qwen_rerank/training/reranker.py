@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from qwen_rerank.checks import check_choice, check_count, check_probability
@@ -171,7 +172,7 @@ _NAME = "held_out"
 _METRIC = f"eval_{_NAME}_ndcg@10"
 
 
-class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
+class _Trainer(CrossEncoderTrainer):
     """Loads a saved state into the model at hand; LoRA layers and prompt need no rebuilding that way."""
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
@@ -179,7 +180,9 @@ class _Trainer(CrossEncoderTrainer):  # type: ignore[misc]
         load_model(module, str(Path(checkpoint_path) / "model.safetensors"))
         # The two names of a tied head are one tensor on disk.
         if module.backbone.config.tie_word_embeddings:
-            (module.backbone.get_base_model() if hasattr(module.backbone, "get_base_model") else module.backbone).tie_weights()
+            (
+                module.backbone.get_base_model() if hasattr(module.backbone, "get_base_model") else module.backbone
+            ).tie_weights()
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add none: it tokenizes single texts for statistics, and this model reads pairs."""
@@ -245,16 +248,19 @@ def _with_lora(backbone: Any, training: RerankerTraining) -> Any:
 
 
 def _loss(model: CrossEncoder, training: RerankerTraining) -> torch.nn.Module:
+    loss: torch.nn.Module
     if training.objective == "pointwise":
-        return BinaryCrossEntropyLoss(model)
-    if training.objective == "listwise":
-        return _ListNet(model, mini_batch_size=training.mini_batch_size)
-    return DistillationLoss(
-        model, mini_batch_size=training.mini_batch_size, listwise_weight=training.listwise_weight
-    )
+        loss = BinaryCrossEntropyLoss(model)
+    elif training.objective == "listwise":
+        loss = _ListNet(model, mini_batch_size=training.mini_batch_size)
+    else:
+        loss = DistillationLoss(
+            model, mini_batch_size=training.mini_batch_size, listwise_weight=training.listwise_weight
+        )
+    return loss
 
 
-class _ListNet(ListNetLoss):  # type: ignore[misc]
+class _ListNet(ListNetLoss):
     """ListNet whose labels 1 and 0 mean all the weight on the positives: their softmax would leave some elsewhere."""
 
     def forward(
@@ -269,7 +275,8 @@ def _rows(examples: Sequence[Example], training: RerankerTraining) -> list[Examp
     """Return the examples with at most `max_documents` documents each, positives first."""
     rows = []
     for example in examples:
-        order = sorted(range(len(example.documents)), key=lambda i, e=example: -e.scores[i])[: training.max_documents]
+        by_score = np.argsort(-np.asarray(example.scores), kind="stable")
+        order = by_score.tolist()[: training.max_documents]
         documents = tuple(example.documents[i] for i in order)
         rows.append(Example(example.query, documents, tuple(example.scores[i] for i in order), example.teacher))
     return rows

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qwen_rerank.prompt import PromptSpec
+from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PromptSpec
 from qwen_rerank.scorers.qwen.checkpoint import Checkpoint
+from qwen_rerank.scorers.qwen.config import PROMPT_FILE
 from qwen_rerank.training.recipe import RecipeModel
 
 _CARRIED = ("tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
@@ -40,8 +42,15 @@ def save_checkpoint(module: RecipeModel, base: Checkpoint, folder: Path, *, dtyp
 
 
 def write_prompt_files(folder: Path, spec: PromptSpec, instruction: str) -> None:
-    """Write the prompt for others: `chat_template.jinja` for sentence-transformers and Transformers."""
+    """Write the prompt: `chat_template.jinja` for other software, `qwen_rerank.json` for ours where it is not the card's."""
     (folder / "chat_template.jinja").write_text(chat_template(spec, instruction), encoding="utf-8")
+    own = {name: text for name, text in asdict(spec).items() if text != getattr(PromptSpec(), name)}
+    if instruction != DEFAULT_INSTRUCTION:
+        own["instruction"] = instruction
+    if own:
+        (folder / PROMPT_FILE).write_text(json.dumps(own, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    else:
+        (folder / PROMPT_FILE).unlink(missing_ok=True)
 
 
 def chat_template(spec: PromptSpec, instruction: str) -> str:
@@ -60,11 +69,17 @@ def chat_template(spec: PromptSpec, instruction: str) -> str:
         spec.suffix,
     )
     # Strings stand inside expressions: Jinja would strip the last newline of bare text.
-    return "".join(part if part.startswith("{{") else "{{ " + json.dumps(part, ensure_ascii=False) + " }}" for part in parts)
+    return "".join(
+        part if part.startswith("{{") else "{{ " + json.dumps(part, ensure_ascii=False) + " }}" for part in parts
+    )
 
 
 def _role(role: str, default: str) -> str:
     quoted = json.dumps(default, ensure_ascii=False)
     return (
-        '{{ messages | selectattr("role", "eq", "' + role + '") | map(attribute="content") | first | default(' + quoted + ", true) }}"
+        '{{ messages | selectattr("role", "eq", "'
+        + role
+        + '") | map(attribute="content") | first | default('
+        + quoted
+        + ", true) }}"
     )
