@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test check optimized notebooks clients clean
+.PHONY: demo test check optimized notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/qwen-rerank demo
@@ -24,10 +24,6 @@ optimized: $(VENV)/.dev
 # Execute every notebook from an empty folder and see that the committed ones are made from their sources.
 notebooks: $(VENV)/.dev
 	$(BIN)/python notebooks/build.py --check
-
-# Real client packages against the real server, in environments of their own.
-clients: $(VENV)/.dev
-	bash tests/clients/run.sh
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -37,7 +37,9 @@ def check_query(value: object, *, name: str = "query") -> str:
 def check_texts(name: str, values: object) -> list[str]:
     """Return `values` as a list of strings; a single string is refused, because its characters are not documents."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise InvalidInputError(f"{name} must be a list of strings, not {type(values).__name__}; wrap one text as [text].")
+        raise InvalidInputError(
+            f"{name} must be a list of strings, not {type(values).__name__}; wrap one text as [text]."
+        )
     return [check_text(f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 

@@ -45,7 +45,9 @@ class TableScorer(ThreadedScorer):
         if self._delay_s:
             time.sleep(self._delay_s)
         scores = np.array([self._table.get(text, np.nan) for text in texts], dtype=np.float32)
-        failed = {i: ScorerError(f"{text!r} is not in the table") for i, text in enumerate(texts) if text not in self._table}
+        failed = {
+            i: ScorerError(f"{text!r} is not in the table") for i, text in enumerate(texts) if text not in self._table
+        }
         if failed:
             raise DocumentScoringError(failed, scores)
         return scores
@@ -102,4 +104,4 @@ class HashEmbedder:
                 value = int.from_bytes(digest, "little")
                 out[row, value % self.dim] += 1.0 if value >> 63 else -1.0
         norms = np.linalg.norm(out, axis=1, keepdims=True)
-        return np.divide(out, norms, out=np.zeros_like(out), where=norms > 0)
+        return np.asarray(np.divide(out, norms, out=np.zeros_like(out), where=norms > 0))

@@ -20,7 +20,9 @@ def check_pairs(queries: object, documents: object) -> tuple[list[str], list[lis
     """
     query_list = check_texts("queries", queries)
     if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
-        raise InvalidInputError(f"documents must be a list with one list for each query, not {type(documents).__name__}.")
+        raise InvalidInputError(
+            f"documents must be a list with one list for each query, not {type(documents).__name__}."
+        )
     if len(documents) != len(query_list):
         raise InvalidInputError(
             f"documents has {len(documents)} lists for {len(query_list)} queries; give one list of texts for each query."

@@ -43,7 +43,7 @@ def check(
     from qwen_rerank.check.show import show
 
     if not sys.stderr.isatty():
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+        disable_progress_bar()
     report = run(
         target,
         CheckOptions(

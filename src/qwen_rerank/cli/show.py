@@ -16,6 +16,7 @@ console = Console()
 errors = Console(stderr=True)
 
 _BAR_CHARS = 10
+_SNIPPET_CHARS = 160  # more than a wide terminal shows; the table cuts it
 
 
 def movement(before: int, after: int) -> str:
@@ -38,25 +39,25 @@ def snippet(text: str, *, chars: int = 60) -> str:
 
 
 def two_rounds(
-    title: str, candidates: Sequence[Candidate], results: Sequence[RankedDocument], *, n_rows: int = 10, wide: int = 60
+    title: str, candidates: Sequence[Candidate], results: Sequence[RankedDocument], *, n_rows: int = 10
 ) -> Table:
     """Return a table of the final order beside the first stage's: new rank, old rank, movement, score, text.
 
     The candidates tell how many there were; the results come in their new order.
     """
-    table = Table(title=f"[bold]{escape(title)}[/]", title_justify="left", expand=False, pad_edge=False)
-    table.add_column("rank", justify="right", style="bold")
-    table.add_column("was", justify="right", style="dim")
-    table.add_column("moved")
-    table.add_column("P(yes)", justify="right")
-    table.add_column("")
-    table.add_column(f"document (of {len(candidates)} candidates)", no_wrap=True, overflow="ellipsis", max_width=wide)
+    table = Table(title=f"[bold]{escape(title)}[/]", title_justify="left", expand=True, pad_edge=False)
+    table.add_column("rank", justify="right", style="bold", min_width=4)
+    table.add_column("was", justify="right", style="dim", min_width=3)
+    table.add_column("moved", min_width=5)
+    table.add_column("P(yes)", justify="right", min_width=6)
+    table.add_column("", min_width=_BAR_CHARS)
+    table.add_column(f"document (of {len(candidates)} candidates)", no_wrap=True, overflow="ellipsis", ratio=1)
     for hit in results[:n_rows]:
         was = candidates[hit.index].rank
         if hit.error is not None:
             table.add_row(str(hit.rank), str(was), "", "failed", "", f"{escape(str(hit.error))}")
             continue
-        text = snippet(hit.document.text, chars=2 * wide)
+        text = snippet(hit.document.text, chars=_SNIPPET_CHARS)
         table.add_row(str(hit.rank), str(was), movement(was, hit.rank), f"{hit.score:.3f}", bar(hit.score), text)
     return table
 

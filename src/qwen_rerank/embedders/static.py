@@ -68,7 +68,7 @@ class StaticEmbedder:
             for start in range(0, len(ids), _TOKENS_AT_ONCE):
                 out[row] += self._vectors[ids[start : start + _TOKENS_AT_ONCE]].sum(axis=0, dtype=np.float32)
         norms = np.linalg.norm(out, axis=1, keepdims=True)
-        return np.divide(out, norms, out=np.zeros_like(out), where=norms > 0)
+        return np.asarray(np.divide(out, norms, out=np.zeros_like(out), where=norms > 0))
 
 
 def _read_vectors(path: Path) -> np.ndarray:
@@ -83,7 +83,9 @@ def _read_vectors(path: Path) -> np.ndarray:
     if vectors is None:
         raise ModelIncompleteError(f"{path} holds {sorted(tensors)} and no {_KEY!r}; is it a static embedder?")
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise ModelCorruptError(f"{path}: {_KEY} must be a finite matrix, not of shape {vectors.shape} with NaN or infinity.")
+        raise ModelCorruptError(
+            f"{path}: {_KEY} must be a finite matrix, not of shape {vectors.shape} with NaN or infinity."
+        )
     return vectors.astype(np.float32)
 
 

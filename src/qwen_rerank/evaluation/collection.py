@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from qwen_rerank.evaluation.files import (
 )
 from qwen_rerank.evaluation.topics import read_queries
 from qwen_rerank.types import Document, text_id
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +153,4 @@ def assemble(
         notes.append(f"{len(qrels) - len(used)} queries without a relevant document ignored")
     if extra := len(queries) - sum(query in queries for query in qrels):
         notes.append(f"{extra} queries without judgements ignored")
-    for note in notes:
-        log.warning("%s/%s: %s", name, split, note)
     return Collection(name, split, documents, {query: queries[query] for query in used}, used, tuple(notes))

@@ -1,30 +1,52 @@
-"""One self-contained HTML page from the JSON of evaluations: tables, pictures, and what to read with care."""
+"""One self-contained HTML page from the JSON of evaluations: what it comes to, then each collection with tables and pictures."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.evaluation import plots
+from qwen_rerank.evaluation.files import write_whole
+from qwen_rerank.evaluation.report_parts import SECTIONS, table
 
 Row = Mapping[str, Any]
 
 _STYLE = """
-:root{color-scheme:light dark}body{font:16px/1.55 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.7rem}h2{margin-top:2.5rem;border-bottom:1px solid #8884;padding-bottom:.3rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #8883;vertical-align:top}
-th:first-child,td:first-child,td.text{text-align:left}td.text{font-size:.85rem;min-width:14rem}
-.note{background:#f59e0b22;border-left:4px solid #f59e0b;padding:.5rem .8rem;margin:.8rem 0}
-.say{background:#2563eb18;border-left:4px solid #2563eb;padding:.6rem .9rem;margin:1rem 0;font-weight:600}
-figure{margin:1rem 0;background:#fff;border-radius:6px;padding:.5rem}figure svg{max-width:100%;height:auto}
-figcaption,small{color:#667}.best{font-weight:700}
+:root{color-scheme:light dark;--line:#8884;--soft:#8882;--say:#2563eb;--warn:#d97706}
+*{box-sizing:border-box}
+body{font:16px/1.6 system-ui,-apple-system,"Segoe UI","Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;
+max-width:62rem;margin:0 auto;padding:2rem 1.25rem 4rem}
+h1{font-size:1.9rem;line-height:1.2;margin:0 0 .5rem}
+h2{font-size:1.4rem;margin:3.5rem 0 .3rem;padding-top:.6rem;border-top:2px solid var(--line)}
+h3{font-size:1.08rem;margin:2.2rem 0 .4rem}
+p{max-width:46rem;margin:.6rem 0}a{color:var(--say)}
+.facts,small,figcaption{color:#6b7280;font-size:.875rem}
+.scroll{overflow-x:auto;margin:.8rem 0}
+table{border-collapse:collapse;font-size:.875rem;line-height:1.4;font-variant-numeric:tabular-nums}
+th{font-weight:600;border-bottom:2px solid var(--line);vertical-align:bottom}
+td{border-bottom:1px solid var(--soft);vertical-align:top;white-space:nowrap}
+th,td{padding:.35rem .7rem;text-align:right}
+th.text,td.text{text-align:left}td.wide{white-space:normal;min-width:13rem}
+tr.chosen td{background:#2563eb1c;font-weight:600}
+.note,.say{padding:.5rem .9rem;border-left:4px solid;border-radius:0 4px 4px 0;max-width:none}
+.note{border-color:var(--warn);background:#d9770614;font-size:.9rem;margin:.4rem 0}
+.say{border-color:var(--say);background:#2563eb14;font-weight:600}
+.up{color:#16a34a}.down{color:#dc2626}
+.pictures{display:flex;flex-wrap:wrap;gap:1rem}
+figure{margin:.6rem 0;background:#fff;border:1px solid var(--line);border-radius:8px;padding:.8rem;flex:1 1 24rem;min-width:0}
+figure svg{display:block;max-width:100%;height:auto;margin:auto}figcaption{margin-top:.5rem;color:#4b5563}
+details{margin:.6rem 0}summary{cursor:pointer}
 """
+
+_READING = (
+    "Every value is a mean over the queries named beside it; an interval of 95 % that excludes zero is a difference that these "
+    "queries show, one that holds zero is none that they can show. A collection marked as in-domain was part of a model's "
+    "training: its figures say how well that model remembers, not how well it searches."
+)
 
 
 def write_report(
@@ -33,21 +55,23 @@ def write_report(
     """Write the page.
 
     Args:
-        results: What `qwen-rerank eval run`, `sweep` and `calibrate` wrote, one after the other.
-        path: HTML file; it needs nothing beside itself.
+        results: What `qwen-rerank eval run`, `sweep` and `calibrate` wrote, in any order.
+        path: HTML file; it needs nothing beside itself and loads nothing from anywhere.
         title: Heading.
     """
-    body = "".join(_section(result) for result in results)
+    collections = _by_collection(results)
+    sections = "".join(_collection(f"c{place}", name, collections[name]) for place, name in enumerate(collections))
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-        f"<body><h1>{escape(title)}</h1>{_contents(results)}{body}{_environments(results)}</body></html>\n"
+        f"<body><h1>{escape(title)}</h1><p>{_READING}</p>{_summary(collections)}{sections}{_environments(results)}"
+        "</body></html>\n"
     )
-    Path(path).write_text(page, encoding="utf-8")
+    write_whole(page, path)
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the JSON results of a folder, by name.
+    """Return the JSON results of a folder, by file name.
 
     Raises:
         InvalidInputError: If there are none, or one cannot be read.
@@ -56,138 +80,57 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for path in sorted(Path(folder).glob("*.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise InvalidInputError(f"{str(path)!r} cannot be read as JSON ({exc}).") from exc
-        if isinstance(result, dict) and result.get("kind") in _SECTIONS:
+        except (OSError, ValueError, RecursionError) as exc:
+            raise InvalidInputError(
+                f"{str(path)!r} cannot be read as JSON ({exc}); delete it, or make it again."
+            ) from exc
+        if isinstance(result, dict) and result.get("kind") in SECTIONS:
             results.append(result)
     if not results:
-        raise InvalidInputError(f"{os.fspath(folder)!r} holds no result; make one: qwen-rerank eval run …")
+        raise InvalidInputError(
+            f"{os.fspath(folder)!r} holds no result; make one first: qwen-rerank eval run COLLECTION --out {os.fspath(folder)}"
+        )
     return results
 
 
-def _contents(results: Sequence[Row]) -> str:
-    items = "".join(f'<li><a href="#{_anchor(r)}">{escape(_heading(r))}</a></li>' for r in results)
-    return f"<ul>{items}</ul>"
+def _by_collection(results: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the results of each collection, in the order of `SECTIONS`."""
+    groups: dict[str, list[Row]] = {}
+    for result in results:
+        about = result["collection"]
+        groups.setdefault(f"{about['name']} ({about['split']})", []).append(result)
+    order = list(SECTIONS)
+    return {name: sorted(group, key=lambda result: order.index(result["kind"])) for name, group in groups.items()}
 
 
-def _heading(result: Row) -> str:
-    return f"{result['collection']['name']} ({result['kind']})"
+def _summary(collections: Mapping[str, Sequence[Row]]) -> str:
+    rows = []
+    for place, (name, group) in enumerate(collections.items()):
+        says = [result["recommendation"] for result in group if result["kind"] == "sweep"]
+        about = group[0]["collection"]
+        in_domain = any(note.startswith("in-domain") for note in about["notes"])
+        say = says[0] if says else _change(group)
+        rows.append([(f"#c{place}", name), f"{about['n_queries']:,}", "yes" if in_domain else "", say])
+    return table(["collection", "queries", "in-domain", "what it comes to"], rows, text={0, 2, 3}, wide={3})
 
 
-def _anchor(result: Row) -> str:
-    return escape(f"{result['kind']}-{result['collection']['name']}", quote=True)
+def _change(group: Sequence[Row]) -> str:
+    """Return in words what the last system of a run changed, or nothing where there is no run."""
+    for result in group:
+        if result["kind"] == "run" and (last := result["systems"][-1])["comparison"] is not None:
+            c = last["comparison"]
+            shown = "shown" if c["low"] > 0 or c["high"] < 0 else "not shown by these queries"
+            return f"{last['label']}: {result['primary']} {c['difference']:+.3f} ({shown})"
+    return ""
 
 
-def _section(result: Row) -> str:
-    about = result["collection"]
-    facts = f"{about['n_documents']:,} documents, {about['n_queries']:,} queries ({escape(about['split'])})."
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in about["notes"])
-    body = _SECTIONS[result["kind"]](result)
-    return f'<h2 id="{_anchor(result)}">{escape(_heading(result))}</h2><p>{facts}</p>{notes}{body}'
-
-
-def _run(result: Row) -> str:
-    names = list(result["measures"])
-    rows = [
-        [row["label"], *(f"{row['means'][name]:.3f}" for name in names), *_difference(row)] for row in result["systems"]
-    ]
-    head = ["system", *names, f"change of {result['primary']}", "95 % interval", "p (Holm)", "better / worse / same"]
-    pictures = [
-        _figure(plots.query_deltas(row["deltas"], primary=result["primary"]), f"{row['label']}: change for each query")
-        for row in result["systems"]
-        if row["comparison"] is not None
-    ]
-    if result["scores"] is not None:
-        histogram = plots.score_histogram(result["scores"]["relevant"], result["scores"]["others"])
-        pictures.append(_figure(histogram, "scores of relevant and other candidates"))
-    moves = "".join(_moves(f"Most {kind} queries", result[kind]) for kind in ("helped", "hurt"))
-    return _table(head, rows) + "".join(pictures) + moves
-
-
-def _difference(row: Row) -> list[str]:
-    c = row["comparison"]
-    if c is None:
-        return ["", "", "", ""]
-    interval = f"{c['low']:+.3f} … {c['high']:+.3f}"
-    return [
-        f"{c['difference']:+.3f}",
-        interval,
-        f"{c['p_corrected']:.4f}",
-        f"{c['wins']} / {c['losses']} / {c['ties']}",
-    ]
-
-
-def _moves(title: str, moves: Sequence[Row]) -> str:
-    if not moves:
-        return ""
-    rows = [
-        [m["query"], f"{m['before']:.2f} → {m['after']:.2f}", m["top_before"][:200], m["top_after"][:200]]
-        for m in moves
-    ]
-    return f"<h3>{title}</h3>" + _table(
-        ["query", "measure", "first before", "first after"], rows, text_columns={0, 2, 3}
-    )
-
-
-def _sweep(result: Row) -> str:
-    primary = result["primary"]
-    head = ["setting", primary, *[m for m in result["measures"] if m != primary], "p50 ms", "p95 ms", "cost of 1,000"]
-    rows = [
-        [
-            ("★ " if row["label"] in result["front"] else "") + row["label"],
-            *(f"{row['means'][name]:.3f}" for name in [primary, *[m for m in result["measures"] if m != primary]]),
-            f"{row['p50_ms']:.1f}",
-            f"{row['p95_ms']:.1f}",
-            "" if row["cost"] is None else f"{row['cost']:.4f}",
-        ]
-        for row in result["outcomes"]
-    ]
-    pictures = _figure(plots.quality_by_depth(result["outcomes"], primary=primary), "quality by depth")
-    by_time = plots.quality_by_price(
-        result["outcomes"], result["front"], primary=primary, price="p95_ms", unit="ms a search (p95)"
-    )
-    pictures += _figure(by_time, "quality by time; ★ and the line: nothing is better and as fast")
-    if result["outcomes"][0]["cost"] is not None:
-        by_cost = plots.quality_by_price(
-            result["outcomes"], result["front_by_cost"], primary=primary, price="cost", unit="cost of 1,000 searches"
-        )
-        pictures += _figure(by_cost, "quality by cost")
-    return f'<p class="say">{escape(result["recommendation"])}</p>' + _table(head, rows) + pictures
-
-
-def _calibrate(result: Row) -> str:
-    rows = [[name, f"{result[name]['ece']:.4f}", f"{result[name]['brier']:.4f}"] for name in ("sigmoid", "calibrated")]
-    t = result["threshold"]
-    say = ""
-    if t is not None:
-        say = (
-            f"Threshold {t['value']:.3f}: precision {t['precision']:.3f} ({t['precision_interval'][0]:.3f} … "
-            f"{t['precision_interval'][1]:.3f}), recall of the candidates {t['recall']:.3f} "
-            f"({t['recall_interval'][0]:.3f} … {t['recall_interval'][1]:.3f})."
-        )
-        say = f'<p class="say">{escape(say)}</p>'
-    diagram = plots.reliability_diagram(result["sigmoid"]["bins"], result["calibrated"]["bins"])
-    figure = _figure(diagram, "on queries that the fit had not seen; the diagonal is right")
-    return say + _table(["probability", "calibration error", "Brier"], rows) + figure
-
-
-_SECTIONS = {"run": _run, "sweep": _sweep, "calibration": _calibrate}
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Iterable[int] = ()) -> str:
-    wide = set(text_columns)
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=text' if i in wide else ''}>{escape(c)}</td>" for i, c in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _figure(figure: Any, caption: str) -> str:
-    return f"<figure>{plots.svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>"
+def _collection(anchor: str, name: str, group: Sequence[Row]) -> str:
+    about = group[0]["collection"]
+    facts = f"{about['n_documents']:,} documents, {about['n_queries']:,} queries with judgements"
+    notes = dict.fromkeys(note for result in group for note in result["collection"]["notes"])
+    boxes = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    body = "".join(SECTIONS[result["kind"]](result) for result in group)
+    return f'<h2 id="{anchor}">{escape(name)}</h2><p class="facts">{facts}</p>{boxes}{body}'
 
 
 def _environments(results: Sequence[Row]) -> str:

@@ -28,7 +28,7 @@ from qwen_rerank.evaluation.contamination import POCKET, QWEN3_EMBEDDING, in_dom
 from qwen_rerank.evaluation.environment import environment
 from qwen_rerank.evaluation.experiment import Scores
 from qwen_rerank.evaluation.explain import Move, largest_moves
-from qwen_rerank.evaluation.files import Run, write_whole
+from qwen_rerank.evaluation.files import Qrels, Run, write_whole
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
 from qwen_rerank.evaluation.significance import compare
 from qwen_rerank.evaluation.sweep import Outcome, Recommendation, pareto
@@ -155,7 +155,7 @@ def sweep_result(
         "front": [outcome.label for outcome in pareto(outcomes, primary=primary, price=lambda o: o.p95_ms)],
         "front_by_cost": [outcome.label for outcome in by_cost],
         "recommendation": recommendation.sentence,
-        "recommended": recommendation.outcome.label,
+        "recommended": None if recommendation.outcome is None else recommendation.outcome.label,
     }
 
 
@@ -202,6 +202,33 @@ def calibration_result(
         "calibrated": _quality(held_out, pairs.labels),
         "threshold": None if threshold is None else asdict(threshold),
     }
+
+
+def threshold_sentence(threshold: Mapping[str, Any]) -> str:
+    """Return a threshold of a calibration's result in one sentence."""
+    parts = [
+        f"{what} {threshold[name]:.3f} ({threshold[name + '_interval'][0]:.3f} … {threshold[name + '_interval'][1]:.3f})"
+        for name, what in (("precision", "precision"), ("recall", "recall of the candidates"))
+    ]
+    return f"Threshold {threshold['value']:.3f}: {', '.join(parts)}."
+
+
+def compare_result(runs: Mapping[str, Run], qrels: Qrels, *, primary: str) -> list[dict[str, Any]]:
+    """Compare runs with the first of them on one measure."""
+    measured = {label: measure(run, qrels, [primary]) for label, run in runs.items()}
+    values = {label: result.per_query[primary] for label, result in measured.items()}
+    baseline, *others = values
+    compared = compare(values[baseline], {label: values[label] for label in others})
+    return [
+        {
+            "label": label,
+            "mean": result.means[primary],
+            "comparison": asdict(compared[label]) if label in compared else None,
+            "n_missing": result.n_missing,
+            "n_unjudged": result.n_unjudged,
+        }
+        for label, result in measured.items()
+    ]
 
 
 def _quality(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -52,9 +52,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """The setting to take, and why in one sentence."""
+    """The setting to take (None where nothing keeps the budget), and why in one sentence."""
 
-    outcome: Outcome
+    outcome: Outcome | None
     sentence: str
 
 
@@ -220,7 +220,8 @@ def _against(outcome: Outcome, best: Outcome) -> tuple[float, float]:
 
 def _named(outcome: Outcome, primary: str) -> str:
     cost = "" if outcome.cost is None else f", {outcome.cost:.4f} for 1,000 searches"
-    return f"{outcome.label} ({primary} {outcome.means[primary]:.3f}, {outcome.p95_ms:.0f} ms at p95{cost})"
+    digits = 0 if outcome.p95_ms >= 10 else 1
+    return f"{outcome.label} ({primary} {outcome.means[primary]:.3f}, {outcome.p95_ms:.{digits}f} ms at p95{cost})"
 
 
 def _budget(max_p95_ms: float | None, max_cost: float | None) -> str:

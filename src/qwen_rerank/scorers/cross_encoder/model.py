@@ -171,12 +171,12 @@ def _without_progress_bar() -> Iterator[None]:
     """Keep the bar over the weights out of logs and pipes; on a terminal it is shown."""
     silence = not sys.stderr.isatty() and progress.is_progress_bar_enabled()
     if silence:
-        progress.disable_progress_bar()  # type: ignore[no-untyped-call]
+        progress.disable_progress_bar()
     try:
         yield
     finally:
         if silence:
-            progress.enable_progress_bar()  # type: ignore[no-untyped-call]
+            progress.enable_progress_bar()
 
 
 def _load_tokenizer(path: Path) -> Any:
