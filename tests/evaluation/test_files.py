@@ -8,7 +8,7 @@ import pytest
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation import files
-from qwen_rerank.evaluation.files import EvalFileError, read_corpus, read_qrels, read_queries, read_run, write_run
+from qwen_rerank.evaluation.files import EvalFileError, read_corpus, read_qrels, read_run, write_run
 
 HEADER = b"query-id\tcorpus-id\tscore\n"
 
@@ -132,10 +132,3 @@ def test_a_wrong_line_of_a_corpus_is_named(tmp_path, line, reason):
         read_corpus(path)
 
     assert caught.value.line == 2
-
-
-def test_queries_are_read_from_jsonl_and_from_tab_separated_topics(tmp_path):
-    (tmp_path / "q.jsonl").write_text('{"_id": "1", "text": "what"}\n')
-    (tmp_path / "q.tsv").write_text("1\twhat\n")
-
-    assert read_queries(tmp_path / "q.jsonl") == read_queries(tmp_path / "q.tsv") == {"1": "what"}

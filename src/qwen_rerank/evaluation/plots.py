@@ -83,7 +83,9 @@ def quality_by_price(outcomes: Sequence[Row], front: Sequence[str], *, primary: 
                 weight="bold",
                 ha="center",
             )
-        axes.set_xscale("log" if all(row[price] > 0 for row in outcomes) else "linear")
+        if all(row[price] > 0 for row in outcomes):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, place: f"{value:g}")  # the usual one writes TeX
         axes.margins(y=0.15)
     return figure
 
@@ -152,7 +154,7 @@ def _axes(x_label: str, y_label: str, *, size: tuple[float, float] = (6.4, 3.4))
 
 
 def _legend(axes: Any) -> None:
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.0, -0.18), borderaxespad=0.0, ncols=2)
 
 
 def _lines(outcomes: Sequence[Row]) -> dict[str, list[Row]]:

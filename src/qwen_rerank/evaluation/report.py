@@ -19,7 +19,7 @@ _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8882;--say:#2563eb;--warn:#d97706}
 *{box-sizing:border-box}
 body{font:16px/1.6 system-ui,-apple-system,"Segoe UI","Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;
-max-width:62rem;margin:0 auto;padding:2rem 1.25rem 4rem}
+max-width:68rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .5rem}
 h2{font-size:1.4rem;margin:3.5rem 0 .3rem;padding-top:.6rem;border-top:2px solid var(--line)}
 h3{font-size:1.08rem;margin:2.2rem 0 .4rem}
@@ -33,7 +33,7 @@ th,td{padding:.35rem .7rem;text-align:right}
 th.text,td.text{text-align:left}td.wide{white-space:normal;min-width:13rem}
 tr.chosen td{background:#2563eb1c;font-weight:600}
 .note,.say{padding:.5rem .9rem;border-left:4px solid;border-radius:0 4px 4px 0;max-width:none}
-.note{border-color:var(--warn);background:#d9770614;font-size:.9rem;margin:.4rem 0}
+ul.note{list-style:none}.note{border-color:var(--warn);background:#d9770614;font-size:.9rem;margin:.4rem 0}
 .say{border-color:var(--say);background:#2563eb14;font-weight:600}
 .up{color:#16a34a}.down{color:#dc2626}
 .pictures{display:flex;flex-wrap:wrap;gap:1rem}
@@ -128,7 +128,8 @@ def _collection(anchor: str, name: str, group: Sequence[Row]) -> str:
     about = group[0]["collection"]
     facts = f"{about['n_documents']:,} documents, {about['n_queries']:,} queries with judgements"
     notes = dict.fromkeys(note for result in group for note in result["collection"]["notes"])
-    boxes = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    lines = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    boxes = f'<ul class="note">{lines}</ul>' if notes else ""
     body = "".join(SECTIONS[result["kind"]](result) for result in group)
     return f'<h2 id="{anchor}">{escape(name)}</h2><p class="facts">{facts}</p>{boxes}{body}'
 

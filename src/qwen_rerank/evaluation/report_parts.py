@@ -17,11 +17,19 @@ Cell = str | tuple[str, str]
 def run_section(result: Row) -> str:
     """Return the systems of a run, what changed for each query, and the queries that changed most."""
     names = list(result["measures"])
-    rows: list[list[Cell]] = [
-        [row["label"], *(f"{row['means'][name]:.3f}" for name in names), *_difference(row["comparison"])]
-        for row in result["systems"]
+    means: list[list[Cell]] = [
+        [row["label"], *(f"{row['means'][name]:.3f}" for name in names)] for row in result["systems"]
     ]
-    head = ["system", *names, f"Δ {result['primary']}", "95 % interval", "p (Holm)", "better / worse / same"]
+    changes: list[list[Cell]] = [
+        [row["label"], *_difference(row["comparison"])] for row in result["systems"] if row["comparison"] is not None
+    ]
+    head = [
+        f"against {result['systems'][0]['label']}",
+        f"Δ {result['primary']}",
+        "95 % interval",
+        "p (Holm)",
+        "queries better / worse / same",
+    ]
     pictures = [
         figure(
             plots.query_deltas(row["deltas"], primary=result["primary"]),
@@ -37,13 +45,11 @@ def run_section(result: Row) -> str:
         _moves(f"Most {kind} by {result['examples_of']}", result[kind], result["primary"])
         for kind in ("helped", "hurt")
     )
-    return f"<h3>Both stages</h3>{table(head, rows)}{_pictures(pictures)}{moves}"
+    tables = table(["system", *names], means) + (table(head, changes) if changes else "")
+    return f"<h3>Both stages</h3>{tables}{_pictures(pictures)}{moves}"
 
 
-def _difference(comparison: Row | None) -> list[str]:
-    if comparison is None:
-        return ["", "", "", ""]
-    c = comparison
+def _difference(c: Row) -> list[str]:
     return [
         f"{c['difference']:+.3f}",
         f"{c['low']:+.3f} … {c['high']:+.3f}",
@@ -79,15 +85,16 @@ def sweep_section(result: Row) -> str:
     primary = result["primary"]
     others = [name for name in result["measures"] if name != primary]
     priced = result["outcomes"][0]["cost"] is not None
-    head = ["", "setting", primary, *others, "p50 ms", "p95 ms", *(["cost of 1,000"] if priced else [])]
+    head = ["", "setting", primary, "p50 ms", "p95 ms", *(["cost of 1,000"] if priced else []), *others]
     rows: list[list[Cell]] = [
         [
             f"{number}{' ★' if row['label'] in result['front'] else ''}",
             row["label"],
-            *(f"{row['means'][name]:.3f}" for name in (primary, *others)),
+            f"{row['means'][primary]:.3f}",
             f"{row['p50_ms']:.1f}",
             f"{row['p95_ms']:.1f}",
             *([f"{row['cost']:.4f}"] if priced else []),
+            *(f"{row['means'][name]:.3f}" for name in others),
         ]
         for number, row in enumerate(result["outcomes"], start=1)
     ]

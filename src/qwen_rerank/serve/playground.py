@@ -94,7 +94,7 @@ class Playground:
             "first": first,
             "final": final,
             "n_documents": len(documents),
-            "prompt": _prompt(scorer, wanted.query, best, wanted.wanted_instruction),
+            "prompt": await asyncio.to_thread(_prompt, scorer, wanted.query, best, wanted.wanted_instruction),
         }
         return json_response(answer)
 
@@ -149,13 +149,14 @@ def _prompt(scorer: Scorer, query: str, document: str, instruction: str | None) 
     if encoder is None:
         return None
     spec = encoder.spec
+    [fit] = encoder.fit(query, [document], instruction=instruction)
     parts = [
         ("fixed", spec.prefix + spec.instruction_label),
         ("instruction", instruction or encoder.instruction),
         ("fixed", spec.separator + spec.query_label),
         ("query", query),
         ("fixed", spec.separator + spec.document_label),
-        ("document", document),
+        ("document", document[: fit.kept_chars]),
         ("fixed", spec.suffix),
     ]
     return [{"kind": kind, "text": text} for kind, text in parts]

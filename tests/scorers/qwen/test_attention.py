@@ -28,8 +28,8 @@ def draw(rows: int, heads: int) -> torch.Tensor:
     st.integers(0, 3),
     st.sampled_from([200, 1 << 24]),
 )
-def test_gathered_and_padded_attention_equals_the_loop(shapes, n_kept, mask_elements):
-    """For every mixture of prefixes at hand and prefixes in the pack."""
+def test_gathered_and_padded_attention_equals_the_loop(shapes, n_kept, limit):
+    """For every mixture of prefixes at hand and prefixes in the pack, and for every limit on one call."""
     trees = trees_of(shapes)
     kept_trees = {tree for tree in trees[:n_kept] if len(tree.prefix)}
     layout = lay_out(Pack(tuple(Branch(tree, tuple(range(len(tree.documents)))) for tree in trees)), kept=kept_trees)
@@ -37,14 +37,15 @@ def test_gathered_and_padded_attention_equals_the_loop(shapes, n_kept, mask_elem
     query, keys = draw(n, 4), (draw(n, 2), draw(n + 1, 2)[1:])
     kept = (draw(n_past, 2) + 1, draw(n_past, 2)) if n_past else None
     loop, gathered = CpuAttention(torch.float32), CudaAttention(padded, CPU)
-    attention_cuda._MASK_ELEMENTS, before = mask_elements, attention_cuda._MASK_ELEMENTS
+    before = attention_cuda._MASK_ELEMENTS, attention_cuda._GATHERED_KEYS
+    attention_cuda._MASK_ELEMENTS = attention_cuda._GATHERED_KEYS = limit
     try:
         plan = gathered.prepare(layout)
         for name, rows in (("all_rows", query), ("last_rows", draw(n_documents, 4))):
             expected = getattr(loop, name)(rows, keys, kept, loop.prepare(layout))
             torch.testing.assert_close(getattr(gathered, name)(rows, keys, kept, plan), expected)
     finally:
-        attention_cuda._MASK_ELEMENTS = before
+        attention_cuda._MASK_ELEMENTS, attention_cuda._GATHERED_KEYS = before
 
 
 def fake_torch(version: str, *, right: bool = True):

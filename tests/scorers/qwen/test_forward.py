@@ -57,6 +57,7 @@ def test_packed_scores_equal_the_recipes(models, shapes, token_budget, determini
         pytest.param([(60, [7_900])], id="a document of 7,900 tokens"),
         pytest.param([(1500, [1, 600])], id="a prefix longer than what is kept"),
         pytest.param([(511, [512, 513, 1]), (0, [1024, 1025])], id="around the attention's block"),
+        pytest.param([(100, [156, 155, 157]), (150, [600, 599, 601])], id="around the ways to attend"),
     ],
 )
 def test_sizes_at_the_edge(models, shapes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -12,26 +11,10 @@ from qwen_rerank.scorers.qwen.layout import Layout, Part
 
 Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
 
+CpuPlan = tuple[Sequence[Part], Sequence[Part]]  # segments in the order of their rows; documents
+
+_SMALL = 256  # keys of a segment whose attention weights stay in the caches
 _BLOCK = 512  # query rows of one call: bounds the mask, and skips most keys that causality hides
-
-
-@dataclass(frozen=True, slots=True)
-class CpuPlan:
-    """The segments of a pack.
-
-    Attributes:
-        lengths: Rows of each segment, in the order of the rows.
-        rows: Rows of kept prefixes and pack, to be gathered as keys of every segment in turn.
-        key_lengths: Keys of each segment.
-        last_rows: As `rows`, of the documents only.
-        last_lengths: As `key_lengths`, of the documents only.
-    """
-
-    lengths: list[int]
-    rows: torch.Tensor
-    key_lengths: list[int]
-    last_rows: torch.Tensor
-    last_lengths: list[int]
 
 
 class CpuAttention:
@@ -45,12 +28,8 @@ class CpuAttention:
         self._mask = torch.zeros(0, 0, dtype=dtype)
 
     def prepare(self, layout: Layout) -> CpuPlan:
-        """Return the keys that every segment sees, as rows to gather once a layer."""
-        n_kept = sum(len(tree.prefix) for tree in layout.kept)
-        parts = sorted(layout.parts, key=lambda part: part.own.start)  # in the order of the rows
-        return CpuPlan(
-            [len(part.own) for part in parts], *_gathered(parts, n_kept), *_gathered(layout.documents, n_kept)
-        )
+        """Return the segments in the order of their rows, and the documents."""
+        return sorted(layout.parts, key=lambda part: part.own.start), layout.documents
 
     def all_rows(self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: CpuPlan) -> torch.Tensor:
         """Attend from every row.
@@ -65,26 +44,38 @@ class CpuAttention:
             `(n_rows, n_heads, head_dim)`.
         """
         mixed = [query[:0]]
-        segments = zip(
-            torch.split_with_sizes(query, plan.lengths),
-            *_segments(keys, kept, plan.rows, plan.key_lengths),
-            strict=True,
-        )
-        for rows, key, value in segments:
-            n_prefix = len(key) - len(rows)
-            for start in range(0, len(rows), _BLOCK):
-                stop = min(start + _BLOCK, len(rows))
-                mixed.append(self._block(rows[start:stop], key[: n_prefix + stop], value[: n_prefix + stop]))
+        for part in plan[0]:
+            mixed += self._segment(query[part.own.start : part.own.stop], *_gather(part, keys, kept))
         return torch.cat(mixed)
 
     def last_rows(self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: CpuPlan) -> torch.Tensor:
         """Attend from each document's last row; `query` and the result are `(n_documents, n_heads, head_dim)`."""
-        segments = zip(
-            torch.split_with_sizes(query, [1] * len(query)),
-            *_segments(keys, kept, plan.last_rows, plan.last_lengths),
-            strict=True,
-        )
-        return torch.cat([query[:0], *(self._block(*segment) for segment in segments)])
+        mixed = [self._block(query[i : i + 1], *_gather(part, keys, kept)) for i, part in enumerate(plan[1])]
+        return torch.cat([query[:0], *mixed])
+
+    def _segment(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+        """Attend from all rows of a segment, causally; the way depends on its shape alone."""
+        n_rows, n_keys = len(query), len(key)
+        n_prefix = n_keys - n_rows
+        if n_keys <= _SMALL and self._dtype == torch.float32:
+            return [self._small(query, key, value)]
+        if n_rows > _BLOCK and n_prefix <= n_rows // 4:
+            return [_square(query, key, value)]
+        stops = [min(start + _BLOCK, n_rows) for start in range(0, n_rows, _BLOCK)]
+        return [
+            self._block(query[stop - 1 - (stop - 1) % _BLOCK : stop], key[: n_prefix + stop], value[: n_prefix + stop])
+            for stop in stops
+        ]
+
+    def _small(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attend by two plain matrix products, which beat the blocked kernel while the weights stay in the caches."""
+        (n_rows, n_heads, size), (n_keys, n_kv_heads) = query.shape, key.shape[:2]
+        group = n_heads // n_kv_heads
+        grouped = query.view(n_rows, n_kv_heads, group, size).permute(1, 2, 0, 3).reshape(n_kv_heads, -1, size)
+        weights = torch.bmm(grouped, key.permute(1, 2, 0)).mul_(size**-0.5).view(n_kv_heads, group, n_rows, n_keys)
+        weights = torch.softmax(weights.add_(self._causal(n_rows, n_keys)), dim=-1)
+        mixed = torch.bmm(weights.view(n_kv_heads, -1, n_keys), value.transpose(0, 1))
+        return mixed.view(n_kv_heads, group, n_rows, size).permute(2, 0, 1, 3).reshape(n_rows, n_heads, size)
 
     def _block(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attend from the last rows of a segment, causally; `(n, n_heads, head_dim)`."""
@@ -110,19 +101,28 @@ class CpuAttention:
         return self._mask[:n_rows, width - open_keys : width + n_rows]
 
 
-def _gathered(parts: Sequence[Part], n_kept: int) -> tuple[torch.Tensor, list[int]]:
-    """Return the rows of kept prefixes and pack that each part sees, one part after the other, and how many."""
-    rows = [torch.zeros(0, dtype=torch.int64)]
-    for part in parts:
-        for span in (part.prefix, part.own):
-            offset = 0 if span.kept else n_kept
-            rows.append(torch.arange(offset + span.start, offset + span.stop))
-    return torch.cat(rows), [len(part.prefix) + len(part.own) for part in parts]
+def _square(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attend with the kernel's own causality, which needs no mask but as many queries as keys.
+
+    The rows of zeros that stand for the prefix cost little beside a long document.
+    """
+    n_prefix = len(key) - len(query)
+    filled = torch.cat((query.new_zeros(n_prefix, *query.shape[1:]), query))
+    mixed = scaled_dot_product_attention(
+        filled.transpose(0, 1)[None],
+        key.transpose(0, 1)[None],
+        value.transpose(0, 1)[None],
+        is_causal=True,
+        enable_gqa=True,
+    )
+    return mixed[0].transpose(0, 1)[n_prefix:]
 
 
-def _segments(
-    keys: Keys, kept: Keys | None, rows: torch.Tensor, lengths: list[int]
-) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-    """Return keys and values, segment by segment; gathered in one go, which costs less than many small copies."""
-    key, value = keys if kept is None else (torch.cat((kept[0], keys[0])), torch.cat((kept[1], keys[1])))
-    return torch.split_with_sizes(key[rows], lengths), torch.split_with_sizes(value[rows], lengths)
+def _gather(part: Part, keys: Keys, kept: Keys | None) -> Keys:
+    """Return keys and values of a segment's prefix and own rows."""
+    own = slice(part.own.start, part.own.stop)
+    if not len(part.prefix):
+        return keys[0][own], keys[1][own]
+    source = kept if part.prefix.kept and kept is not None else keys
+    prefix = slice(part.prefix.start, part.prefix.stop)
+    return torch.cat((source[0][prefix], keys[0][own])), torch.cat((source[1][prefix], keys[1][own]))

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
 
+_GATHERED_KEYS = 1 << 17  # of one call: 512 MiB for the 8B model in bfloat16
 _MASK_ELEMENTS = 1 << 24  # of the padded fallback, for one call
 
 
@@ -45,6 +46,8 @@ class Ragged:
         return max(self.query_lengths, default=0), max(self.key_lengths, default=0)
 
 
+CudaPlan = tuple[list[Ragged], list[Ragged]]  # segments of all rows; of the documents' last rows
+
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Ragged], torch.Tensor]
 
 
@@ -63,28 +66,30 @@ class CudaAttention:
         self._kernel = kernel
         self._device = device
 
-    def prepare(self, layout: Layout) -> tuple[Ragged, Ragged]:
-        """Return the segments of all rows, and of the documents' last rows."""
+    def prepare(self, layout: Layout) -> CudaPlan:
+        """Return the segments of all rows, and of the documents' last rows, some at a time."""
         n_kept = sum(len(tree.prefix) for tree in layout.kept)
         parts = sorted(layout.parts, key=lambda part: part.own.start)  # queries must lie in the order of the rows
-        everything = self.segments(parts, [len(part.own) for part in parts], n_kept=n_kept)
-        return everything, self.segments(layout.documents, [1] * len(layout.documents), n_kept=n_kept)
+        everything = [self.segments(some, [len(part.own) for part in some], n_kept=n_kept) for some in _portions(parts)]
+        last = [self.segments(some, [1] * len(some), n_kept=n_kept) for some in _portions(layout.documents)]
+        return everything, last
 
-    def all_rows(self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: tuple[Ragged, Ragged]) -> torch.Tensor:
+    def all_rows(self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: CudaPlan) -> torch.Tensor:
         """Attend from every row: `(n_rows, n_heads, head_dim)`."""
         return self._attend(query, keys, kept, plan[0])
 
-    def last_rows(
-        self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: tuple[Ragged, Ragged]
-    ) -> torch.Tensor:
+    def last_rows(self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: CudaPlan) -> torch.Tensor:
         """Attend from each document's last row: `(n_documents, n_heads, head_dim)`."""
         return self._attend(query, keys, kept, plan[1])
 
-    def _attend(self, query: torch.Tensor, keys: Keys, kept: Keys | None, segments: Ragged) -> torch.Tensor:
-        if not len(query):
-            return query
+    def _attend(self, query: torch.Tensor, keys: Keys, kept: Keys | None, portions: list[Ragged]) -> torch.Tensor:
         key, value = keys if kept is None else (torch.cat((kept[0], keys[0])), torch.cat((kept[1], keys[1])))
-        return self._kernel(query, key[segments.key_rows], value[segments.key_rows], segments)
+        mixed: list[torch.Tensor] = []
+        start = 0
+        for segments in portions:
+            rows = query[start : (start := start + sum(segments.query_lengths))]
+            mixed.append(self._kernel(rows, key[segments.key_rows], value[segments.key_rows], segments))
+        return mixed[0] if len(mixed) == 1 else torch.cat([query[:0], *mixed])
 
     def segments(self, parts: Sequence[Part], query_lengths: list[int], *, n_kept: int = 0) -> Ragged:
         """Return segments whose last `query_lengths` rows are queries, behind `n_kept` rows of kept prefixes."""
@@ -107,6 +112,21 @@ class CudaAttention:
     def _ends(self, lengths: list[int]) -> torch.Tensor:
         ends = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         return torch.from_numpy(ends).to(self._device, non_blocking=True)
+
+
+def _portions(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
+    """Yield the parts in turn, as many at a time as the gathered keys may be: many short documents behind one long
+    query would otherwise copy its prefix without bound.
+    """
+    start = keys = 0
+    for stop, part in enumerate(parts):
+        length = len(part.prefix) + len(part.own)
+        if keys and keys + length > _GATHERED_KEYS:
+            yield parts[start:stop]
+            start, keys = stop, 0
+        keys += length
+    if start < len(parts):
+        yield parts[start:]
 
 
 def choose_kernel(*, n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Kernel:

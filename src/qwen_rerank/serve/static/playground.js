@@ -1,1 +1,377 @@
+"use strict";
 
+const WORDS = {
+  en: {
+    playground: "playground",
+    key: "API key",
+    lead: "A search in two rounds. The first recalls candidates fast, by the words they share with the query. The second reads query and document together and puts them in order. Watch what moves.",
+    collection: "Collection",
+    sample_zh: "Chinese sample",
+    sample_en: "English sample",
+    sample_own: "Your own texts",
+    texts: "One text a line, 200 at most",
+    query: "Query",
+    go: "Search",
+    instruction: "Instruction: what counts as relevant (in English; empty for the model card's)",
+    threshold: "Threshold",
+    first_title: "First stage",
+    final_title: "Reranked",
+    first_note: (n, total) => `BM25 recalled ${n} of ${total} texts by shared words.`,
+    final_note: (kept, n) => `The model read all ${n}; ${kept} at or above the threshold.`,
+    all: (n) => `Show all ${n}`,
+    fewer: "Show fewer",
+    tab_prompt: "Prompt",
+    prompt_note: "This is what the model reads for the best document. The marked parts come from outside: whatever they hold, none of their characters becomes a control token.",
+    no_prompt: "This model does not say how its prompt is built.",
+    code_note: "The same request, against this server.",
+    copy: "Copy",
+    copied: "Copied",
+    routes: "All routes of this server",
+    names: { instruction: "instruction", query: "query", document: "document" },
+    unauthorized: "This server asks for an API key. Type it in at the top, then search again.",
+    unreachable: "The server does not answer.",
+    moved: (from, to) => (from === to ? `stays at ${to}` : `from place ${from} to ${to}`),
+    is_new: "shared no word with the query",
+    model: (name) => `Second round: ${name}${name === "pocket" ? ", a tiny model to learn with; it is not Qwen3-Reranker" : ""}`,
+    start: "Second round: loading …",
+  },
+  zh: {
+    playground: "演练场",
+    key: "API 密钥",
+    lead: "搜索分两轮。海选：按共有的词快速召回候选；决赛：模型把查询和文档放在一起读，重新排序。看看哪些文档动了。",
+    collection: "文档集",
+    sample_zh: "中文示例",
+    sample_en: "英文示例",
+    sample_own: "自己的文本",
+    texts: "每行一段文本，最多 200 段",
+    query: "查询",
+    go: "搜索",
+    instruction: "指令：什么算相关（建议用英文；留空则用模型卡的默认指令）",
+    threshold: "阈值",
+    first_title: "海选",
+    final_title: "决赛",
+    first_note: (n, total) => `BM25 按共有的词从 ${total} 段中召回 ${n} 段。`,
+    final_note: (kept, n) => `模型读完全部 ${n} 段，${kept} 段达到阈值。`,
+    all: (n) => `显示全部 ${n} 段`,
+    fewer: "收起",
+    tab_prompt: "提示词",
+    prompt_note: "这就是模型为排名第一的文档读到的内容。标出的部分来自外部：无论里面写什么，都不会变成控制符。",
+    no_prompt: "这个模型没有说明它的提示词如何构成。",
+    code_note: "同样的请求，发给这台服务器。",
+    copy: "复制",
+    copied: "已复制",
+    routes: "这台服务器的全部接口",
+    names: { instruction: "指令", query: "查询", document: "文档" },
+    unauthorized: "这台服务器需要 API 密钥。请在上方填入，再搜索一次。",
+    unreachable: "服务器没有应答。",
+    moved: (from, to) => (from === to ? `仍在第 ${to} 位` : `从第 ${from} 位到第 ${to} 位`),
+    is_new: "与查询没有共同的词",
+    model: (name) => `决赛模型：${name}${name === "pocket" ? "（学习用的微型模型，不是 Qwen3-Reranker）" : ""}`,
+    start: "决赛模型：加载中……",
+  },
+};
+const FEW = 8;
+
+const $ = (id) => document.getElementById(id);
+const state = { language: "en", samples: {}, answer: null, all: false, tab: "prompt", asked: 0 };
+const words = () => WORDS[state.language];
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function chosen() {
+  return document.querySelector("input[name=collection]:checked").value;
+}
+
+function speak(language) {
+  state.language = language;
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  for (const node of document.querySelectorAll("[data-t]")) node.textContent = words()[node.dataset.t];
+  for (const name of ["zh", "en"]) $(`lang-${name}`).setAttribute("aria-pressed", String(name === language));
+  $("copy").textContent = words().copy;
+  if (!state.answer) $("model").textContent = words().start;
+  show();
+}
+
+function choose(collection) {
+  document.querySelector(`input[name=collection][value=${collection}]`).checked = true;
+  $("own").hidden = collection !== "own";
+  const sample = state.samples[collection];
+  $("examples").replaceChildren(
+    ...(sample ? sample.queries : []).map((query) => {
+      const button = element("button", "", query);
+      button.type = "button";
+      button.lang = collection;
+      button.addEventListener("click", () => {
+        $("query").value = query;
+        search();
+      });
+      return button;
+    }),
+  );
+  if (sample) $("query").value = sample.queries[0];
+  if (collection === "own" && !$("texts").value.trim()) {
+    const other = state.samples[state.language];
+    $("texts").value = other ? other.texts.slice(0, 6).map((text) => text.replace(/\s*\n\s*/g, " ")).join("\n") : "";
+  }
+}
+
+function request() {
+  const body = { query: $("query").value, top_k: 20 };
+  const instruction = $("instruction").value.trim();
+  if (instruction) body.instruction = instruction;
+  if (chosen() === "own") body.texts = $("texts").value.split("\n").filter((line) => line.trim());
+  else body.collection = chosen();
+  return body;
+}
+
+async function search() {
+  const turn = ++state.asked;
+  const headers = { "Content-Type": "application/json" };
+  const key = $("key").value.trim();
+  if (key) headers.Authorization = `Bearer ${key}`;
+  busy(true);
+  try {
+    const response = await fetch("playground/search", { method: "POST", headers, body: JSON.stringify(request()) });
+    const answer = await response.json();
+    if (turn !== state.asked) return;
+    if (response.ok) {
+      state.answer = answer;
+      complain("");
+    } else complain(response.status === 401 ? words().unauthorized : answer.detail);
+  } catch {
+    if (turn === state.asked) complain(words().unreachable);
+  } finally {
+    if (turn === state.asked) busy(false);
+  }
+  show();
+}
+
+function busy(on) {
+  $("rounds").setAttribute("aria-busy", String(on));
+  $("go").setAttribute("aria-disabled", String(on));
+}
+
+function complain(text) {
+  $("message").textContent = text;
+  $("message").hidden = !text;
+}
+
+function show() {
+  const answer = state.answer;
+  $("rounds").hidden = $("behind").hidden = !answer;
+  if (!answer) return;
+  const n = answer.first.length;
+  const threshold = Number($("threshold").value);
+  const kept = answer.final.filter((hit) => hit.score >= threshold).length;
+  const found = answer.first.filter((hit) => hit.score > 0).length;
+  $("model").textContent = words().model(answer.model);
+  $("first-note").textContent = words().first_note(found, answer.n_documents);
+  $("final-note").textContent = words().final_note(kept, n);
+  const standard = (answer.prompt || []).find((each) => each.kind === "instruction");
+  if (standard && !$("instruction").value.trim()) $("instruction").placeholder = standard.text;
+  const limit = state.all ? n : Math.min(n, FEW);
+  const best = Math.max(...answer.first.map((hit) => hit.score), 1e-9);
+  $("first").replaceChildren(
+    ...answer.first.slice(0, limit).map((hit, place) => card(hit, { place, key: place, share: hit.score / best, value: hit.score.toFixed(2), note: hit.score > 0 ? "" : words().is_new })),
+  );
+  $("final").replaceChildren(
+    ...answer.final.slice(0, limit).map((hit, place) =>
+      card(answer.first[hit.index], { place, key: hit.index, share: hit.score, value: percent(hit.score), from: hit.index, below: hit.score < threshold, note: `log-odds ${hit.log_odds.toFixed(2)}` }),
+    ),
+  );
+  $("all").hidden = n <= FEW;
+  $("all").textContent = state.all ? words().fewer : words().all(n);
+  $("all").setAttribute("aria-expanded", String(state.all));
+  showPanel();
+  requestAnimationFrame(draw);
+}
+
+function percent(score) {
+  return score >= 0.001 && score <= 0.999 ? `${(100 * score).toFixed(1)} %` : score < 0.5 ? "< 0.1 %" : "> 99.9 %";
+}
+
+function card(hit, { place, key, share, value, from, below, note }) {
+  const item = element("li", below ? "below" : "");
+  const [head, ...rest] = hit.text.split("\n");
+  const title = hit.title || head;
+  const snippet = hit.title ? rest.join(" ") : rest.join(" ") || "";
+  const score = element("span", "score", "");
+  if (from !== undefined) score.append(moved(from + 1, place + 1));
+  score.append(element("span", "", value));
+  if (note) score.title = note;
+  const bar = element("span", "bar");
+  bar.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
+  item.append(element("span", "rank", String(place + 1)), element("span", "title", title), score, element("span", "snippet", snippet), bar);
+  item.tabIndex = 0;
+  item.dataset.key = key;
+  for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => near(key));
+  for (const event of ["mouseleave", "blur"]) item.addEventListener(event, () => near(null));
+  item.addEventListener("click", () => toggle(item));
+  item.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      toggle(item);
+    }
+  });
+  return item;
+}
+
+function toggle(item) {
+  item.classList.toggle("open");
+  draw();
+}
+
+function moved(from, to) {
+  const direction = from > to ? "up" : from < to ? "down" : "";
+  const sign = from > to ? `▲ ${from - to}` : from < to ? `▼ ${to - from}` : "•";
+  const node = element("span", `move ${direction}`, sign);
+  node.setAttribute("aria-label", words().moved(from, to));
+  node.title = words().moved(from, to);
+  return node;
+}
+
+function near(key) {
+  for (const node of document.querySelectorAll("#rounds li, #lines path")) {
+    node.classList.toggle("near", key !== null && node.dataset.key === String(key));
+  }
+}
+
+function draw() {
+  const box = $("rounds").getBoundingClientRect();
+  const places = (list) => new Map([...$(list).children].map((item) => [item.dataset.key, item.getBoundingClientRect()]));
+  const left = places("first");
+  const right = places("final");
+  const paths = [...right].filter(([key]) => left.has(key)).map(([key, end]) => {
+    const start = left.get(key);
+    const [x1, y1] = [start.right - box.left, start.top + start.height / 2 - box.top];
+    const [x2, y2] = [end.left - box.left, end.top + end.height / 2 - box.top];
+    const bend = (x2 - x1) / 2;
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`);
+    path.setAttribute("class", y2 < y1 - 4 ? "up" : "");
+    path.dataset.key = key;
+    return path;
+  });
+  $("lines").replaceChildren(...paths);
+}
+
+function showPanel() {
+  for (const name of ["prompt", "curl", "langchain", "llamaindex"]) {
+    const tab = $(`tab-${name}`);
+    tab.setAttribute("aria-selected", String(name === state.tab));
+    tab.tabIndex = name === state.tab ? 0 : -1;
+  }
+  const prompt = state.answer.prompt;
+  const note = state.tab !== "prompt" ? words().code_note : prompt ? words().prompt_note : words().no_prompt;
+  $("panel-note").textContent = note;
+  $("panel").setAttribute("aria-labelledby", `tab-${state.tab}`);
+  $("code").hidden = state.tab === "prompt" && !prompt;
+  if (state.tab === "prompt") $("code").replaceChildren(...(prompt || []).map(part));
+  else $("code").textContent = snippet(state.tab);
+}
+
+function part({ kind, text }) {
+  const node = element(kind === "fixed" ? "span" : "mark", kind, text);
+  if (kind !== "fixed") node.dataset.name = words().names[kind];
+  return node;
+}
+
+function snippet(kind) {
+  const key = $("key").value.trim() !== "";
+  const instruction = $("instruction").value.trim();
+  const query = $("query").value;
+  if (kind === "curl") {
+    const body = { query, documents: state.answer.first.slice(0, 3).map((hit) => hit.text), top_n: 3, return_documents: true };
+    if (instruction) body.instruction = instruction;
+    const json = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
+    const auth = key ? `  -H "Authorization: Bearer $QWEN_RERANK_API_KEY" \\\n` : "";
+    return `curl -X POST ${base()}/v1/rerank \\\n  -H "Content-Type: application/json" \\\n${auth}  -d '${json}'`;
+  }
+  const scorer = `HttpScorer(${python(base())}, dialect="qwen-rerank"${key ? ', api_key=os.environ["QWEN_RERANK_API_KEY"]' : ""})`;
+  const start = (key ? "import os\n\n" : "") + "from qwen_rerank import HttpScorer\n";
+  const threshold = Number($("threshold").value);
+  const options = `${threshold ? `, threshold=${threshold}` : ""}${instruction ? `, instruction=${python(instruction)}` : ""}`;
+  if (kind === "langchain") {
+    return (
+      `${start}from qwen_rerank.langchain import QwenRerankCompressor\n\n` +
+      `compressor = QwenRerankCompressor(scorer=${scorer}, top_n=3${options})\n` +
+      `documents = compressor.compress_documents(retriever.invoke(${python(query)}), ${python(query)})`
+    );
+  }
+  return (
+    `${start}from qwen_rerank.llama_index import QwenRerankPostprocessor\n\n` +
+    `reranker = QwenRerankPostprocessor(scorer=${scorer}, top_n=3${options})\n` +
+    `engine = index.as_query_engine(similarity_top_k=50, node_postprocessors=[reranker])\n` +
+    `print(engine.query(${python(query)}))`
+  );
+}
+
+function base() {
+  return new URL(".", location.href).href.replace(/\/$/, "");
+}
+
+function python(text) {
+  return JSON.stringify(text);
+}
+
+async function copy() {
+  const text = state.tab === "prompt" ? (state.answer.prompt || []).map((each) => each.text).join("") : snippet(state.tab);
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {
+    getSelection().selectAllChildren($("code"));
+    document.execCommand("copy");
+  }
+  $("copy").textContent = words().copied;
+  setTimeout(() => ($("copy").textContent = words().copy), 1500);
+}
+
+function turnTab(event) {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!step) return;
+  const names = ["prompt", "curl", "langchain", "llamaindex"];
+  state.tab = names[(names.indexOf(state.tab) + step + names.length) % names.length];
+  showPanel();
+  $(`tab-${state.tab}`).focus();
+}
+
+async function start() {
+  speak(navigator.language.startsWith("zh") ? "zh" : "en");
+  for (const language of ["zh", "en"]) $(`lang-${language}`).addEventListener("click", () => speak(language));
+  for (const radio of document.querySelectorAll("input[name=collection]")) {
+    radio.addEventListener("change", () => {
+      choose(radio.value);
+      search();
+    });
+  }
+  $("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    search();
+  });
+  $("threshold").addEventListener("input", () => {
+    $("threshold-value").textContent = Number($("threshold").value).toFixed(2);
+    show();
+  });
+  $("all").addEventListener("click", () => {
+    state.all = !state.all;
+    show();
+  });
+  $("copy").addEventListener("click", copy);
+  for (const name of ["prompt", "curl", "langchain", "llamaindex"]) {
+    $(`tab-${name}`).addEventListener("keydown", turnTab);
+    $(`tab-${name}`).addEventListener("click", () => {
+      state.tab = name;
+      showPanel();
+    });
+  }
+  addEventListener("resize", draw);
+  state.samples = await (await fetch("playground/samples")).json();
+  choose(state.language);
+  search();
+}
+
+start();

@@ -1,0 +1,220 @@
+"""The playground: its page, its samples, its search; and all of it as a reader uses it, in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen_rerank.samples import load_sample
+from qwen_rerank.testing import OverlapScorer
+from tests.serve.browser import browser, find
+from tests.serve.conftest import KEY, app_client, live_server
+
+
+async def test_the_page_needs_nothing_from_elsewhere_and_may_run_nothing_else(client):
+    page = await client.get("/")
+    policy = page.headers["content-security-policy"]
+
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "script-src 'sha256-" in policy
+    assert "style=" not in page.text
+    for word in ("http://", "https://", "//cdn", "@import", "eval("):
+        assert word not in page.text.replace("http://www.w3.org/2000/svg", "")
+
+
+async def test_a_search_shows_both_rounds_over_a_sample():
+    async with app_client(OverlapScorer()) as client:
+        samples = (await client.get("/playground/samples")).json()
+        answer = (await client.post("/playground/search", json={"query": "机械键盘", "collection": "zh"})).json()
+
+    assert samples["zh"]["queries"] == load_sample("zh").queries
+    assert answer["n_documents"] == len(load_sample("zh").documents)
+    assert len(answer["first"]) == len(answer["final"]) == 20
+    assert [hit["score"] for hit in answer["first"]] == sorted((hit["score"] for hit in answer["first"]), reverse=True)
+    assert [hit["score"] for hit in answer["final"]] == sorted((hit["score"] for hit in answer["final"]), reverse=True)
+    assert sorted(hit["index"] for hit in answer["final"]) == list(range(20))
+
+
+async def test_texts_without_a_word_of_the_query_come_last_in_the_first_round(client):
+    answer = (
+        await client.post("/playground/search", json={"query": "red", "texts": ["blue 1", "a red one 2", "green 3"]})
+    ).json()
+
+    assert [hit["text"] for hit in answer["first"]] == ["a red one 2", "blue 1", "green 3"]
+    assert [hit["score"] > 0 for hit in answer["first"]] == [True, False, False]
+    assert answer["prompt"] is None  # this scorer has no prompt to show
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"query": "q"}, 422),
+        ({"query": "q", "texts": []}, 422),
+        ({"query": "q", "texts": [" "]}, 422),
+        ({"query": "q", "texts": ["a"] * 201}, 413),
+        ({"query": "q", "collection": "fr"}, 422),
+        ({"query": "", "collection": "en"}, 422),
+    ],
+)
+async def test_a_search_that_cannot_be_done_says_why(client, body, status):
+    response = await client.post("/playground/search", json=body)
+
+    assert response.status_code == status
+    assert response.json()["detail"]
+
+
+async def test_a_query_without_words_still_shows_the_second_round(client):
+    answer = (await client.post("/playground/search", json={"query": "?!", "texts": ["a 1", "b 2"]})).json()
+
+    assert [hit["index"] for hit in answer["final"]] == [1, 0]
+
+
+async def test_a_search_needs_the_key_and_the_page_does_not():
+    async with app_client(keys=(KEY,)) as client:
+        page = await client.get("/")
+        search = await client.post("/playground/search", json={"query": "q", "collection": "en"})
+
+    assert (page.status_code, search.status_code) == (200, 401)
+
+
+@pytest.fixture(scope="module")
+def page():
+    if find() is None:
+        pytest.skip("no Chromium on this machine")
+    with browser() as page:
+        yield page
+
+
+READY = "document.querySelectorAll('#final li').length > 3 && document.querySelector('#rounds').getAttribute('aria-busy') === 'false'"
+MARK = "document.querySelector('#final').dataset.old = 'yes'; document.querySelector('#final li').dataset.old = 'yes'"
+CHANGED = f"{READY} && !document.querySelector('#final li').dataset.old"
+
+
+@pytest.mark.browser
+def test_a_newcomer_sees_both_rounds_at_once_in_their_language(page):
+    with live_server(OverlapScorer) as server:
+        for language, word in (("zh-CN", "决赛"), ("en-US", "Reranked")):
+            page.open(server.url, language=language)
+            page.until(READY)
+            assert word in page.text("#rounds")
+            assert len(page.texts("#first li")) == len(page.texts("#final li")) == 8
+            assert page.run("document.querySelectorAll('#lines path').length") > 0
+        page.click("#lang-zh")
+        assert "海选" in page.text("#rounds")
+        assert page.run("document.documentElement.lang") == "zh-CN"
+
+    assert page.problems == []
+    assert all(url.startswith(server.url) for url in page.requests)
+
+
+@pytest.mark.browser
+def test_searching_ones_own_texts_with_instruction_and_threshold(page):
+    with live_server(OverlapScorer) as server:
+        page.open(server.url)
+        page.until(READY)
+        page.run(MARK)
+        page.click("input[value=own]")
+        page.until(CHANGED)
+        page.run(
+            "document.querySelector('#texts').value = 'red planet mars\\nblue sea\\nred wine\\n<img src=x onerror=alert(1)>'"
+        )
+        page.run("document.querySelector('#query').value = 'red planet'; " + MARK)
+        page.click("#go")
+        page.until(CHANGED)
+        titles = page.texts("#final .title")
+        page.run("const t = document.querySelector('#threshold'); t.value = 0.6; t.dispatchEvent(new Event('input'))")
+
+        assert titles[:2] == ["red planet mars", "red wine"]
+        assert page.run("document.querySelectorAll('#final li.below').length") == 3
+        assert page.run("document.querySelectorAll('#rounds img').length") == 0
+        assert "<img src=x" in page.text("#final")
+    assert page.problems == []
+
+
+@pytest.mark.browser
+def test_the_snippets_carry_the_query_safely(page):
+    with live_server(OverlapScorer) as server:
+        page.open(server.url)
+        page.until(READY)
+        page.run("document.querySelector('#query').value = `it's \"quoted\"`")
+        page.click("#tab-curl")
+        curl = page.text("#code")
+        page.click("#tab-langchain")
+        langchain = page.text("#code")
+        page.click("#tab-llamaindex")
+
+        assert f"curl -X POST {server.url}/v1/rerank" in curl
+        assert "it'\\''s \\\"quoted\\\"" in curl
+        assert 'dialect="qwen-rerank"' in langchain
+        assert "QwenRerankPostprocessor" in page.text("#code")
+        compile(langchain, "langchain", "exec")
+        compile(page.text("#code"), "llama-index", "exec")
+
+
+@pytest.mark.browser
+def test_a_key_is_asked_for_and_used(page):
+    with live_server(OverlapScorer, keys=(KEY,)) as server:
+        page.open(server.url)
+        page.until("!document.querySelector('#message').hidden")
+        assert "API key" in page.text("#message")
+        page.click("#key")
+        page.write(KEY)
+        page.press("Enter", code=13, text="\r")
+        page.click("#go")
+        page.until(READY)
+
+        assert page.run("document.querySelector('#message').hidden") is True
+        assert page.run("JSON.stringify([localStorage.length, sessionStorage.length, document.cookie])") == '[0,0,""]'
+
+
+@pytest.mark.browser
+def test_the_keyboard_reaches_everything(page):
+    with live_server(OverlapScorer) as server:
+        page.open(server.url)
+        page.until(READY)
+        page.run("document.body.focus()")
+        reached: set[str] = set()
+        for _ in range(60):
+            page.press("Tab", code=9)
+            reached.add(page.run("(() => { const n = document.activeElement; return n.id || n.name || n.tagName; })()"))
+        page.run("document.querySelector('#tab-prompt').focus()")
+        page.press("ArrowRight", code=39)
+
+        assert {
+            "key",
+            "lang-zh",
+            "collection",
+            "query",
+            "go",
+            "instruction",
+            "threshold",
+            "all",
+            "tab-prompt",
+            "copy",
+        } <= reached
+        assert page.run("document.activeElement.id") == "tab-curl"
+
+
+@pytest.mark.browser
+def test_a_narrow_screen_needs_no_sideways_scrolling(page):
+    with live_server(OverlapScorer) as server:
+        for width in (320, 390, 760):
+            page.open(server.url, width=width, height=800)
+            page.until(READY)
+            assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.browser
+def test_the_pocket_models_prompt_is_shown_with_its_foreign_parts_marked(page):
+    from qwen_rerank.scorers.qwen import QwenScorer
+
+    with live_server(lambda: QwenScorer("pocket", device="cpu")) as server:
+        page.open(server.url)
+        page.until(READY)
+
+        assert page.text("#code").startswith("<|im_start|>system\nJudge whether")
+        assert page.run("[...document.querySelectorAll('#code mark')].map((m) => m.className)") == [
+            "instruction",
+            "query",
+            "document",
+        ]
