@@ -304,3 +304,14 @@ def test_a_large_document_is_answered_and_health_stays_reachable():
         asking.join()
 
     assert statuses == [200]
+
+
+def test_an_answer_does_not_wait_for_the_clients_acknowledgement():
+    """Head and body are two writes; with Nagle's algorithm on, the second would come up to 40 ms late."""
+    with live_server() as server, connect(server.port) as sock:
+        sock.sendall(request(BODY, Connection=""))
+        read_one(sock)
+        [connection] = server.server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
