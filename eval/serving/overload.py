@@ -1,0 +1,167 @@
+"""More requests than the engine can serve: what is still answered, and how soon is the rest refused?
+
+The engine is a stub that takes `service_s` for each call and does nothing else, so the capacity is known to be the
+engine's: four times of it is far below what the server's HTTP alone can take on the same machine (measured first), and
+the figures tell of admission, not of the machine or of the load generator, whose own delay is reported beside them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from eval.serving.load import Connection, Pool, Question, Reply, memory_mib, percentiles_ms, question
+from tests.serve.process import stub_server
+
+N_DOCUMENTS = 10
+CLOSED_LOOP_CLIENTS = 8  # as many as are let in however long they would wait (`patience_requests`)
+OVERLOAD = 4.0
+MIN_GOODPUT = 0.95  # of its peak
+MAX_REJECTION_MS = 50.0  # 99th percentile
+MAX_RECOVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question that was due at `due_at`, and what became of it; times of `time.perf_counter()`."""
+
+    question: Question
+    due_at: float
+    reply: Reply
+
+    @property
+    def seconds(self) -> float:
+        """From when it was due, so that a late load generator counts against the server and not for it."""
+        return self.reply.done_at - self.due_at
+
+
+def measure(*, service_s: float, factors: tuple[float, ...], seconds: float) -> dict[str, Any]:
+    """Offer each multiple of the measured capacity for `seconds`, and see what comes back.
+
+    Args:
+        service_s: What one call of the stub engine takes.
+        factors: Multiples of the capacity, ascending; the last is the overload.
+        seconds: Length of each load; its first quarter, in which the queue fills, does not count.
+    """
+    ceiling = _http_ceiling(seconds / 2)
+    with stub_server("Slow", arguments=[service_s]) as server:
+        before = memory_mib(server.process.pid)
+        capacity = asyncio.run(_closed_loop(server.port, seconds))
+        loads = [
+            {"factor": factor, **asyncio.run(_offer(server.port, factor * capacity, seconds))} for factor in factors
+        ]
+        after = memory_mib(server.process.pid)
+        exit_status = server.stop()
+    found = {
+        "service_s": service_s,
+        "http_ceiling_per_s": ceiling,
+        "capacity_per_s": round(capacity, 2),
+        "loads": loads,
+        "server_mib_before": before.get("now"),
+        "server_mib_peak": after.get("peak"),
+        "exit_status": exit_status,
+    }
+    return found | _verdict(found)
+
+
+def _verdict(found: dict[str, Any]) -> dict[str, Any]:
+    loads = found["loads"]
+    peak = max(load["goodput_per_s"] for load in loads)
+    share = loads[-1]["goodput_per_s"] / peak
+    rejection_ms = loads[-1]["rejected_ms"].get("p99")
+    clean = all(load["wrong"] == load["unanswered"] == load["without_retry_after"] == 0 for load in loads)
+    return {
+        "peak_goodput_per_s": peak,
+        "goodput_at_overload_of_peak": round(share, 4),
+        "rejected_p99_ms_at_overload": rejection_ms,
+        "met": clean
+        and share >= MIN_GOODPUT
+        and rejection_ms is not None
+        and rejection_ms <= MAX_REJECTION_MS
+        and loads[-1]["admitted_again_after_s"] <= MAX_RECOVERY_S
+        and found["exit_status"] == 0,
+    }
+
+
+def _http_ceiling(seconds: float) -> float:
+    """Return the requests per second that the server and this client manage with an engine that takes no time."""
+    with stub_server("Oracle") as server:
+        return round(asyncio.run(_closed_loop(server.port, seconds)), 1)
+
+
+async def _closed_loop(port: int, seconds: float) -> float:
+    """Return the requests per second of a few clients that always have one under way."""
+    start = time.perf_counter()
+    answered: list[float] = []
+
+    async def client(number: int) -> None:
+        connection, chance = Connection(port), random.Random(number)
+        while time.perf_counter() < start + seconds:
+            own = question(f"loop-{number}-{len(answered)}", chance, n_documents=N_DOCUMENTS)
+            reply = await connection.ask(own)
+            assert own.is_answered_by(reply), reply
+            answered.append(reply.done_at)
+        connection.close()
+
+    await asyncio.gather(*map(client, range(CLOSED_LOOP_CLIENTS)))
+    counted = [at for at in answered if start + seconds / 4 <= at <= start + seconds]
+    return len(counted) / (0.75 * seconds)
+
+
+async def _offer(port: int, rate: float, seconds: float) -> dict[str, Any]:
+    """Send at random moments (Poisson), whether or not earlier requests are answered."""
+    pool, chance = Pool(port), random.Random(int(1_000 * rate))
+    asked: list[Asked] = []
+
+    async def one(number: int, due_at: float) -> None:
+        own = question(f"load-{number}", chance, n_documents=N_DOCUMENTS)
+        async with pool.connection() as connection:
+            asked.append(Asked(own, due_at, await connection.ask(own)))
+
+    start = time.perf_counter()
+    tasks, due_at = [], start
+    while (due_at := due_at + chance.expovariate(rate)) < start + seconds:
+        await asyncio.sleep(max(0.0, due_at - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(len(tasks), due_at)))
+    recovery = await _recover(port)
+    await asyncio.gather(*tasks)
+    pool.close()
+    return _summary(asked, start + seconds / 4, start + seconds) | recovery
+
+
+def _summary(asked: list[Asked], begin: float, end: float) -> dict[str, Any]:
+    """Return the figures of the questions due, or for goodput answered, between two moments."""
+    right = [one for one in asked if one.question.is_answered_by(one.reply)]
+    due = [one for one in asked if begin <= one.due_at <= end]
+    rejected = [one for one in due if one.reply.status == 429]
+    return {
+        "offered_per_s": round(len(due) / (end - begin), 1),
+        "goodput_per_s": round(sum(begin <= one.reply.done_at <= end for one in right) / (end - begin), 2),
+        "requests": len(asked),
+        "answered": len(right),
+        "rejected": sum(one.reply.status == 429 for one in asked),
+        "wrong": sum(one.reply.status == 200 for one in asked) - len(right),
+        "unanswered": sum(one.reply.status not in (200, 429) for one in asked),
+        "without_retry_after": sum(one.reply.status == 429 and not one.reply.retry_after.isdigit() for one in asked),
+        "answered_ms": percentiles_ms([one.seconds for one in due if one.reply.status == 200]),
+        "rejected_ms": percentiles_ms([one.seconds for one in rejected]),
+        "generator_late_ms": percentiles_ms([one.reply.sent_at - one.due_at for one in due]),
+    }
+
+
+async def _recover(port: int) -> dict[str, float]:
+    """Say how long after the load a request is let in, and how long until the queue before it is worked off."""
+    start = time.perf_counter()
+    connection, chance = Connection(port), random.Random(0)
+    reply = Reply(0, start, start)
+    while reply.status != 200:
+        reply = await connection.ask(question("after", chance, n_documents=N_DOCUMENTS))
+        await asyncio.sleep(0.02 if reply.status != 200 else 0)
+    connection.close()
+    return {
+        "admitted_again_after_s": round(reply.sent_at - start, 3),
+        "queue_empty_after_s": round(reply.done_at - start, 3),
+    }

@@ -1,0 +1,78 @@
+"""The figures as one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def table(reports: dict[str, dict[str, Any]]) -> str:
+    """Return the reports of `clients`, `overload` and `sigterm`, as far as there are any, as Markdown."""
+    lines = ["| measured | figure | bar | met |", "| --- | --- | --- | --- |"]
+    for name, rows in (("clients", _clients), ("overload", _overload), ("sigterm", _sigterm)):
+        if name in reports:
+            figures = reports[name]["figures"]
+            met = "yes" if figures["met"] else "NO"
+            lines += [f"| {measured} | {figure} | {bar} | {met} |" for measured, figure, bar in rows(figures)]
+    if "overload" in reports:
+        lines += ["", *_loads(reports["overload"]["figures"])]
+    for name, report in reports.items():
+        hardware, versions = report["hardware"], report["versions"]
+        lines += [
+            "",
+            f"{name}: `{report['command']}`, {report['date']}, {hardware['cpu']}, {hardware['cores']} cores shared by server "
+            f"and clients, load average before {hardware['load_average_before']:.1f}; Python {versions['python']}, uvicorn "
+            f"{versions['uvicorn']}, h11 {versions['h11']}, fastapi {versions['fastapi']}.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _clients(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"{found['clients']} clients at once, {found['requests']} requests: exactly their own answer",
+            f"{found['own_answer']}",
+            f"{found['requests']}",
+        )
+    ]
+
+
+def _overload(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    factor = found["loads"][-1]["factor"]
+    last = found["loads"][-1]
+    return [
+        (f"goodput at {factor:g}x capacity, of its peak", f"{found['goodput_at_overload_of_peak']:.1%}", ">= 95 %"),
+        (f"rejections at {factor:g}x, p99", f"{found['rejected_p99_ms_at_overload']} ms", "<= 50 ms"),
+        ("a request is let in again after", f"{last['admitted_again_after_s']} s", "<= 2 s"),
+    ]
+
+
+def _sigterm(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    under_way = found["answered_after_the_signal"]
+    return [
+        (
+            f"{found['shutdowns']} SIGTERMs under load, {under_way} requests under way at the signal: lost",
+            f"{found['lost']}",
+            "0",
+        )
+    ]
+
+
+def _loads(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Capacity {found['capacity_per_s']} requests/s, set by the stub engine ({1e3 * found['service_s']:g} ms a request, one "
+        f"at a time); HTTP alone does {found['http_ceiling_per_s']} requests/s here, so the figures tell of admission. Times "
+        "count from the moment a request was due.",
+        "",
+        "| offered | per s | answered per s | answered p50 / p99, ms | rejected | rejected p50 / p99, ms | generator late p99, ms |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for load in found["loads"]:
+        lines.append(
+            f"| {load['factor']:g}x | {load['offered_per_s']} | {load['goodput_per_s']} | {_pair(load['answered_ms'])} | "
+            f"{load['rejected']} | {_pair(load['rejected_ms'])} | {load['generator_late_ms']['p99']} |"
+        )
+    return lines
+
+
+def _pair(ms: dict[str, float]) -> str:
+    return f"{ms['p50']:.1f} / {ms['p99']:.1f}" if ms else "–"
