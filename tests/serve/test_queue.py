@@ -158,6 +158,19 @@ async def test_a_request_that_would_wait_too_long_is_refused_with_a_time():
     assert refused.value.headers["retry-after"] == "3"  # 80 tokens wait or run, 8 s, and 5 s are allowed
 
 
+async def test_a_flood_at_the_very_start_does_not_all_get_in():
+    """Ten requests a second for an engine that does one: the waits are bounded before the speed is well known."""
+    line = Line(patience_requests=1, max_queue_wait_s=5)
+    for _ in range(30):
+        for _ in range(10):
+            await line.ask("k", "a", 10)
+        await line.step()
+
+    assert line.queue.requests <= 25
+    refused = [task for task in line.tasks if task.done() and isinstance(task.exception(), ApiError)]
+    assert len(refused) >= 240
+
+
 async def test_another_key_is_let_in_while_one_floods():
     line = Line(patience_requests=1, max_queue_wait_s=5)
     await line.warm_up()

@@ -230,8 +230,12 @@ class _Speed:
 
     @property
     def tokens_per_s(self) -> float:
-        """The speed, 0.0 as long as too little was measured."""
-        return self._tokens / self._busy_s if self._busy_s > 0 and self._turns >= _FEWEST_TURNS else 0.0
+        """The speed, 0.0 as long as nothing was measured."""
+        if self._busy_s <= 0:
+            return 0.0
+        # The fewer turns it rests on, the faster it is taken to be: noise refuses nobody, and yet a flood that comes at
+        # the very start does not all get in.
+        return self._tokens / self._busy_s * max(1.0, _FEWEST_TURNS / self._turns)
 
     def rest(self, now: float) -> None:
         """Note that nothing ran until now."""
