@@ -1,0 +1,57 @@
+"""The measurements of `eval/serving`, small here and with their full bars by `--full`: the server against its clients."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from eval.serving import crowd, overload, sigterm
+from eval.serving.load import Reply, question
+
+pytestmark = pytest.mark.heavy
+
+
+def test_a_crowd_of_clients_each_gets_its_own_answer(full):
+    found = crowd.measure(n_clients=500 if full else 100, n_rounds=10 if full else 3)
+
+    assert found["own_answer"] == found["requests"] == found["clients"] * (10 if full else 3)
+    assert found["met"]
+
+
+def test_overload_costs_no_goodput_and_is_refused_early(full):
+    """The small run on a busy machine says only that goodput does not collapse and that most rejections are quick."""
+    found = overload.measure(service_s=0.02, factors=(1.0, 2.0, overload.OVERLOAD), seconds=20.0 if full else 2.0)
+    last = found["loads"][-1]
+
+    assert all(load["wrong"] == load["unanswered"] == load["without_retry_after"] == 0 for load in found["loads"])
+    assert last["rejected"] > last["answered"] / 2
+    assert found["goodput_at_overload_of_peak"] >= 0.8
+    assert last["rejected_ms"]["p50"] <= overload.MAX_REJECTION_MS
+    assert last["answered_ms"]["max"] <= 5_000  # the queue holds two seconds
+    assert not full or found["met"]
+
+
+def test_a_shutdown_under_load_loses_no_request_that_was_taken(full):
+    found = sigterm.measure(n_shutdowns=50 if full else 3)
+
+    assert found["lost"] == found["wrong"] == 0
+    assert found["answered_after_the_signal"] >= found["shutdowns"]
+    assert found["met"]
+
+
+@pytest.mark.parametrize(
+    ("status", "request_id", "body", "right"),
+    [
+        pytest.param(200, "mine", b'{"results": [{"index": 0, "relevance_score": %s}]}', True, id="own"),
+        pytest.param(200, "other", b'{"results": [{"index": 0, "relevance_score": %s}]}', False, id="of another"),
+        pytest.param(200, "mine", b'{"results": [{"index": 0, "relevance_score": 0.1%s}]}', False, id="another score"),
+        pytest.param(200, "mine", b'{"results": []}', False, id="nothing"),
+        pytest.param(429, "mine", b"", False, id="refused"),
+    ],
+)
+def test_an_answer_that_is_not_ones_own_is_seen(status, request_id, body, right):
+    asked = question("mine", random.Random(1), n_documents=1)
+    filled = body.replace(b"0.1%s", b"0.123456").replace(b"%s", str(asked.values[0]).encode())
+
+    assert asked.is_answered_by(Reply(status, 0.0, 1.0, request_id, body=filled)) is right
