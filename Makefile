@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test check optimized notebooks clean
+.PHONY: demo test check optimized clients notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/qwen-rerank demo
@@ -20,6 +20,10 @@ check: $(VENV)/.dev
 # The fast tests once more without `assert` statements: every check in the package must still hold.
 optimized: $(VENV)/.dev
 	$(BIN)/python -O -W ignore::pytest.PytestConfigWarning -m pytest -q -m 'not network and not gpu and not slow and not clients and not browser and not heavy'
+
+# Real client packages against the server, in environments of their own under build/clients; ONLY='cohere/' takes some.
+clients: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m clients tests/clients $(if $(ONLY),-k '$(ONLY)')
 
 # Execute every notebook from an empty folder and see that the committed ones are made from their sources.
 notebooks: $(VENV)/.dev

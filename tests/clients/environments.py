@@ -1,4 +1,4 @@
-"""Environments of real client packages, one folder each, made once and kept in a cache."""
+"""Environments of real client packages: one folder for packages that go together, made once and kept."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import sys
 import venv
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+
+# The pins are the tried versions, which the READMEs' table repeats. Packages that cannot share an environment stand
+# apart: langchain-cohere wants cohere < 6, LlamaIndex < 7, the SDK itself is at 7; infinity-client wants httpx < 0.28.
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "cohere": ("cohere==7.3.1",),
-    "langchain-cohere": ("langchain-cohere==0.6.0",),
     "litellm": ("litellm==1.106.2",),
-    "llama-index": (
+    "llama_index": (
         "llama-index-postprocessor-cohere-rerank==0.10.0",
         "llama-index-postprocessor-jinaai-rerank==0.6.0",
         "llama-index-postprocessor-siliconflow-rerank==0.5.0",
@@ -21,40 +24,38 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "llama-index-postprocessor-xinference-rerank==0.5.0",
         "llama-index-postprocessor-nvidia-rerank==0.7.0",
     ),
-    "langchain-community": ("langchain-community==0.4.2", "infinity-client==0.0.78"),
+    "langchain": ("langchain-cohere==0.6.0", "langchain-voyageai==0.4.1", "langchain-nvidia-ai-endpoints==1.5.0"),
+    "langchain_community": ("langchain-community==0.4.2", "infinity-client==0.0.78"),
     "haystack": ("cohere-haystack==11.0.0", "jina-haystack==2.0.1", "huggingface-api-haystack==3.1.0"),
-    "voyageai": ("voyageai==0.5.0", "langchain-voyageai==0.4.1"),
-    "xinference": ("xinference-client==4.1.0",),
-    "rerankers": ("rerankers==0.10.0", "requests"),
-    "nvidia": ("langchain-nvidia-ai-endpoints==1.5.0",),
-    "agno": ("agno==3.1.10", "cohere==7.3.1"),
+    "plain": ("voyageai==0.5.0", "xinference-client==4.1.0", "rerankers==0.10.0", "agno==3.1.10", "cohere==7.3.1"),
 }
 
 
 def cache_folder() -> Path:
-    """Return where the environments are kept: `$QWEN_RERANK_CLIENTS`, else a folder of the user's cache."""
+    """Return where the environments are kept: `$QWEN_RERANK_CLIENTS`, else `build/clients`."""
     given = os.environ.get("QWEN_RERANK_CLIENTS")
-    return Path(given) if given else Path.home() / ".cache" / "qwen-rerank" / "clients"
+    return Path(given) if given else ROOT / "build" / "clients"
 
 
-def python_of(name: str) -> Path:
+def python_of(group: str) -> Path:
     """Return the environment's interpreter; make the environment where it is absent or was made for other versions."""
-    requirements = REQUIREMENTS[name]
-    folder = cache_folder() / name
+    requirements = REQUIREMENTS[group]
+    folder = cache_folder() / group
     stamp = folder / "made-for"
     wanted = hashlib.sha256("\n".join((sys.version, *requirements)).encode()).hexdigest()
     python = folder / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != wanted:
         venv.create(folder, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements], check=True)
+        install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*install, "-c", ROOT / "constraints-cpu.txt", *requirements], check=True)
         stamp.write_text(wanted)
     return python
 
 
 def main() -> None:
     """Make the environments named on the command line, or all."""
-    for name in sys.argv[1:] or REQUIREMENTS:
-        print(name, python_of(name), flush=True)
+    for group in sys.argv[1:] or REQUIREMENTS:
+        print(group, python_of(group), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def rerank(request: RerankRequest, outcome: Outcome, *, request_id: str, model: 
     hits = outcome.ranked[: request.limit]
     answer = {
         "id": request_id,
-        "object": "list",
+        # Infinity's client takes no other word, and asks on the same path as all the others.
+        "object": "rerank",
         "model": model,
         "results": [_result(hit, request, as_object=True) for hit in hits],
         "usage": usage(outcome.tokens),
@@ -90,8 +91,20 @@ def scores(outcomes: Sequence[Outcome], *, log_odds: bool, request_id: str, mode
 
 def models(names: Sequence[str], *, max_length: int | None, started_at: int) -> dict[str, Any]:
     """Return OpenAI's list of models."""
-    common = {"object": "model", "created": started_at, "owned_by": "qwen-rerank", "max_model_len": max_length}
-    return {"object": "list", "data": [{"id": name, **common} for name in names]}
+    data = [model(name, max_length=max_length, started_at=started_at) for name in names]
+    return {"object": "list", "data": data}
+
+
+def model(name: str, *, max_length: int | None, started_at: int) -> dict[str, Any]:
+    """Return one model as OpenAI does, with its type as Xinference does."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": started_at,
+        "owned_by": "qwen-rerank",
+        "max_model_len": max_length,
+        "model_type": "rerank",
+    }
 
 
 def usage(tokens: int) -> dict[str, int]:

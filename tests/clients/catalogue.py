@@ -1,0 +1,191 @@
+"""Which clients are tried, how each is pointed at the server, and the READMEs' table of them.
+
+`python -m tests.clients.catalogue` writes the table into both READMEs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.clients.environments import REQUIREMENTS, ROOT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """One way to the server.
+
+    Attributes:
+        group: Environment, and script `with_<group>.py`.
+        calls: Functions of the script.
+        package: Distribution that the client comes from.
+        title: What the table calls it.
+        setting: How it is pointed at the server; ROOT stands for the server's address.
+        sends_key: Whether it can send a key.
+        shows_error: Whether it shows the server's words when it is refused.
+    """
+
+    group: str
+    calls: tuple[str, ...]
+    package: str
+    title: str
+    setting: str
+    sends_key: bool = True
+    shows_error: bool = True
+
+    @property
+    def version(self) -> str:
+        """The tried version."""
+        return dict(requirement.split("==") for requirement in REQUIREMENTS[self.group])[self.package]
+
+
+def _litellm(provider: str, setting: str, *calls: str) -> Client:
+    title = f"LiteLLM, `{provider}/NAME`"
+    return Client(group="litellm", calls=calls, package="litellm", title=title, setting=f"`api_base={setting}`")
+
+
+def _llama_index(name: str, package: str, setting: str, call: str, **facts: bool) -> Client:
+    package, title = f"llama-index-postprocessor-{package}-rerank", f"LlamaIndex `{name}`"
+    return Client(group="llama_index", calls=(call,), package=package, title=title, setting=f"`{setting}`", **facts)
+
+
+def _langchain(name: str, package: str, setting: str, *calls: str) -> Client:
+    title = f"{package} `{name}`"
+    return Client(group="langchain", calls=calls, package=package, title=title, setting=f"`base_url={setting}`")
+
+
+def _haystack(name: str, package: str, setting: str, *calls: str) -> Client:
+    title = f"Haystack `{name}`"
+    return Client(group="haystack", calls=calls, package=package, title=title, setting=f"`{setting}`")
+
+
+def _rerankers(provider: str, path: str) -> Client:
+    call = {"text-embeddings-inference": "tei"}.get(provider, provider)
+    return Client(
+        group="plain",
+        calls=(f"rerankers_{call}",),
+        package="rerankers",
+        title=f'rerankers, `model_type="{provider}"`',
+        setting=f"`url=ROOT{path}`",
+        shows_error=False,
+    )
+
+
+CLIENTS = (
+    Client(
+        group="cohere",
+        calls=("v1", "v1_objects"),
+        package="cohere",
+        title="Cohere SDK `Client`",
+        setting="`base_url=ROOT`",
+    ),
+    Client(
+        group="cohere",
+        calls=("v2", "v2_async"),
+        package="cohere",
+        title="Cohere SDK `ClientV2`, `AsyncClientV2`",
+        setting="`base_url=ROOT`",
+    ),
+    _langchain("CohereRerank", "langchain-cohere", "ROOT", "cohere"),
+    _langchain("VoyageAIRerank", "langchain-voyageai", "ROOT/v1", "voyage", "voyage_async"),
+    _langchain("NVIDIARerank", "langchain-nvidia-ai-endpoints", "ROOT/v1", "nvidia"),
+    Client(
+        group="langchain_community",
+        calls=("jina",),
+        package="langchain-community",
+        title="langchain-community `JinaRerank`",
+        setting="`jina_rerank.JINA_API_URL = ROOT/v1/rerank`",
+    ),
+    Client(
+        group="langchain_community",
+        calls=("infinity", "infinity_prefix"),
+        package="langchain-community",
+        title="langchain-community `InfinityRerank`",
+        setting="`client=Client(base_url=ROOT)`",
+        shows_error=False,
+    ),
+    _llama_index("CohereRerank", "cohere", "base_url=ROOT", "cohere"),
+    _llama_index("JinaRerank", "jinaai", "base_url=ROOT/v1", "jina"),
+    _llama_index("TextEmbeddingInference", "tei", "base_url=ROOT", "tei", shows_error=False),
+    _llama_index("SiliconFlowRerank", "siliconflow", "base_url=ROOT/v1/rerank", "siliconflow"),
+    _llama_index("XinferenceRerank", "xinference", "base_url=ROOT", "xinference", sends_key=False),
+    _llama_index("NVIDIARerank", "nvidia", "base_url=ROOT/v1", "nvidia", shows_error=False),
+    _litellm("hosted_vllm", "ROOT", "hosted_vllm", "hosted_vllm_v1", "hosted_vllm_instruction"),
+    _litellm("cohere", "ROOT", "cohere"),
+    _litellm("jina_ai", "ROOT", "jina_ai"),
+    _litellm("infinity", "ROOT/infinity", "infinity"),
+    _litellm("huggingface", "ROOT", "huggingface"),
+    _litellm("voyage", "ROOT", "voyage"),
+    _haystack("CohereRanker", "cohere-haystack", "api_base_url=ROOT", "cohere"),
+    _haystack("JinaRanker", "jina-haystack", "base_url=ROOT/v1/rerank", "jina"),
+    _haystack("HuggingFaceTEIRanker", "huggingface-api-haystack", "url=ROOT", "tei", "tei_raw"),
+    Client(
+        group="plain",
+        calls=("voyage",),
+        package="voyageai",
+        title="voyageai `Client`",
+        setting="`base_url=ROOT/v1`",
+    ),
+    Client(
+        group="plain",
+        calls=("xinference",),
+        package="xinference-client",
+        title="xinference-client `RESTfulClient`",
+        setting="`base_url=ROOT`",
+    ),
+    Client(
+        group="plain",
+        calls=("agno_cohere",),
+        package="agno",
+        title="agno `CohereReranker`",
+        setting="`cohere_client=Client(base_url=ROOT)`",
+        shows_error=False,
+    ),
+    _rerankers("cohere", "/v1/rerank"),
+    _rerankers("jina", "/v1/rerank"),
+    _rerankers("voyage", "/v1/rerank"),
+    _rerankers("text-embeddings-inference", "/rerank"),
+)
+
+# Their request is tried as their source sends it, see test_applications.py.
+APPLICATIONS = (
+    ("Open WebUI", "`ROOT/v1/rerank`"),
+    ("Dify", "`ROOT/v1`"),
+    ("RAGFlow", "`ROOT` / `ROOT/v1`"),
+    ("FastGPT", "`ROOT/v1/rerank`"),
+    ("Milvus, vLLM / TEI", "`ROOT`"),
+    ("LightRAG", "`ROOT/v1/rerank`"),
+)
+
+_HEADS = {
+    "README.md": ("client", "where it is told the server's address, ROOT", "tried version", "request as in its source"),
+    "README.zh-CN.md": ("客户端", "服务器地址（ROOT）填在哪里", "试过的版本", "按其源码发出的请求"),
+}
+_PLACE = re.compile(r"(<!-- clients -->\n).*?(\n<!-- /clients -->)", re.DOTALL)
+
+
+def table(readme: str) -> str:
+    """Return the table in the language of a README."""
+    *heads, by_source = _HEADS[readme]
+    rows = [heads, ["---"] * 3]
+    rows += [[each.title, each.setting, each.version] for each in CLIENTS]
+    rows += [[title, setting, by_source] for title, setting in APPLICATIONS]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def with_table(readme: str) -> str:
+    """Return a README with its table as it should be."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    return _PLACE.sub(lambda match: match[1] + table(readme) + match[2], text)
+
+
+def main() -> None:
+    """Write the table into both READMEs."""
+    for readme in _HEADS:
+        changed = with_table(readme)
+        Path(ROOT / readme).write_text(changed, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
