@@ -12,11 +12,25 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from websockets.sync.client import ClientConnection, connect
+import httpx2
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+)
 
 
 class Page:
@@ -91,6 +105,7 @@ class Page:
 
     def screenshot(self, path: Path) -> None:
         """Write a picture of the whole page."""
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         data = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
@@ -113,36 +128,30 @@ def find() -> str | None:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Page]:
-    """Start a browser and yield its page."""
+    """Start a browser with a profile of its own and yield its page."""
+    from websockets.sync.client import connect
+
     program = find()
     assert program is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--remote-debugging-port=0",
-        ]
-        process = subprocess.Popen(
-            [program, *options, f"--user-data-dir={profile}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        options = [*OPTIONS, f"--user-data-dir={profile}", "about:blank"]
+        process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            assert process.stderr is not None
-            line = next(line for line in process.stderr if "DevTools listening on" in line)
-            address = line.split(" on ", 1)[1].strip().split("/devtools")[0].replace("ws://", "")
-            with connect(_page_address(address), max_size=1 << 28, proxy=None) as socket:
+            with connect(_page_address(Path(profile)), max_size=1 << 28, proxy=None) as socket:
                 yield Page(socket)
         finally:
             process.kill()
             process.wait()
 
 
-def _page_address(address: str) -> str:
-    import httpx2
-
-    pages = httpx2.get(f"http://{address}/json").json()
+def _page_address(profile: Path) -> str:
+    """Return where the first page listens, once the browser has written down its port."""
+    port = profile / "DevToolsActivePort"
+    for _ in range(1_500):
+        if port.exists() and (lines := port.read_text().splitlines()):
+            break
+        time.sleep(0.02)
+    else:
+        raise AssertionError("the browser did not start")
+    pages = httpx2.get(f"http://127.0.0.1:{lines[0]}/json").json()
     return next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import subprocess
+
 import pytest
+from langchain_core.documents import Document
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from qwen_rerank.samples import load_sample
+from qwen_rerank.serve.backend import State
 from qwen_rerank.testing import OverlapScorer
 from tests.serve.browser import browser, find
 from tests.serve.conftest import KEY, app_client, live_server
@@ -131,24 +138,57 @@ def test_searching_ones_own_texts_with_instruction_and_threshold(page):
     assert page.problems == []
 
 
+class Retriever:
+    def invoke(self, query):
+        return [Document(page_content="it's blue"), Document(page_content=f"{query}, red")]
+
+
+class Index:
+    """Hands the postprocessors on in place of a query engine."""
+
+    def as_query_engine(self, *, similarity_top_k, node_postprocessors):
+        self.postprocessors = node_postprocessors
+        return self
+
+    def query(self, query):
+        nodes = [NodeWithScore(node=TextNode(text=text)) for text in ("it's blue", f"{query}, red")]
+        [reranker] = self.postprocessors
+        return [hit.node.text for hit in reranker.postprocess_nodes(nodes, query_str=query)]
+
+
 @pytest.mark.browser
-def test_the_snippets_carry_the_query_safely(page):
+def test_the_snippets_run_whatever_the_query_holds(page, capsys):
+    query = """it's "quoted" \\ $HOME 键盘"""
     with live_server(OverlapScorer) as server:
         page.open(server.url)
         page.until(READY)
-        page.run("document.querySelector('#query').value = `it's \"quoted\"`")
-        page.click("#tab-curl")
-        curl = page.text("#code")
-        page.click("#tab-langchain")
-        langchain = page.text("#code")
-        page.click("#tab-llamaindex")
+        page.run(f"document.querySelector('#query').value = {json.dumps(query)}")
+        snippets = {}
+        for name in ("curl", "langchain", "llamaindex"):
+            page.click(f"#tab-{name}")
+            snippets[name] = page.text("#code")
+        answer = subprocess.run(["sh", "-c", snippets["curl"]], capture_output=True, text=True, check=True).stdout
+        names = {"retriever": Retriever(), "index": Index()}
+        exec(snippets["langchain"], names)
+        exec(snippets["llamaindex"], names)
 
-        assert f"curl -X POST {server.url}/v1/rerank" in curl
-        assert "it'\\''s \\\"quoted\\\"" in curl
-        assert 'dialect="qwen-rerank"' in langchain
-        assert "QwenRerankPostprocessor" in page.text("#code")
-        compile(langchain, "langchain", "exec")
-        compile(page.text("#code"), "llama-index", "exec")
+    assert len(json.loads(answer)["results"]) == 3
+    assert [document.page_content for document in names["documents"]] == [f"{query}, red", "it's blue"]
+    assert ast.literal_eval(capsys.readouterr().out) == [f"{query}, red", "it's blue"]
+
+
+@pytest.mark.browser
+def test_what_is_copied_is_what_is_shown(page):
+    with live_server(OverlapScorer) as server:
+        page.open(server.url)
+        page.until(READY)
+        allowed = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        page.call("Browser.grantPermissions", permissions=allowed, origin=server.url)
+        page.click("#tab-curl")
+        page.click("#copy")
+        page.until("document.querySelector('#copy').innerText === 'Copied'")
+
+        assert page.run("navigator.clipboard.readText()") == page.text("#code")
 
 
 @pytest.mark.browser
@@ -157,13 +197,18 @@ def test_a_key_is_asked_for_and_used(page):
         page.open(server.url)
         page.until("!document.querySelector('#message').hidden")
         assert "API key" in page.text("#message")
-        page.click("#key")
+        page.write("not the key")  # the field has the focus
+        page.press("Enter", code=13, text="\r")
+        page.until("document.querySelector('#message').innerText.includes('does not know this key')")
+        page.run("document.querySelector('#key').value = ''")
         page.write(KEY)
         page.press("Enter", code=13, text="\r")
-        page.click("#go")
         page.until(READY)
 
         assert page.run("document.querySelector('#message').hidden") is True
+        page.click("#tab-curl")
+        assert 'Authorization: Bearer $QWEN_RERANK_API_KEY"' in page.text("#code")
+        assert KEY not in page.run("document.documentElement.outerHTML")
         assert page.run("JSON.stringify([localStorage.length, sessionStorage.length, document.cookie])") == '[0,0,""]'
 
 
@@ -176,23 +221,34 @@ def test_the_keyboard_reaches_everything(page):
         reached: set[str] = set()
         for _ in range(60):
             page.press("Tab", code=9)
-            reached.add(page.run("(() => { const n = document.activeElement; return n.id || n.name || n.tagName; })()"))
+            reached.add(
+                page.run("(() => { const n = document.activeElement; return n.id || n.name || n.className; })()")
+            )
         page.run("document.querySelector('#tab-prompt').focus()")
         page.press("ArrowRight", code=39)
 
         assert {
-            "key",
             "lang-zh",
             "collection",
             "query",
             "go",
             "instruction",
             "threshold",
+            "title",
             "all",
             "tab-prompt",
-            "copy",
+            "panel",
         } <= reached
         assert page.run("document.activeElement.id") == "tab-curl"
+        assert "key" not in reached  # this server asks for none
+        page.press("Tab", code=9)
+        page.press("Tab", code=9)
+        assert page.run("document.activeElement.id") == "copy"
+
+        page.run("document.querySelector('#final .title').focus()")
+        page.press("Enter", code=13, text="\r")
+        assert page.run("document.querySelector('#final li').className") == "near open"
+        assert page.run("document.querySelectorAll('#first li.near').length") == 1
 
 
 @pytest.mark.browser
@@ -218,3 +274,15 @@ def test_the_pocket_models_prompt_is_shown_with_its_foreign_parts_marked(page):
             "query",
             "document",
         ]
+
+
+@pytest.mark.browser
+def test_a_page_opened_while_the_model_loads_asks_again_by_itself(page):
+    with live_server(OverlapScorer) as server:
+        server.backend.turn(State.LOADING, "the model is loading")
+        page.open(server.url)
+        page.until("document.querySelector('#message').innerText.includes('not ready yet')")
+        server.backend.turn(State.READY, "")
+        page.until(READY)
+
+        assert page.run("document.querySelector('#message').hidden") is True

@@ -75,12 +75,7 @@ class Playground:
         scorer = self._backend.scoring.scorer
         [outcome] = await self._run(request, wanted, [job])
         first = [
-            {
-                "id": candidate.document.id,
-                "title": str(candidate.document.metadata.get("title", "")),
-                "text": candidate.document.text,
-                "score": candidate.score,
-            }
+            {"id": candidate.document.id, "text": candidate.document.text, "score": candidate.score}
             for candidate in found
         ]
         final = [

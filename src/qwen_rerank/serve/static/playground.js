@@ -16,19 +16,24 @@ const WORDS = {
     threshold: "Threshold",
     first_title: "First stage",
     final_title: "Reranked",
-    first_note: (n, total) => `BM25 recalled ${n} of ${total} texts by shared words.`,
+    first_note: (n, total, rest) => `BM25 found ${n} of ${total} texts by shared words${rest ? `; ${rest} more fill up the list` : ""}.`,
     final_note: (kept, n) => `The model read all ${n}; ${kept} at or above the threshold.`,
     all: (n) => `Show all ${n}`,
     fewer: "Show fewer",
     tab_prompt: "Prompt",
     prompt_note: "This is what the model reads for the best document. The marked parts come from outside: whatever they hold, none of their characters becomes a control token.",
     no_prompt: "This model does not say how its prompt is built.",
-    code_note: "The same request, against this server.",
+    curl_note: "The same query over the first three candidates, ready for a terminal.",
+    code_note: "The second round in your own code, with this server behind it.",
+    details: "Prompt and code",
     copy: "Copy",
     copied: "Copied",
     routes: "All routes of this server",
     names: { instruction: "instruction", query: "query", document: "document" },
-    unauthorized: "This server asks for an API key. Type it in at the top, then search again.",
+    unauthorized: "This server asks for an API key. Type it in and press Enter.",
+    wrong_key: "The server does not know this key.",
+    not_ready: "The model is not ready yet. The page asks again by itself.",
+    errors: {},
     unreachable: "The server does not answer.",
     moved: (from, to) => (from === to ? `stays at ${to}` : `from place ${from} to ${to}`),
     is_new: "shared no word with the query",
@@ -50,19 +55,28 @@ const WORDS = {
     threshold: "阈值",
     first_title: "海选",
     final_title: "决赛",
-    first_note: (n, total) => `BM25 按共有的词从 ${total} 段中召回 ${n} 段。`,
+    first_note: (n, total, rest) => `BM25 按共有的词从 ${total} 段中召回 ${n} 段${rest ? `，另补 ${rest} 段凑足候选` : ""}。`,
     final_note: (kept, n) => `模型读完全部 ${n} 段，${kept} 段达到阈值。`,
     all: (n) => `显示全部 ${n} 段`,
     fewer: "收起",
     tab_prompt: "提示词",
     prompt_note: "这就是模型为排名第一的文档读到的内容。标出的部分来自外部：无论里面写什么，都不会变成控制符。",
     no_prompt: "这个模型没有说明它的提示词如何构成。",
-    code_note: "同样的请求，发给这台服务器。",
+    curl_note: "同样的查询加前三个候选，可直接在终端运行。",
+    code_note: "把第二轮放进自己的代码，由这台服务器打分。",
+    details: "提示词与代码",
     copy: "复制",
     copied: "已复制",
     routes: "这台服务器的全部接口",
     names: { instruction: "指令", query: "查询", document: "文档" },
-    unauthorized: "这台服务器需要 API 密钥。请在上方填入，再搜索一次。",
+    unauthorized: "这台服务器需要 API 密钥。请填入后按回车。",
+    wrong_key: "服务器不认识这个密钥。",
+    not_ready: "模型还没准备好，页面会自动重试。",
+    errors: {
+      query: "查询是空的。",
+      no_texts: "请至少填一段文本。",
+      too_many_documents: "最多 200 段文本。",
+    },
     unreachable: "服务器没有应答。",
     moved: (from, to) => (from === to ? `仍在第 ${to} 位` : `从第 ${from} 位到第 ${to} 位`),
     is_new: "与查询没有共同的词",
@@ -71,10 +85,13 @@ const WORDS = {
   },
 };
 const FEW = 8;
+const TABS = ["prompt", "curl", "langchain", "llamaindex"];
 
 const $ = (id) => document.getElementById(id);
 const state = { language: "en", samples: {}, answer: null, all: false, tab: "prompt", asked: 0 };
 const words = () => WORDS[state.language];
+const base = () => new URL(".", location.href).href.replace(/\/$/, "");
+const python = (text) => JSON.stringify(text); // a JSON string is a Python string too
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -91,6 +108,7 @@ function speak(language) {
   state.language = language;
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   for (const node of document.querySelectorAll("[data-t]")) node.textContent = words()[node.dataset.t];
+  for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", words()[node.dataset.label]);
   for (const name of ["zh", "en"]) $(`lang-${name}`).setAttribute("aria-pressed", String(name === language));
   $("copy").textContent = words().copy;
   if (!state.answer) $("model").textContent = words().start;
@@ -142,13 +160,25 @@ async function search() {
     if (response.ok) {
       state.answer = answer;
       complain("");
-    } else complain(response.status === 401 ? words().unauthorized : answer.detail);
+    } else refuse(response, answer, turn);
   } catch {
     if (turn === state.asked) complain(words().unreachable);
   } finally {
     if (turn === state.asked) busy(false);
   }
   show();
+}
+
+function refuse(response, answer, turn) {
+  if (response.status === 401) {
+    complain($("key").value.trim() ? words().wrong_key : words().unauthorized);
+    $("key-row").hidden = false;
+    $("key").focus();
+  } else if (response.status === 503) {
+    complain(words().not_ready);
+    const wait = Number(response.headers.get("Retry-After")) || 1;
+    setTimeout(() => turn === state.asked && search(), 1000 * wait);
+  } else complain(words().errors[answer.error.code] || answer.detail);
 }
 
 function busy(on) {
@@ -170,7 +200,7 @@ function show() {
   const kept = answer.final.filter((hit) => hit.score >= threshold).length;
   const found = answer.first.filter((hit) => hit.score > 0).length;
   $("model").textContent = words().model(answer.model);
-  $("first-note").textContent = words().first_note(found, answer.n_documents);
+  $("first-note").textContent = words().first_note(found, answer.n_documents, n - found);
   $("final-note").textContent = words().final_note(kept, n);
   const standard = (answer.prompt || []).find((each) => each.kind === "instruction");
   if (standard && !$("instruction").value.trim()) $("instruction").placeholder = standard.text;
@@ -197,41 +227,36 @@ function percent(score) {
 
 function card(hit, { place, key, share, value, from, below, note }) {
   const item = element("li", below ? "below" : "");
-  const [head, ...rest] = hit.text.split("\n");
-  const title = hit.title || head;
-  const snippet = hit.title ? rest.join(" ") : rest.join(" ") || "";
-  const score = element("span", "score", "");
+  const [title, ...rest] = hit.text.split("\n");
+  const score = element("span", "score");
   if (from !== undefined) score.append(moved(from + 1, place + 1));
   score.append(element("span", "", value));
   if (note) score.title = note;
   const bar = element("span", "bar");
   bar.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
-  item.append(element("span", "rank", String(place + 1)), element("span", "title", title), score, element("span", "snippet", snippet), bar);
-  item.tabIndex = 0;
+  const button = element("button", "title");
+  button.type = "button";
+  button.setAttribute("aria-expanded", "false");
+  button.append(element("span", "", title)); // a button cannot cut its own lines
+  item.append(element("span", "rank", String(place + 1)), button, score, element("span", "snippet", rest.join(" ")), bar);
   item.dataset.key = key;
-  for (const event of ["mouseenter", "focus"]) item.addEventListener(event, () => near(key));
-  for (const event of ["mouseleave", "blur"]) item.addEventListener(event, () => near(null));
-  item.addEventListener("click", () => toggle(item));
-  item.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      toggle(item);
-    }
-  });
+  for (const event of ["mouseenter", "focusin"]) item.addEventListener(event, () => near(key));
+  for (const event of ["mouseleave", "focusout"]) item.addEventListener(event, () => near(null));
+  item.addEventListener("click", () => toggle(item, button));
   return item;
 }
 
-function toggle(item) {
-  item.classList.toggle("open");
+function toggle(item, button) {
+  button.setAttribute("aria-expanded", String(item.classList.toggle("open")));
   draw();
 }
 
 function moved(from, to) {
-  const direction = from > to ? "up" : from < to ? "down" : "";
-  const sign = from > to ? `▲ ${from - to}` : from < to ? `▼ ${to - from}` : "•";
+  const [direction, sign] = from > to ? ["up", `▲ ${from - to}`] : from < to ? ["down", `▼ ${to - from}`] : ["", "•"];
   const node = element("span", `move ${direction}`, sign);
-  node.setAttribute("aria-label", words().moved(from, to));
   node.title = words().moved(from, to);
+  node.setAttribute("role", "img");
+  node.setAttribute("aria-label", node.title);
   return node;
 }
 
@@ -261,14 +286,15 @@ function draw() {
 }
 
 function showPanel() {
-  for (const name of ["prompt", "curl", "langchain", "llamaindex"]) {
+  for (const name of TABS) {
     const tab = $(`tab-${name}`);
     tab.setAttribute("aria-selected", String(name === state.tab));
     tab.tabIndex = name === state.tab ? 0 : -1;
   }
   const prompt = state.answer.prompt;
-  const note = state.tab !== "prompt" ? words().code_note : prompt ? words().prompt_note : words().no_prompt;
-  $("panel-note").textContent = note;
+  const notes = { prompt: prompt ? words().prompt_note : words().no_prompt, curl: words().curl_note };
+  $("panel-note").textContent = notes[state.tab] || words().code_note;
+  $("copy").hidden = state.tab === "prompt" && !prompt;
   $("panel").setAttribute("aria-labelledby", `tab-${state.tab}`);
   $("code").hidden = state.tab === "prompt" && !prompt;
   if (state.tab === "prompt") $("code").replaceChildren(...(prompt || []).map(part));
@@ -300,23 +326,16 @@ function snippet(kind) {
     return (
       `${start}from qwen_rerank.langchain import QwenRerankCompressor\n\n` +
       `compressor = QwenRerankCompressor(scorer=${scorer}, top_n=3${options})\n` +
-      `documents = compressor.compress_documents(retriever.invoke(${python(query)}), ${python(query)})`
+      `query = ${python(query)}\n` +
+      `documents = compressor.compress_documents(retriever.invoke(query), query)  # retriever: any LangChain retriever`
     );
   }
   return (
     `${start}from qwen_rerank.llama_index import QwenRerankPostprocessor\n\n` +
     `reranker = QwenRerankPostprocessor(scorer=${scorer}, top_n=3${options})\n` +
-    `engine = index.as_query_engine(similarity_top_k=50, node_postprocessors=[reranker])\n` +
+    `engine = index.as_query_engine(similarity_top_k=50, node_postprocessors=[reranker])  # index: any LlamaIndex index\n` +
     `print(engine.query(${python(query)}))`
   );
-}
-
-function base() {
-  return new URL(".", location.href).href.replace(/\/$/, "");
-}
-
-function python(text) {
-  return JSON.stringify(text);
 }
 
 async function copy() {
@@ -333,8 +352,7 @@ async function copy() {
 function turnTab(event) {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!step) return;
-  const names = ["prompt", "curl", "langchain", "llamaindex"];
-  state.tab = names[(names.indexOf(state.tab) + step + names.length) % names.length];
+  state.tab = TABS[(TABS.indexOf(state.tab) + step + TABS.length) % TABS.length];
   showPanel();
   $(`tab-${state.tab}`).focus();
 }
@@ -361,7 +379,7 @@ async function start() {
     show();
   });
   $("copy").addEventListener("click", copy);
-  for (const name of ["prompt", "curl", "langchain", "llamaindex"]) {
+  for (const name of TABS) {
     $(`tab-${name}`).addEventListener("keydown", turnTab);
     $(`tab-${name}`).addEventListener("click", () => {
       state.tab = name;
