@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from qwen_rerank.cli import app, options
+from qwen_rerank.cli import app, options, show
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.testing import HashEmbedder, OverlapScorer
 
@@ -20,6 +21,7 @@ runner = CliRunner()
 def fakes(monkeypatch):
     monkeypatch.setattr(options, "load_scorer", lambda model, **kwargs: OverlapScorer())
     monkeypatch.setattr("qwen_rerank.embedders.load_embedder", lambda name: HashEmbedder(256))
+    monkeypatch.setattr(show, "console", Console(width=120))  # else the terminal's, which cuts what a test looks for
 
 
 @pytest.fixture

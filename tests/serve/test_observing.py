@@ -17,12 +17,14 @@ from tests.serve.stubs import SECRET, Faulty
 def lines():
     """Return what has been logged, one parsed line an event."""
     stream = io.StringIO()
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+    root, access = logging.getLogger(), logging.getLogger("uvicorn.access")
+    handlers, disabled = root.handlers[:], access.disabled
+    levels = {logger: logger.level for logger in map(logging.getLogger, (None, "qwen_rerank", "uvicorn"))}
     logs.configure(level="DEBUG", stream=stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.handlers[:] = before
-    root.setLevel(level)
+    root.handlers[:], access.disabled = handlers, disabled
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 async def test_a_request_is_one_line_without_its_texts(lines):

@@ -186,6 +186,16 @@ def test_a_forked_child_does_not_keep_the_lock(store, path, embedder):
         os.close(write)
 
 
+def test_a_child_that_was_just_forked_does_not_keep_the_lock_either(store, path, embedder):
+    """Until it has run, it holds a copy of the open file; so does what a subprocess is before it becomes a program."""
+    copy = os.dup(store._lock._descriptor)
+    try:
+        store.close()
+        FaissStore.open(path, embedder).close()
+    finally:
+        os.close(copy)
+
+
 def test_the_error_of_a_fork_is_a_store_error():
     from qwen_rerank.errors import StoreError
 

@@ -1,5 +1,6 @@
 """A store of documents that can be searched by meaning: SQLite holds the truth, FAISS is an index over it."""
 
+from qwen_rerank.store.commits import DeleteReport
 from qwen_rerank.store.errors import (
     CorruptStoreError,
     DimensionMismatchError,
@@ -18,7 +19,7 @@ from qwen_rerank.store.errors import (
     StoreNotFoundError,
     StoreReadOnlyError,
 )
-from qwen_rerank.store.faiss_store import DeleteReport, FaissStore
+from qwen_rerank.store.faiss_store import FaissStore
 from qwen_rerank.store.verify import VerifyReport, verify_store
 from qwen_rerank.store.wheels import faiss_wheels
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,22 +15,15 @@ import numpy as np
 from qwen_rerank.checks import check_choice, check_count, check_query
 from qwen_rerank.errors import InvalidInputError, StoreError
 from qwen_rerank.protocols import Embedder
+from qwen_rerank.store.commits import Change, DeleteReport
 from qwen_rerank.store.device import DEVICES, gpu_resources
-from qwen_rerank.store.errors import (
-    DuplicateIdError,
-    EmbedderMismatchError,
-    ForkedHandleError,
-    StoreClosedError,
-    StoreFullError,
-    StoreIOError,
-    StoreLockedError,
-    StoreReadOnlyError,
-)
+from qwen_rerank.store.errors import DuplicateIdError, StoreFullError, StoreLockedError, StoreReadOnlyError
 from qwen_rerank.store.filters import compile_filter
+from qwen_rerank.store.guard import Guard
 from qwen_rerank.store.index import VectorIndex, parse_factory
 from qwen_rerank.store.keeper import IndexKeeper
 from qwen_rerank.store.lock import WriterLock
-from qwen_rerank.store.opening import check_folder, check_truth, make_store, resolve
+from qwen_rerank.store.opening import check_embedder, check_folder, check_truth, make_store, match_embedder, resolve
 from qwen_rerank.store.record import read_record
 from qwen_rerank.store.rows import (
     Row,
@@ -40,11 +31,10 @@ from qwen_rerank.store.rows import (
     check_ids,
     check_not_zero,
     check_vectors,
-    encode_row,
     normalise,
     repeated,
 )
-from qwen_rerank.store.truth import Change, Truth
+from qwen_rerank.store.truth import Truth
 from qwen_rerank.store.verify import VerifyReport, examine
 from qwen_rerank.store.wheels import load_faiss
 from qwen_rerank.types import Candidate, Document
@@ -52,19 +42,7 @@ from qwen_rerank.types import Candidate, Document
 _log = logging.getLogger(__name__)
 
 METRICS = ("cosine", "ip")
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteReport:
-    """What `delete` did.
-
-    Attributes:
-        deleted: How many documents were removed.
-        not_found: The ids that were not there.
-    """
-
-    deleted: int
-    not_found: tuple[str, ...]
+_INDEX_BEHIND = "the index in memory could not be updated"
 
 
 class FaissStore:
@@ -82,10 +60,7 @@ class FaissStore:
         self.path = folder
         self.embedder = embedder
         self.read_only = read_only
-        self._pid = os.getpid()
-        self._mutex = threading.RLock()
-        self._closed = False
-        self._fault: str | None = None
+        self._guard = Guard(folder, read_only=read_only)
         self._lock = None if read_only else WriterLock(folder)
         try:
             self._truth = Truth(folder, read_only=read_only, writable=os.access(folder, os.W_OK))
@@ -101,11 +76,7 @@ class FaissStore:
     def _load(self, device: str) -> None:
         with self._truth.snapshot():
             self._settings, self._commit = check_truth(self._truth, self.path)
-            if self.embedder.fingerprint != self._settings.fingerprint or self.embedder.dim != self._settings.dim:
-                raise EmbedderMismatchError(
-                    _described(self._settings.fingerprint, self._settings.dim),
-                    _described(self.embedder.fingerprint, self.embedder.dim),
-                )
+            match_embedder(self.embedder, self._settings)
             faiss = load_faiss()
             gpu = gpu_resources(faiss, device)
             self._keeper = IndexKeeper(
@@ -148,7 +119,7 @@ class FaissStore:
             InvalidInputError: If an argument is wrong.
         """
         folder = resolve(path)
-        _check_embedder(embedder)
+        check_embedder(embedder)
         check_choice("device", device, DEVICES)
         make_store(
             folder,
@@ -180,7 +151,7 @@ class FaissStore:
             StoreLockedError: If another handle has it open for writing.
         """
         folder = resolve(path)
-        _check_embedder(embedder)
+        check_embedder(embedder)
         check_choice("device", device, DEVICES)
         check_folder(folder)
         return cls(folder, embedder, read_only=read_only, device=device)
@@ -204,10 +175,10 @@ class FaissStore:
         ids = [document.id for document in batch]
         if twice := repeated(ids):
             raise DuplicateIdError(twice, "twice in documents")
-        with self._using(write=True):
+        with self._guard.using(write=True):
             self._check_new(ids)
         rows_of_vectors = self._vectors_of(batch, vectors)
-        with self._using(write=True):
+        with self._guard.using(write=True):
             self._check_new(ids)
             self._replace(batch, rows_of_vectors, [])
         return ids
@@ -218,12 +189,12 @@ class FaissStore:
         Of an id that is twice in `documents` the last one counts. Arguments and errors are those of `add`.
         """
         batch = check_documents(documents)
-        with self._using(write=True):
+        with self._guard.using(write=True):
             pass
         rows_of_vectors = self._vectors_of(batch, vectors)
         last = sorted({document.id: place for place, document in enumerate(batch)}.values())
         batch, rows_of_vectors = [batch[place] for place in last], rows_of_vectors[last]
-        with self._using(write=True):
+        with self._guard.using(write=True):
             before = self._truth.rows_of([document.id for document in batch])
             self._replace(batch, rows_of_vectors, list(before.values()))
         return [document.id for document in batch]
@@ -231,7 +202,7 @@ class FaissStore:
     def delete(self, ids: Iterable[str]) -> DeleteReport:
         """Remove documents and say which ids were not there."""
         wanted = list(dict.fromkeys(check_ids(ids)))
-        with self._using(write=True):
+        with self._guard.using(write=True):
             found = self._truth.rows_of(wanted)
             self._replace([], np.empty((0, self._settings.dim), np.float32), list(found.values()))
         return DeleteReport(len(found), tuple(one for one in wanted if one not in found))
@@ -257,22 +228,14 @@ class FaissStore:
     def _replace(self, documents: Sequence[Document], vectors: np.ndarray, removed: Sequence[Row]) -> None:
         if not documents and not removed:
             return
-        has_vector = np.asarray(vectors.any(axis=1))
-        first = self._commit.next_row
-        blobs = [
-            vector.astype("<f4").tobytes() if has else None for vector, has in zip(vectors, has_vector, strict=True)
-        ]
-        added = [
-            encode_row(first + place, document, blob, place=place)
-            for place, (document, blob) in enumerate(zip(documents, blobs, strict=True))
-        ]
-        stored = [(row.number, blob) for row, blob in zip(added, blobs, strict=True) if blob is not None]
-        self._write(Change(added=added, vectors=stored, removed=removed))
+        change = Change.replacing(documents, vectors, removed, first=self._commit.next_row)
+        self._write(change)
         with self._indexing():
             if removed:
                 self._keeper.remove(np.array([row.number for row in removed], dtype=np.int64))
-            if stored:
-                self._keeper.add(np.array([number for number, _ in stored], dtype=np.int64), vectors[has_vector])
+            if change.vectors:
+                numbers = np.array([number for number, _ in change.vectors], dtype=np.int64)
+                self._keeper.add(numbers, vectors[vectors.any(axis=1)])
         if self._keeper.due():
             self._try_to_save()
 
@@ -280,24 +243,24 @@ class FaissStore:
         after = change.apply(self._commit, self._settings)
         record = after.record(self._settings)
         prepared = record.prepare(self.path)
-        self._fault = "a commit was interrupted"
+        self._guard.fault = "a commit was interrupted"
         try:
             with self._truth.transaction():
                 self._truth.write(change, after)
         except (StoreFullError, StoreLockedError, StoreReadOnlyError, InvalidInputError):
             # Rolled back: disk and handle are as they were.
-            self._fault = None
+            self._guard.fault = None
             raise
         record.acknowledge(self.path, prepared)
         self._commit = after
-        self._fault = None
+        self._guard.fault = _INDEX_BEHIND  # until the caller has updated it
 
     @contextmanager
     def _indexing(self) -> Iterator[None]:
         # What is stored is stored; a handle whose index has missed it must not go on.
-        self._fault = "the index in memory could not be updated"
+        self._guard.fault = _INDEX_BEHIND
         yield
-        self._fault = None
+        self._guard.fault = None
 
     # Reading
 
@@ -322,7 +285,7 @@ class FaissStore:
         """
         check_query(query)
         check_count("top_k", top_k)
-        with self._using():
+        with self._guard.using():
             pass
         vector = check_vectors(self.embedder.embed_queries([query]), dim=self._settings.dim, count=1)
         if not vector.any():
@@ -375,12 +338,12 @@ class FaissStore:
 
     def save(self) -> None:
         """Write the FAISS file now. Nothing depends on it but the time that the next `open` takes."""
-        with self._using(write=True):
+        with self._guard.using(write=True):
             self._keeper.save()
 
     def compact(self) -> None:
         """Build the index again without deleted documents, give their space back, and write the FAISS file."""
-        with self._using(write=True):
+        with self._guard.using(write=True):
             with self._truth.snapshot(), self._indexing():
                 self._keeper.rebuild()
             self._truth.shrink()
@@ -388,14 +351,11 @@ class FaissStore:
 
     def close(self) -> None:
         """Write the FAISS file if it is behind, and let the next writer in; closing twice is fine."""
-        if self._pid != os.getpid():
-            return
-        with self._mutex:
-            if self._closed:
+        with self._guard.closing() as first:
+            if not first:
                 return
-            self._closed = True
             try:
-                if not self.read_only and self._fault is None and not self._keeper.saved:
+                if not self.read_only and self._guard.fault is None and not self._keeper.saved:
                     self._try_to_save()
                 self._truth.close()
             finally:
@@ -419,47 +379,12 @@ class FaissStore:
     ) -> None:
         self.close()
 
-    # Guards
-
-    @contextmanager
-    def _using(self, *, write: bool = False) -> Iterator[None]:
-        if self._pid != os.getpid():
-            raise ForkedHandleError(
-                f"{self.path} was opened by process {self._pid}; open it again in process {os.getpid()}."
-            )
-        with self._mutex:
-            if self._closed:
-                raise StoreClosedError(f"{self.path} was closed; open it again with FaissStore.open.")
-            if self._fault is not None:
-                raise StoreIOError(f"{self.path} failed before ({self._fault}); close it and open it again to go on.")
-            if write and self.read_only:
-                raise StoreReadOnlyError(f"{self.path} was opened with read_only=True; open it without to write.")
-            try:
-                yield
-            except StoreIOError as exc:
-                # After a failed fsync the kernel forgets what was not written, so trying again proves nothing.
-                self._fault = str(exc)
-                raise
-
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """One commit as a whole, with the index at just that commit."""
-        with self._using(), self._truth.snapshot():
+        with self._guard.using(), self._truth.snapshot():
             if self.read_only and (number := self._truth.number()) != self._seen:
                 with self._indexing():
                     self._keeper.catch_up()
                     self._seen = number
             yield
-
-
-def _check_embedder(embedder: object) -> None:
-    if not isinstance(embedder, Embedder):
-        raise InvalidInputError(
-            f"embedder must have dim, fingerprint, embed_queries and embed_documents, but {embedder!r} has not; "
-            "get one with load_embedder(name)."
-        )
-    check_count("embedder.dim", embedder.dim)
-
-
-def _described(fingerprint: str, dim: int) -> str:
-    return f"{fingerprint} ({dim} dimensions)"

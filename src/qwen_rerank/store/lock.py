@@ -58,6 +58,13 @@ class WriterLock:
     def release(self) -> None:
         """Let the next writer in."""
         if self._descriptor is not None:
+            # Closing is not enough: a child forked a moment ago may not have come to drop its copy yet.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self.drop()
+
+    def drop(self) -> None:
+        """Close this process's copy; the lock stays with whoever has another."""
+        if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -69,7 +76,7 @@ def _drop_in_child() -> None:
     # A forked child shares the open file and would keep the lock alive after its parent's death. Closing the child's
     # copy leaves the parent's lock in place.
     for lock in list(_held):
-        lock.release()
+        lock.drop()
 
 
 os.register_at_fork(after_in_child=_drop_in_child)

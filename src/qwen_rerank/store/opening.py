@@ -8,17 +8,21 @@ import shutil
 import uuid
 from pathlib import Path
 
+from qwen_rerank.checks import check_count
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.protocols import Embedder
 from qwen_rerank.store import lock, record, truth
+from qwen_rerank.store.commits import Commit, Settings
 from qwen_rerank.store.errors import (
     CorruptStoreError,
+    EmbedderMismatchError,
     NotAStoreError,
     StoreExistsError,
     StoreNotFoundError,
 )
 from qwen_rerank.store.files import explained, sync_folder
 from qwen_rerank.store.record import CommitRecord, read_record
-from qwen_rerank.store.truth import Commit, Settings, Truth
+from qwen_rerank.store.truth import Truth
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -114,6 +118,31 @@ def check_truth(database: Truth, folder: Path) -> tuple[Settings, Commit]:
             database.path, f"its content is not what commit {acknowledged.commit} of {record.NAME} names"
         )
     return settings, commit
+
+
+def check_embedder(embedder: object) -> None:
+    """Refuse what is no embedder.
+
+    Raises:
+        InvalidInputError: If it lacks a method or its vectors have no length.
+    """
+    if not isinstance(embedder, Embedder):
+        raise InvalidInputError(
+            f"embedder must have dim, fingerprint, embed_queries and embed_documents, but {embedder!r} has not; "
+            "get one with load_embedder(name)."
+        )
+    check_count("embedder.dim", embedder.dim)
+
+
+def match_embedder(embedder: Embedder, settings: Settings) -> None:
+    """Refuse another embedder than the one that built the store.
+
+    Raises:
+        EmbedderMismatchError: If fingerprint or length differ.
+    """
+    built, given = (f"{one.fingerprint} ({one.dim} dimensions)" for one in (settings, embedder))
+    if given != built:
+        raise EmbedderMismatchError(built, given)
 
 
 def _is_empty(folder: Path) -> bool:

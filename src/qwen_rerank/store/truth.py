@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from qwen_rerank.errors import InvalidInputError, RerankError
+from qwen_rerank.store.commits import MODULUS, Change, Commit, Settings
 from qwen_rerank.store.errors import (
     CorruptStoreError,
     StoreFullError,
@@ -22,7 +21,6 @@ from qwen_rerank.store.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
-from qwen_rerank.store.record import CommitRecord
 from qwen_rerank.store.rows import Row, vector_digest
 
 NAME = "documents.sqlite3"
@@ -36,83 +34,7 @@ _SCHEMA = (
     "CREATE TABLE vectors (row INTEGER PRIMARY KEY, vector BLOB NOT NULL)",
 )
 _ROW = "row, id, text, metadata, vector_digest, digest"
-_MODULUS = 1 << 128
 _BUSY_S = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What is fixed when a store is created."""
-
-    store: str
-    fingerprint: str
-    dim: int
-    metric: str
-    index: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """A state of the whole store.
-
-    Attributes:
-        number: From 0 for the empty store.
-        next_row: The row number that comes next; none is given twice.
-        previous: Chain of the commit before.
-        content: Sum of the digests of all rows modulo 2**128: it does not depend on the order, so a commit updates it
-            from the rows that come and go.
-        documents: How many rows there are.
-        without_vector: How many of them have no vector.
-    """
-
-    number: int
-    next_row: int
-    previous: str
-    content: int
-    documents: int
-    without_vector: int
-
-    def chain(self, settings: Settings) -> str:
-        """Return the running hash over settings, content and every commit before, 64 hex digits."""
-        fields = [
-            self.previous,
-            self.number,
-            self.next_row,
-            f"{self.content:032x}",
-            self.documents,
-            self.without_vector,
-        ]
-        named = {name: getattr(settings, name) for name in Settings.__slots__}
-        return hashlib.sha256(json.dumps([named, fields], sort_keys=True).encode()).hexdigest()
-
-    def record(self, settings: Settings) -> CommitRecord:
-        """Return what the commit record must say of it."""
-        return CommitRecord(store=settings.store, commit=self.number, chain=self.chain(settings))
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Rows that come and go in one commit; `vectors` are those of the added rows that have one."""
-
-    added: Sequence[Row]
-    vectors: Sequence[tuple[int, bytes]]
-    removed: Sequence[Row]
-
-    def apply(self, commit: Commit, settings: Settings) -> Commit:
-        """Return the state after this change of `commit`."""
-        content = commit.content
-        content += sum(int.from_bytes(row.digest()) for row in self.added)
-        content -= sum(int.from_bytes(row.digest()) for row in self.removed)
-        without = sum(row.vector_digest is None for row in self.added)
-        without -= sum(row.vector_digest is None for row in self.removed)
-        return Commit(
-            number=commit.number + 1,
-            next_row=commit.next_row + len(self.added),
-            previous=commit.chain(settings),
-            content=content % _MODULUS,
-            documents=commit.documents + len(self.added) - len(self.removed),
-            without_vector=commit.without_vector + without,
-        )
 
 
 class Truth:
@@ -278,7 +200,7 @@ class Truth:
             number=number,
             next_row=next_row,
             previous=previous.decode(errors="replace"),
-            content=content % _MODULUS,
+            content=content % MODULUS,
             documents=documents,
             without_vector=without_vector,
         )
