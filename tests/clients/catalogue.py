@@ -133,6 +133,7 @@ CLIENTS = (
         package="xinference-client",
         title="xinference-client `RESTfulClient`",
         setting="`base_url=ROOT`",
+        sends_key=False,  # it asks the server first whether to send one, on a route that only Xinference has
     ),
     Client(
         group="plain",
@@ -159,17 +160,23 @@ APPLICATIONS = (
 )
 
 _HEADS = {
-    "README.md": ("client", "where it is told the server's address, ROOT", "tried version", "request as in its source"),
-    "README.zh-CN.md": ("客户端", "服务器地址（ROOT）填在哪里", "试过的版本", "按其源码发出的请求"),
+    "README.md": (
+        "client",
+        "where it is told the server's address, ROOT",
+        "tried version",
+        "request as in its source",
+        "; sends no key",
+    ),
+    "README.zh-CN.md": ("客户端", "服务器地址（ROOT）填在哪里", "试过的版本", "按其源码发出的请求", "；不发送密钥"),
 }
 _PLACE = re.compile(r"(<!-- clients -->\n).*?(\n<!-- /clients -->)", re.DOTALL)
 
 
 def table(readme: str) -> str:
     """Return the table in the language of a README."""
-    *heads, by_source = _HEADS[readme]
+    *heads, by_source, keyless = _HEADS[readme]
     rows = [heads, ["---"] * 3]
-    rows += [[each.title, each.setting, each.version] for each in CLIENTS]
+    rows += [[each.title, each.setting + ("" if each.sends_key else keyless), each.version] for each in CLIENTS]
     rows += [[title, setting, by_source] for title, setting in APPLICATIONS]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

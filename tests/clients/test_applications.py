@@ -124,13 +124,6 @@ def test_lightrag_wants_no_documents_back(url):
     assert [sorted(result) for result in results] == [["index", "relevance_score"]] * 2
 
 
-@pytest.mark.parametrize(("address", "auth"), [("url", True), ("open_url", False)])
-def test_xinferences_client_asks_whether_to_send_a_key(request, address, auth):
-    address = request.getfixturevalue(address)
-
-    assert httpx2.get(f"{address}/v1/cluster/auth").json() == {"auth": auth}
-
-
 def test_one_model_is_described_by_name(url):
     known = httpx2.get(f"{url}/v1/models/oracle", headers=BEARER)
     unknown = httpx2.get(f"{url}/v1/models/another/one", headers=BEARER)

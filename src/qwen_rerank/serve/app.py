@@ -31,7 +31,6 @@ _TIMEOUT_HEADER = "x-request-timeout-ms"
 
 RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking")
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
-_XINFERENCE_AUTH_PATH = "/v1/cluster/auth"  # its client asks here, without a key, whether to send one
 
 
 def create_app(
@@ -67,7 +66,6 @@ class _Server:
         self._settings = settings
         self._metrics = Metrics()
         self._started_at = int(time.time())
-        self._with_keys = len(keys) > 0
         self._watch_queue()
         self.app = FastAPI(
             title="qwen-rerank",
@@ -80,7 +78,7 @@ class _Server:
         )
         self.app.state.backend = backend
         self.app.add_exception_handler(HTTPException, _routing_error)
-        self._add_routes()
+        self._add_routes(with_keys=len(keys) > 0)
         playground = Playground(backend, self._run)
         playground.add_routes(self.app, openapi.extra)
         paths = frozenset(path for route in self.app.routes if (path := getattr(route, "path", None)))
@@ -89,7 +87,7 @@ class _Server:
             settings=settings,
             keys=keys,
             metrics=self._metrics,
-            public=frozenset((*HEALTH_PATHS, _XINFERENCE_AUTH_PATH)) | playground.static_paths,
+            public=frozenset(HEALTH_PATHS) | playground.static_paths,
             known=paths,
         )
 
@@ -107,7 +105,7 @@ class _Server:
         self._metrics.watch("admitted_requests", "Requests admitted and not answered.", lambda: queue.requests)
         self._metrics.watch("ready", "1 when requests are taken.", lambda: float(backend.state is State.READY))
 
-    def _add_routes(self) -> None:
+    def _add_routes(self, *, with_keys: bool) -> None:
         app, extra = self.app, openapi.extra
         rerank = {"openapi_extra": extra(RerankRequest, TeiRequest, RankingRequest), "tags": ["rerank"]}
         for path in RERANK_PATHS:
@@ -137,8 +135,7 @@ class _Server:
         for path, page in pages.items():
             app.add_api_route(path, page, methods=["GET"], **openapi.documented({"tags": ["server"]}, path))
         app.add_api_route("/v1/models/{name:path}", self.model, methods=["GET"], include_in_schema=False)
-        app.add_api_route(_XINFERENCE_AUTH_PATH, self.xinference_auth, methods=["GET"], include_in_schema=False)
-        openapi.install(app, with_keys=self._with_keys, public=HEALTH_PATHS)
+        openapi.install(app, with_keys=with_keys, public=HEALTH_PATHS)
 
     async def rerank(self, request: Request) -> Response:
         """Rank documents by relevance. `texts` instead of `documents` answers as TEI, `passages` as NIM."""
@@ -206,10 +203,6 @@ class _Server:
         self._backend.names.check(name)
         length = self._backend.scoring.max_length
         return json_response(shapes.model(name, max_length=length, started_at=self._started_at))
-
-    async def xinference_auth(self) -> Response:
-        """Say whether a key is needed."""
-        return json_response({"auth": self._with_keys})
 
     async def info(self) -> Response:
         """Describe the model as Text Embeddings Inference does."""
