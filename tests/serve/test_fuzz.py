@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -19,17 +20,21 @@ from tests.serve.raw import request, talk
 from tests.serve.stubs import Oracle
 
 ERROR_KEYS = {"detail", "message", "error", "request_id"}
+MAX_ANSWER_S = 2.0
 
 
 def test_requests_of_our_own_grammar(full):
-    """On a real socket: no dropped connection without a status, no 5xx, every error in the one shape."""
+    """On a real socket: no dropped connection without a status, no 5xx, every error in one shape, nothing slow."""
     chance = random.Random(20_000)
     statuses: Counter[int] = Counter()
+    slowest_s = 0.0
     with live_server(any_model=True, head_timeout_s=0.2, receive_timeout_s=0.1, keep_alive_s=1) as server:
         for number in range(18_000 if full else 1_800):
             body, headers = grammar.body(chance), grammar.headers(chance)
             path = chance.choice(grammar.PATHS)
+            start = time.perf_counter()
             answer = talk(server.port, request(body, path=path, **headers))
+            slowest_s = max(slowest_s, time.perf_counter() - start)
             statuses[answer.status] += 1
             place = f"request {number}: {path} {headers} {body[:300]!r}"
             assert 200 <= answer.status < 500, place
@@ -37,8 +42,12 @@ def test_requests_of_our_own_grammar(full):
             if answer.status != 200:
                 assert set(content) - {"error_type"} == ERROR_KEYS, place
                 assert len(answer.body) < 2_000, place
-    print(f"\nown grammar: {sum(statuses.values())} requests, statuses {dict(sorted(statuses.items()))}")
+    print(
+        f"\nown grammar: {sum(statuses.values())} requests, statuses {dict(sorted(statuses.items()))}, "
+        f"slowest {slowest_s:.2f} s"
+    )
 
+    assert slowest_s <= MAX_ANSWER_S
     assert statuses[200] > 100
     assert statuses[422] > 100
     assert statuses[400] > 100
@@ -56,6 +65,7 @@ def test_requests_of_schemathesis(operations, full):
     n_wanted = 2_000 if full else 200
     n_operations = sum(operation.method == "post" for operation in operations)  # a GET has one request only
     statuses: Counter[int] = Counter()
+    seconds: list[float] = []
     for operation in operations:
 
         @settings(
@@ -70,12 +80,17 @@ def test_requests_of_schemathesis(operations, full):
             # A description cannot say that 3.0 is refused where 3 is wanted, nor how many tokens a query has.
             response = case.call_and_validate(excluded_checks=[positive_data_acceptance])
             statuses[response.status_code] += 1
+            seconds.append(response.elapsed)
 
         given(case=operation.as_strategy())(check)()
-    print(f"\nschemathesis: {sum(statuses.values())} requests, statuses {dict(sorted(statuses.items()))}")
+    print(
+        f"\nschemathesis: {sum(statuses.values())} requests, statuses {dict(sorted(statuses.items()))}, "
+        f"slowest {max(seconds):.2f} s"
+    )
 
     assert sum(statuses.values()) >= n_wanted
     assert max(statuses) < 500
+    assert max(seconds) <= MAX_ANSWER_S
 
 
 def test_the_description_is_a_valid_document(operations):

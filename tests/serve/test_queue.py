@@ -98,6 +98,28 @@ async def test_keys_share_equally_however_many_requests_one_sends():
     assert 9 <= line.granted[:21].count("quiet") <= 11
 
 
+async def answered_of_the_quiet_key(*, flood: bool) -> int:
+    """Return how many of 80 requests, at two fifths of the capacity, are answered by the time the last has come."""
+    line = Line(patience_requests=2, max_queue_wait_s=5)
+    await line.warm_up()
+    for second in range(200):
+        for _ in range(4 if flood else 0):
+            await line.ask("flood", "flood", 10)
+        if second % 5 in (0, 2):
+            await line.ask("quiet", "quiet", 10)
+        await line.step()
+    return line.granted.count("quiet")
+
+
+async def test_a_key_keeps_its_goodput_while_another_floods():
+    """The flood is four times what the engine can do; the other key keeps nine tenths of what it gets alone."""
+    alone = await answered_of_the_quiet_key(flood=False)
+    beside = await answered_of_the_quiet_key(flood=True)
+
+    assert alone == 80
+    assert beside >= 0.9 * alone
+
+
 async def test_a_key_that_rested_does_not_save_up_turns():
     line = Line()
     await line.ask("a", "a", *[10] * 30)

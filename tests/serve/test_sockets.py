@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import httpx2
 import pytest
 
+from eval.serving.load import memory_mib
 from tests.serve.conftest import live_server
-from tests.serve.process import ROOT
+from tests.serve.process import ROOT, stub_server
 from tests.serve.raw import Answer, connect, parse, read_all, read_one, request, talk
-from tests.serve.stubs import Oracle
 
 BODY = json.dumps({"query": "q", "documents": ["a 1", "b 2"]}).encode()
 
@@ -201,6 +203,28 @@ def test_headers_that_drip_do_not_stretch_the_deadline(hasty):
     assert answer.status == 408
 
 
+def test_a_body_that_drips_does_not_stretch_the_deadline(hasty):
+    with connect(hasty.port) as sock:
+        sock.sendall(request(b"{", Content_Length="1000"))
+        stop = threading.Event()
+
+        def drip() -> None:
+            while not stop.wait(0.05):
+                try:
+                    sock.sendall(b" ")
+                except OSError:
+                    return
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        answer = read_all(sock)
+        stop.set()
+        dripping.join()
+
+    assert answer.status == 408
+    assert answer.json()["error"]["code"] == "slow_body"
+
+
 def test_a_connection_that_says_nothing_is_closed(hasty):
     with connect(hasty.port) as sock:
         assert read_all(sock) == Answer(0, b"", b"")
@@ -293,17 +317,49 @@ def test_running_out_of_file_descriptors_is_survived():
         process.wait()
 
 
-def test_a_large_document_is_answered_and_health_stays_reachable():
-    with live_server(Oracle) as server:
-        body = json.dumps({"query": "q", "documents": ["x " * 3_900_000], "return_details": True}).encode()
-        statuses: list[int] = []
-        asking = threading.Thread(target=lambda: statuses.append(talk(server.port, request(body)).status))
-        asking.start()
-        while asking.is_alive():
-            assert talk(server.port, request(path="/health/live", method="GET")).status == 200
-        asking.join()
+def health_seconds_while(port: int, work: threading.Thread) -> list[float]:
+    """Ask for health again and again until the work is done."""
+    seconds = []
+    with connect(port) as sock:
+        work.start()
+        while work.is_alive():
+            start = time.perf_counter()
+            sock.sendall(request(path="/health/live", method="GET", Connection=""))
+            assert read_one(sock).status == 200
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds)
 
-    assert statuses == [200]
+
+def test_a_large_document_is_cut_and_health_stays_quick():
+    """In a process of its own; the best of three tries counts, since a busy machine makes it only slower."""
+    body = json.dumps({"query": "q", "documents": [("x" * 999 + " ") * 8_000], "return_details": True}).encode()
+    p99 = []
+    with stub_server("Oracle") as server:
+        for _ in range(3):
+            answers: list[Answer] = []
+            asking = threading.Thread(
+                target=lambda to=answers: to.extend(talk(server.port, request(body)) for _ in "12345")
+            )
+            seconds = health_seconds_while(server.port, asking)
+            p99.append(seconds[int(0.99 * len(seconds))])
+            assert [answer.status for answer in answers] == [200] * 5
+            assert answers[0].json()["results"][0]["truncated"] is True
+
+    assert min(p99) < 0.1
+
+
+def test_hostile_heads_leave_the_memory_flat():
+    """A hundred heads of two megabytes each: none of it is kept."""
+    with stub_server("Oracle") as server:
+        talk(server.port, request(BODY))
+        before = memory_mib(server.process.pid)
+        for _ in range(100):
+            with connect(server.port) as sock, contextlib.suppress(OSError):
+                sock.sendall(b"GET /health HTTP/1.1\r\n" + b"name: value\r\n" * 150_000)
+        assert talk(server.port, request(BODY)).status == 200
+        after = memory_mib(server.process.pid)
+
+    assert after["peak"] - before["now"] < 20
 
 
 def test_an_answer_does_not_wait_for_the_clients_acknowledgement():

@@ -17,6 +17,7 @@ def test_a_crowd_of_clients_each_gets_its_own_answer(full):
 
     assert found["own_answer"] == found["requests"] == found["clients"] * (10 if full else 3)
     assert found["met"]
+    assert found["server_mib_peak"] - found["server_mib_before"] < 100
 
 
 def test_overload_costs_no_goodput_and_is_refused_early(full):

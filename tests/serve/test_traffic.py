@@ -8,6 +8,7 @@ import logging
 import random
 
 import httpx2
+import numpy as np
 import pytest
 
 from qwen_rerank.serve.app import create_app
@@ -256,6 +257,19 @@ async def test_a_small_request_passes_a_large_one_that_came_before():
 
         assert await step_until_scored(scorer, "small 1") <= 24  # of 900
         assert await finish(scorer, [large, small]) == [200, 200]
+
+
+async def test_ten_thousand_documents_are_each_in_their_place():
+    chance = random.Random(6)
+    values = [round(chance.uniform(-9, 9), 4) for _ in range(10_000)]
+    async with app_client(max_documents=10_000) as client:
+        answer = await client.rerank(documents=[f"d {value}" for value in values], raw_scores=True)
+        too_many = await client.rerank(documents=["d"] * 10_001)
+
+    results = answer.json()["results"]
+    assert [result["index"] for result in results] == sorted(range(10_000), key=lambda i: -np.float32(values[i]))
+    assert [result["relevance_score"] for result in results] == pytest.approx(sorted(values, reverse=True), abs=1e-5)
+    assert too_many.status_code == 413
 
 
 async def test_requests_before_the_model_is_ready_are_503_and_do_not_queue():

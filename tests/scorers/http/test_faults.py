@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import socket
+import struct
 import time
 
 import pytest
@@ -19,6 +20,7 @@ from qwen_rerank.errors import (
     RateLimitedError,
     RerankTimeoutError,
 )
+from qwen_rerank.reranker import Reranker
 from qwen_rerank.scorers.http import HttpScorer, transport
 from tests.scorers.http import wire
 from tests.scorers.http.stub import Reply, raw_server, serving
@@ -143,6 +145,19 @@ def test_a_connection_closed_midway_is_unavailable(sent):
         scorer.score("q", ["d"])
 
 
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing then sends RST
+
+
+def test_a_connection_that_is_reset_is_unavailable():
+    with (
+        raw_server(reset) as url,
+        llamacpp(url) as scorer,
+        pytest.raises(BackendUnavailableError, match="cannot be reached"),
+    ):
+        scorer.score("q", ["d"])
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
 def test_a_refusal_is_not_tried_again(status):
     body = {"error": {"message": "no such thing", "type": "BadRequestError", "code": status}}
@@ -213,12 +228,16 @@ def drip(prefix):
     ],
 )
 def test_one_deadline_covers_everything(act):
-    with (
-        raw_server(act) as url,
-        llamacpp(url, timeout_s=0.4) as scorer,
-        pytest.raises(RerankTimeoutError, match="no whole answer in time"),
-    ):
-        scorer.score("q", ["d"])
+    """Kept to a quarter of a second; the best of three tries counts, since a busy machine makes it only later."""
+    took = []
+    with raw_server(act) as url, llamacpp(url, timeout_s=0.4) as scorer:
+        for _ in range(3):
+            start = time.perf_counter()
+            with pytest.raises(RerankTimeoutError, match="no whole answer in time"):
+                scorer.score("q", ["d"])
+            took.append(time.perf_counter() - start)
+
+    assert 0.35 <= min(took) <= 0.65
 
 
 def test_a_retry_that_could_not_be_answered_in_time_is_not_waited_for(monkeypatch):
@@ -443,6 +462,19 @@ def test_when_some_requests_fail_the_call_fails_and_carries_the_other_scores():
 
     assert sorted(caught.value.failed) == [2, 3]
     assert list(caught.value.scores[[0, 1, 4, 5]]) == [0, 0, 0, 0]
+
+
+def test_documents_of_failed_requests_come_last_in_their_first_order_and_are_marked():
+    def handle(request):
+        if request.method == "GET":
+            return Reply(404, {})
+        return Reply(400, {"message": "bad"}) if "d0" in request.json["documents"] else results((0, 0.2), (1, 0.9))
+
+    with serving(handle) as server, llamacpp(server.url, max_batch=2) as scorer:
+        hits = Reranker(scorer, on_error="last").rerank("q", [f"d{i}" for i in range(4)])
+
+    assert [hit.index for hit in hits] == [3, 2, 0, 1]
+    assert [hit.error is not None for hit in hits] == [False, False, True, True]
 
 
 # --- the key -----------------------------------------------------------------------------------------------------------
