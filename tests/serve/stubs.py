@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -16,12 +17,13 @@ from qwen_rerank.types import Fit
 
 MAX_LENGTH = 100
 SECRET = "secret " + "detail of a bug"
+_NUMBER = re.compile(r"-?[0-9]{1,30}(\.[0-9]{0,30})?")
 
 
 def value_of(text: str) -> float:
     """The log-odds that `Oracle` gives: the number at the text's end, else its length."""
     last = text.rpartition(" ")[2]
-    return float(last) if last.lstrip("-").replace(".", "", 1).isdigit() else len(text) / 1000
+    return float(last) if _NUMBER.fullmatch(last) else len(text) / 1000
 
 
 class Oracle(ThreadedScorer):
