@@ -10,6 +10,7 @@ import torch
 
 import qwen_rerank
 from qwen_rerank import QwenScorer, load_embedder
+from qwen_rerank.prompt import PromptTokenizer
 from tests.reference import reference_log_odds
 
 POCKET = Path(qwen_rerank.__file__).parent / "pocket"
@@ -31,13 +32,23 @@ def test_engine_reference_and_sentence_transformers_agree(scorer):
     from sentence_transformers import CrossEncoder
 
     folder = POCKET / "reranker"
-    pairs = [(QUERY, text) for text in KEYBOARDS] + [(QUERY, ""), (QUERY, "plain English text")]
+    pairs = [(QUERY, text) for text in KEYBOARDS] + [(QUERY, ""), (QUERY, "Plain English TEXT")]
     reference = reference_log_odds(folder, pairs)
     engine = scorer.score(QUERY, [text for _, text in pairs])
     stock = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
 
     np.testing.assert_allclose(engine, reference, atol=1e-4)
     np.testing.assert_allclose(stock.predict(pairs, activation_fn=torch.nn.Identity()), reference, atol=1e-4)
+
+
+def test_capital_letters_make_no_difference_and_no_control_token():
+    tokenizer = PromptTokenizer((POCKET / "reranker" / "tokenizer.json").read_text(encoding="utf-8"))
+    added = set(tokenizer.added_ids.values())
+    [shouted] = tokenizer.pieces("", ["<THINK> DIELECTRIC </Think> <|IM_END|>"], 100)
+    [spoken] = tokenizer.pieces("", ["<think> dielectric </think> <|im_end|>"], 100)
+
+    assert shouted.ids.tolist() == spoken.ids.tolist()
+    assert not added & set(shouted.ids.tolist())
 
 
 def test_the_programmers_keyboard_comes_first(scorer):

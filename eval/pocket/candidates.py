@@ -1,7 +1,7 @@
 """What the pocket reranker learns to order: queries with candidates of our own first stages, and a teacher's opinion.
 
-The teacher puts together word overlap (BM25, as a share of the best passage's), the pocket embedder's similarity and
-the label.
+The teacher puts together word overlap (BM25, as a share of the best passage's), a dense similarity (of all-MiniLM-L6-v2
+in English, of the pocket embedder in Chinese) and the label.
 """
 
 from __future__ import annotations
@@ -35,15 +35,18 @@ class Pool:
 
     Args:
         texts: Passages, all different.
-        embedder: The pocket embedder.
+        embedder: The pocket embedder, which finds candidates.
+        teacher: Judges them.
     """
 
-    def __init__(self, texts: Sequence[str], embedder: Embedder) -> None:
+    def __init__(self, texts: Sequence[str], embedder: Embedder, teacher: Embedder) -> None:
         self.texts = list(texts)
         self.place = {text: i for i, text in enumerate(self.texts)}
         self._bm25 = BM25Index([Document(str(i), text) for i, text in enumerate(self.texts)])
         self._embedder = embedder
         self._embedded = embedder.embed_documents(self.texts)
+        self._teacher = teacher
+        self._judged = teacher.embed_documents(self.texts)
 
     def example(self, pair: Pair, weights: TeacherWeights, generator: random.Random, *, n: int) -> Example | None:
         """Return the pair with `n - 1` candidates and the teacher's log-odds for all; None without candidates."""
@@ -58,9 +61,10 @@ class Pool:
         chosen = [own, *generator.sample(hard, min(n - 3, len(hard)))]
         chosen += [i for i in generator.sample(range(len(self.texts)), n - len(chosen)) if i not in chosen]
         best = max(overlap.values())
+        alike = self._judged[chosen] @ self._teacher.embed_queries([pair.query])[0]
         log_odds = [
-            weights.bias + weights.overlap * overlap.get(i, 0.0) / best + weights.dense * float(similar[i])
-            for i in chosen
+            weights.bias + weights.overlap * overlap.get(i, 0.0) / best + weights.dense * float(likeness)
+            for i, likeness in zip(chosen, alike, strict=True)
         ]
         log_odds[0] = max(log_odds[0], weights.label, max(log_odds[1:]) + weights.lead)
         return Example(pair.query, tuple(self.texts[i] for i in chosen), tuple(log_odds), teacher=True)

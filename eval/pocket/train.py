@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from candidates import Pool, TeacherWeights, keyword_query
-from embedder import rarity, start_vectors, teacher_words
+from embedder import rarity, start_vectors, teacher_folder, teacher_words
 from lexical_start import centre, lexical_model, single
 from safetensors.torch import load_file, save_file
 from sources import (
@@ -38,6 +38,7 @@ from sources import (
 from tokenizers import Tokenizer
 from vocabularies import count_words, embedder_tokenizer, reranker_tokenizer
 
+from qwen_rerank import load_embedder
 from qwen_rerank.embedders.static import StaticEmbedder
 from qwen_rerank.lexical import terms
 from qwen_rerank.prompt import PromptEncoder
@@ -55,28 +56,27 @@ DIM = 256
 
 
 @dataclass(frozen=True)
-class Round:
-    """Examples of one round of the reranker's training: queries of each language, characters of a passage, seed."""
+class Plan:
+    """Examples of the reranker's training: queries of each language, characters of a passage, seed."""
 
-    queries: int
-    en_chars: int
-    zh_chars: int
-    seed: int
+    queries: int = 3000
+    en_chars: int = 300
+    zh_chars: int = 90
+    seed: int = 7
 
     def chars(self, language: str) -> int:
         """Return the length of a passage."""
         return self.en_chars if language == "en" else self.zh_chars
 
 
-# Short passages first, which are quick, then lengths nearer to what is searched.
-ROUNDS = {1: Round(4500, 300, 90, 7), 2: Round(2600, 400, 130, 8)}
+TEACHER = {"en": TeacherWeights(overlap=4.5, dense=7.0), "zh": TeacherWeights()}
 EMBEDDER = EmbedderTraining(epochs=3, batch_size=512, learning_rate=1e-3, seed=1)
 RERANKER = RerankerTraining(
     objective="distillation",
     listwise_weight=0.85,
     batch_size=8,
     mini_batch_size=16,
-    learning_rate=5e-4,
+    learning_rate=3e-4,
     warmup_ratio=0.04,
     max_length=320,
     max_documents=6,
@@ -97,30 +97,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    for stage, make in (("embedder", make_embedder), ("start", make_start)):
+    for stage, make in STAGES.items():
         if not (options.work / stage).exists():
             make(options)
         print(f"{stage}: done after {time.perf_counter() - started:.0f} s", flush=True)
-    base = options.work / "start"
-    for number in ROUNDS:
-        base = train_round(options, number, base)
-        print(f"round {number}: done after {time.perf_counter() - started:.0f} s", flush=True)
     if options.install:
         install(options.work)
     print(f"all: done after {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def train_round(options: argparse.Namespace, number: int, base: Path) -> Path:
-    """Train the reranker on one round's examples, from `base`; return its folder."""
-    path, final = options.work / f"examples-{number}", options.work / f"reranker-{number}"
-    if not path.exists():
-        make_examples(options, ROUNDS[number], path)
-    if not (final / "model.safetensors").exists():
-        resume = any((final / "states").glob("checkpoint-*/trainer_state.json"))
-        examples = load_training_data(path).examples
-        report = train_reranker(str(base), examples, final, training=RERANKER, resume=resume)
-        print(f"loss {report.losses[0][1]:.3f} to {report.losses[-1][1]:.3f}", flush=True)
-    return final
 
 
 def load_pairs(root: Path) -> dict[str, list[tuple[bool, Pair]]]:
@@ -182,7 +165,7 @@ def make_start(options: argparse.Namespace) -> None:
 
 
 TOKENIZER_CONFIG = {
-    "tokenizer_class": "Qwen2Tokenizer",
+    "tokenizer_class": "PreTrainedTokenizerFast",
     "add_prefix_space": False,
     "clean_up_tokenization_spaces": False,
     "model_max_length": 8192,
@@ -192,27 +175,39 @@ TOKENIZER_CONFIG = {
 }
 
 
-def make_examples(options: argparse.Namespace, plan: Round, path: Path) -> None:
+def make_examples(options: argparse.Namespace) -> None:
     """Collect queries with candidates and the teacher's log-odds, as JSONL."""
+    plan = Plan()
     embedder = StaticEmbedder(options.work / "embedder")
     generator = random.Random(plan.seed)
     examples: list[Example] = []
     for language, rows in load_pairs(options.data).items():
         pairs = list(queries_with_passages(rows, plan.chars(language), generator, limit=3 * plan.queries))
-        pool = Pool(list(dict.fromkeys(pair.document for _, pair in pairs)), embedder)
+        teacher = load_embedder(str(teacher_folder())) if language == "en" else embedder
+        pool = Pool(list(dict.fromkeys(pair.document for _, pair in pairs)), embedder, teacher)
         # Half of the queries are labelled ones where there are enough, the rest self-supervised.
         labelled = [pair for known, pair in pairs if known][: plan.queries // 2]
         chosen = labelled + [pair for known, pair in pairs if not known][: plan.queries - len(labelled)]
-        made = (pool.example(pair, TeacherWeights(), generator, n=RERANKER.max_documents) for pair in chosen)
+        made = (pool.example(pair, TEACHER[language], generator, n=RERANKER.max_documents) for pair in chosen)
         examples += [example for example in made if example is not None]
     generator.shuffle(examples)
-    part = path.with_suffix(".part")
+    part = options.work / "examples.part"
     with open(part, "w", encoding="utf-8") as file:
         for example in examples:
             row = {key: value for key, value in asdict(example).items() if key != "teacher"}
             row["scores"] = [round(score, 3) for score in row["scores"]]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    part.rename(path)
+    part.rename(options.work / "examples")
+
+
+def make_reranker(options: argparse.Namespace) -> None:
+    """Train the reranker; an interrupted training goes on from its last saved state."""
+    part = options.work / "reranker.part"
+    resume = any((part / "states").glob("checkpoint-*/trainer_state.json"))
+    examples = load_training_data(options.work / "examples").examples
+    report = train_reranker(str(options.work / "start"), examples, part, training=RERANKER, resume=resume)
+    print(f"loss {report.losses[0][1]:.3f} to {report.losses[-1][1]:.3f}", flush=True)
+    part.rename(options.work / "reranker")
 
 
 def queries_with_passages(
@@ -244,8 +239,11 @@ def best_passage(pair: Pair, chars: int) -> str:
 
 def install(work: Path) -> None:
     """Copy both models into the package, weights as float16."""
-    reranker = work / f"reranker-{max(ROUNDS)}"
-    for source, name, files in ((work / "embedder", "embedder", EMBEDDER_FILES), (reranker, "reranker", RERANKER_FILES)):
+    reranker = work / "reranker"
+    for source, name, files in (
+        (work / "embedder", "embedder", EMBEDDER_FILES),
+        (reranker, "reranker", RERANKER_FILES),
+    ):
         (PACKAGE / name).mkdir(parents=True, exist_ok=True)
         for file in files:
             shutil.copyfile(source / file, PACKAGE / name / file)
@@ -258,6 +256,9 @@ def install(work: Path) -> None:
 
 EMBEDDER_FILES = ("model.safetensors", "tokenizer.json", "modules.json", "config_sentence_transformers.json")
 RERANKER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+STAGES = {"embedder": make_embedder, "start": make_start, "examples": make_examples, "reranker": make_reranker}
 
 
 if __name__ == "__main__":

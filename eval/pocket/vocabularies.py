@@ -108,7 +108,7 @@ def reranker_tokenizer(english: list[str], chinese: list[str], *, size: int) -> 
     # The byte pair that joins a space to a Han character must not be learned from the spaces put in above.
     han = [char for text in apart for char in text.split(" ")]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_QWEN_SPLIT), "isolated", invert=False),

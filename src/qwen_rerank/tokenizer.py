@@ -30,6 +30,9 @@ _WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_NFC = {"type": "NFC"}
+_NFC_LOWERCASE = {"type": "Sequence", "normalizers": [_NFC, {"type": "Lowercase"}]}
+
 _BYTES_PER_TOKEN = 6  # of UTF-8; above what English (4.5), Chinese (4) and code (3.5) need, so one pass mostly does
 _BATCH = 256  # texts at a time; bounds the memory that the tokenizer's own records take
 _MARGIN_CHARS = 512  # the longest word whose ids are exact at a cut
@@ -181,8 +184,10 @@ def _build(data: dict[str, Any], source: str) -> Tokenizer:
 
 def _check_family(data: dict[str, Any], source: str) -> None:
     """The exactness of cuts and of the split between query and document rests on these three sections."""
-    if data.get("normalizer") != {"type": "NFC"}:
-        raise TokenizerError(f"{source}: the normalizer must be NFC, as Qwen's is, not {data.get('normalizer')!r}.")
+    if data.get("normalizer") not in (_NFC, _NFC_LOWERCASE):
+        raise TokenizerError(
+            f"{source}: the normalizer must be NFC, as Qwen's is (or NFC and Lowercase), not {data.get('normalizer')!r}."
+        )
     # transformers 5 saves the same steps with trim_offsets true; it plays no part before the post-processor.
     if data.get("pre_tokenizer") not in (_pre_tokenizer(trim_offsets=False), _pre_tokenizer(trim_offsets=True)):
         raise TokenizerError(f"{source}: the pre_tokenizer must be Qwen's (the Qwen2 split pattern, then ByteLevel).")

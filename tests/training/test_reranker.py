@@ -13,7 +13,9 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.training import RerankerTraining, train_reranker
 from tests.reference import reference_log_odds
 
-QUICK = RerankerTraining(epochs=4, batch_size=4, mini_batch_size=8, learning_rate=5e-3, max_length=512, precision="float32")
+QUICK = RerankerTraining(
+    epochs=4, batch_size=4, mini_batch_size=8, learning_rate=5e-3, max_length=512, precision="float32"
+)
 DOCUMENTS = ["yes 1", "no 1"]
 
 
