@@ -31,14 +31,25 @@ RerankError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 class RerankError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package.
+
+    Attributes:
+        topic: The section of the troubleshooting page that helps, or ""; a traceback ends with the command for it.
+    """
+
+    topic: ClassVar[str] = ""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        if self.topic:
+            self.add_note(f"What helps: qwen-rerank help {self.topic}")
 
 
 class InvalidInputError(RerankError, ValueError):
@@ -78,6 +89,8 @@ class MissingExtraError(RerankError, ImportError):
 class ModelError(RerankError):
     """A checkpoint cannot be used; the message names the file."""
 
+    topic = "model"
+
 
 class ModelNotFoundError(ModelError):
     """No checkpoint at that path or hub name."""
@@ -102,6 +115,8 @@ class TokenizerError(ModelError):
 class StoreError(RerankError):
     """A document store cannot do what was asked; the subclasses live in `qwen_rerank.store.errors`."""
 
+    topic = "store"
+
 
 class ScorerError(RerankError):
     """Scoring failed."""
@@ -118,13 +133,19 @@ class NonFiniteScoreError(ScorerError):
 class DeviceOutOfMemoryError(ScorerError):
     """A single prompt does not fit the device's memory."""
 
+    topic = "memory"
+
 
 class QueryTooLongError(ScorerError, InvalidInputError):
     """Instruction and query alone fill the prompt, so no document fits beside them."""
 
+    topic = "long-text"
+
 
 class DocumentTooLongError(ScorerError):
     """A document is longer than its room and long documents were declared an error."""
+
+    topic = "long-text"
 
 
 class DocumentScoringError(ScorerError):
@@ -190,9 +211,13 @@ def _rebuild_server_error(cls: type[RerankServerError], message: str, parts: dic
 class RerankTimeoutError(RerankServerError, TimeoutError):
     """No complete answer before the total deadline."""
 
+    topic = "port"
+
 
 class BackendUnavailableError(RerankServerError):
     """Connection refused or reset, or a 5xx that retries did not cure."""
+
+    topic = "port"
 
 
 class BackendRejectedError(RerankServerError):

@@ -82,8 +82,11 @@ def _files(root: Path) -> Iterator[tuple[Path, str]]:
 def _read_file(path: Path, name: str, skipped: list[Skipped]) -> Iterator[Document]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        skipped.append(Skipped(name, f"{type(exc).__name__}: {exc}"))
+    except OSError as exc:
+        skipped.append(Skipped(name, f"it cannot be read ({exc.strerror})"))
+        return
+    except UnicodeDecodeError as exc:
+        skipped.append(Skipped(name, f"it is not UTF-8 (byte {exc.start}); save it as UTF-8"))
         return
     match path.suffix.lower():
         case ".jsonl":
@@ -105,7 +108,7 @@ def _read_jsonl(text: str, name: str, skipped: list[Skipped]) -> Iterator[Docume
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as exc:
-            skipped.append(Skipped(where, f"no JSON ({exc})"))
+            skipped.append(Skipped(where, f"it is no JSON ({exc})"))
             continue
         if not isinstance(row, dict):
             skipped.append(Skipped(where, f"a JSON object is wanted, not {type(row).__name__}"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import subprocess
 import sys
 
@@ -11,8 +13,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from qwen_rerank.cli import app, options, show
-from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.errors import InvalidInputError, ScorerError
 from qwen_rerank.testing import HashEmbedder, OverlapScorer
+from qwen_rerank.types import Candidate, Document, RankedDocument
 
 runner = CliRunner()
 
@@ -40,9 +43,10 @@ def test_index_then_search_shows_both_rounds(texts, tmp_path):
 
     assert indexed.exit_code == found.exit_code == 0
     assert "2 documents, 1 skipped" in indexed.output
-    assert "skipped broken.txt: UnicodeDecodeError" in indexed.output
+    assert "skipped broken.txt: it is not UTF-8 (byte 0)" in indexed.output
     assert found.output.index("适合程序员") < found.output.index("薄膜")
-    assert "was" in found.output
+    assert "round 1  round 2  moved" in found.output
+    assert "a.txt" in found.output
 
 
 def test_indexing_again_replaces_what_is_there(texts, tmp_path):
@@ -78,10 +82,63 @@ def test_control_characters_of_a_document_do_not_reach_the_terminal(tmp_path):
 def test_a_folder_without_documents_is_an_error_and_makes_no_store(tmp_path):
     (tmp_path / "empty").mkdir()
 
-    result = runner.invoke(app, ["index", str(tmp_path / "empty"), "--store", str(tmp_path / "store")])
+    for command in (["index", str(tmp_path / "empty"), "--store", str(tmp_path / "s")], ["rerank", "q", str(tmp_path)]):
+        result = runner.invoke(app, command)
+        assert isinstance(result.exception, InvalidInputError)
+        assert "no document found" in str(result.exception)
+    assert not (tmp_path / "s").exists()
 
-    assert isinstance(result.exception, InvalidInputError)
-    assert not (tmp_path / "store").exists()
+
+def test_a_store_knows_its_embedder(texts, tmp_path, monkeypatch):
+    """Only `index` has to be told; another embedder would be refused anyway."""
+    asked = []
+
+    def load(name):
+        asked.append(name)
+        embedder = HashEmbedder(256)
+        embedder.name = name
+        return embedder
+
+    monkeypatch.setattr("qwen_rerank.embedders.load_embedder", load)
+    store = str(tmp_path / "store")
+    commands = (
+        ["index", str(texts), "--store", store, "-e", "mine"],
+        ["index", str(texts), "--store", store],
+        ["search", store, "键盘"],
+    )
+    assert [runner.invoke(app, command).exit_code for command in commands] == [0, 0, 0]
+    assert asked == ["mine"] * 3
+
+
+def test_a_query_that_finds_nothing_says_so(texts, tmp_path):
+    runner.invoke(app, ["index", str(texts), "--store", str(tmp_path / "store")])
+
+    result = runner.invoke(app, ["search", str(tmp_path / "store"), "?!"])
+
+    assert result.exit_code == 0
+    assert "Nothing found" in result.stderr
+
+
+def test_what_the_second_round_moved_out_of_sight_is_shown_too():
+    results = [
+        RankedDocument(Document(f"d{i}", f"text {i}"), 0.5, 0.0, rank, i) for rank, i in enumerate([2, 0, 1], start=1)
+    ]
+    candidates = [Candidate(Document(f"d{i}", f"text {i}"), None, i + 1) for i in range(3)]
+    console = Console(width=80, record=True, file=io.StringIO())
+
+    console.print(show.two_rounds("q", candidates, results, n_rows=1))
+
+    rows = [line.split() for line in console.export_text().splitlines() if "text" in line]
+    assert rows == [["3", "1", "▲", "2", "0.500", "d2", "text", "2"], ["1", "2", "▼", "1", "0.500", "d0", "text", "0"]]
+
+
+def test_a_document_without_a_score_says_why():
+    failed = RankedDocument(Document("d", "text"), math.nan, math.nan, 1, 0, error=ScorerError("too odd"))
+    console = Console(width=80, record=True, file=io.StringIO())
+
+    console.print(show.one_round("q", [failed], n_candidates=1))
+
+    assert console.export_text().splitlines()[-1].split() == ["1", "failed", "d", "too", "odd"]
 
 
 def test_the_demo_shows_every_query_in_both_languages():
@@ -105,6 +162,18 @@ def test_an_error_of_ours_is_one_sentence_and_exit_status_1():
     assert (
         done.stderr == "qwen-rerank: 'no-such-file' does not exist; give a folder or a .txt, .md, .jsonl, .csv file.\n"
     )
+
+
+def test_an_error_names_the_section_that_helps(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen_rerank", "search", str(tmp_path / "no-store"), "q"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "What helps: qwen-rerank help store"
 
 
 def test_help_loads_nothing_heavy():

@@ -343,6 +343,19 @@ def test_a_lone_surrogate_is_refused_with_its_place(store):
         store.add([Document("a", "fine", {"k": "\ud83d"})])
 
 
+def test_a_lone_surrogate_can_be_replaced(store):
+    """Two halves that belong together are one character, as any other text of that character is."""
+    texts = ["half \ud83d", "whole \ud83d\ude00", "fine 😀"]
+
+    ids_of = store.add([Document("a", texts[0]), *texts[1:]], errors="replace")
+
+    assert [document.text for document in store.get(ids_of)] == ["half \ufffd", "whole 😀", "fine 😀"]
+    store.upsert([Document("a", "again \udfff")], errors="replace")
+    assert store.get(["a"])[0].text == "again \ufffd"
+    with pytest.raises(InvalidInputError, match="errors must be one of 'strict', 'replace', not 'ignore'"):
+        store.add(["text"], errors="ignore")
+
+
 @pytest.mark.parametrize(
     "metadata", [{1: "a"}, {"a": (1, 2)}, {"a": math.nan}, {"a": object()}, {"a": b"x"}, {"a": {1}}, None, 3]
 )

@@ -237,6 +237,43 @@ def test_a_read_only_file_system_can_be_read(store, path):
     assert done.stdout.endswith("4 True\n")
 
 
+NO_INODES = """
+import os, sys
+from qwen_rerank.store import FaissStore, StoreFullError
+from qwen_rerank.testing import HashEmbedder
+from qwen_rerank.types import Document
+store = FaissStore.create(sys.argv[1] + "/store", HashEmbedder(32))
+store.add([Document("a", "apple")])
+ballast, n = sys.argv[1] + "/ballast", 0
+try:
+    while True:
+        open(f"{ballast}{n}", "w").close()
+        n += 1
+except OSError:
+    pass
+for attempt in range(2):
+    try:
+        store.add([Document("b", "pear")])
+    except StoreFullError:
+        print("full", [hit.document.id for hit in store.search("apple")])
+    for i in range(n):
+        os.remove(f"{ballast}{i}")
+    n = 0
+print(len(store), store.verify().ok)
+"""
+
+
+def test_no_inode_is_a_full_disk(tmp_path):
+    done = mounted(
+        'mount -t tmpfs -o size=8m,nr_inodes=20 none "$1"; exec "$2" -c "$3" "$1"',
+        str(tmp_path),
+        sys.executable,
+        NO_INODES,
+    )
+
+    assert done.stdout == "full ['a']\n2 True\n", done.stderr
+
+
 FULL = """
 import os, sys
 from qwen_rerank.store import FaissStore, StoreFullError
@@ -263,10 +300,10 @@ except StoreFullError:
 """
 
 
-@pytest.mark.parametrize("size_kib", [256, 1000, 2048])
-def test_a_disk_that_fills_up_keeps_what_it_has(tmp_path, size_kib):
-    done = mounted(
-        f'mount -t tmpfs -o size={size_kib}k none "$1"; exec "$2" -c "$3" "$1"', str(tmp_path), sys.executable, FULL
-    )
+def test_a_disk_that_fills_up_keeps_what_it_has(tmp_path, full):
+    for size_kib in range(208, 4096, 16 if full else 1500):
+        done = mounted(
+            f'mount -t tmpfs -o size={size_kib}k none "$1"; exec "$2" -c "$3" "$1"', str(tmp_path), sys.executable, FULL
+        )
 
-    assert done.stdout == "full True\n", done.stderr
+        assert done.stdout == "full True\n", (size_kib, done.stderr)

@@ -22,9 +22,9 @@ for group in (demo, search, doctor, serve, check, evaluate, train):
 
 
 def main() -> None:
-    """Run the command line; one of our errors is one sentence on stderr and exit status 1."""
+    """Run the command line; one of our errors is a sentence on stderr, what helps, and exit status 1."""
     try:
         app()
     except RerankError as exc:
-        print(f"qwen-rerank: {exc}", file=sys.stderr)
+        print(f"qwen-rerank: {exc}", *getattr(exc, "__notes__", ()), sep="\n", file=sys.stderr)
         sys.exit(1)

@@ -30,23 +30,22 @@ def demo(
     """Search two small collections, Chinese and English, and show what the second round changes."""
     from qwen_rerank.cli.show import console, two_rounds
     from qwen_rerank.embedders import load_embedder
-    from qwen_rerank.pipeline import TwoStageRetriever
     from qwen_rerank.reranker import Reranker
     from qwen_rerank.samples import LANGUAGES, load_sample
     from qwen_rerank.store import FaissStore
 
     console.print(_introduction(model, embedder))
-    first_model, scorer = load_embedder(embedder), options.load_scorer(model, device=device)
+    first_model, reranker = load_embedder(embedder), Reranker(options.load_scorer(model, device=device))
     n_queries, started = 0, time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for language in LANGUAGES:
             sample = load_sample(language)
             with FaissStore.create(Path(folder) / language, embedder=first_model) as store:
                 store.add(sample.documents)
-                retriever = TwoStageRetriever(store, Reranker(scorer), top_k=top_k, top_n=top_n)
                 for text in [query] if query else sample.queries:
                     candidates = store.search(text, top_k)
-                    console.print(two_rounds(text, candidates, retriever.retrieve(text), n_rows=top_n))
+                    results = reranker.rerank(text, candidates)
+                    console.print(two_rounds(text, candidates, results, n_rows=top_n, ids=False), "")
                     n_queries += 1
     console.print(
         f"{n_queries} queries, both rounds, in {time.perf_counter() - started:.1f} s (models already loaded)."
@@ -55,8 +54,8 @@ def demo(
 
 
 def _introduction(model: str, embedder: str) -> str:
-    first = f"Round 1 (first stage, 海选): FAISS over {embedder!r} embeddings recalls candidates."
-    second = f"Round 2 (reranker, 决赛): {model!r} reads query and document together and puts them in order."
+    first = f"Round 1 (first stage, 海选): FAISS finds candidates by the embeddings of {embedder}."
+    second = f"Round 2 (reranker, 决赛): {model} reads query and document together and puts them in order."
     if model == "pocket":
         second += (
             "\n[yellow]pocket is a few megabytes, trained for learning and tests. It is not Qwen3-Reranker; "
@@ -69,6 +68,6 @@ def _next_steps(model: str) -> str:
     return (
         "Your own files:\n"
         f"  qwen-rerank index FOLDER --store my-store --embedder pocket\n"
-        f'  qwen-rerank search my-store "your question" --embedder pocket --model {model}\n'
+        f'  qwen-rerank search my-store "your question" --model {model}\n'
         "What this machine can run: qwen-rerank doctor"
     )

@@ -6,6 +6,7 @@ import os
 import platform
 import sqlite3
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ MODELS = {
     "Qwen/Qwen3-Reranker-4B": 4_021_784_576,
     "Qwen/Qwen3-Reranker-8B": 8_188_548_096,
 }
+_BYTES = {"bfloat16": 2, "float32": 4}
 _ROOM_BYTES = 2 * 1024**3  # beside the weights: activations of one pack, the CUDA context, the tokenizer
 
 EXTRAS = {
@@ -32,6 +34,11 @@ EXTRAS = {
     "eval": ("ir-measures", "scipy", "scikit-learn", "matplotlib"),
     "train": ("sentence-transformers", "datasets", "accelerate", "peft"),
 }
+
+_NEXT = """\
+Both rounds on texts that come with the package:  qwen-rerank demo
+Your own files:                                   qwen-rerank index FOLDER --store my-store --embedder pocket
+Something does not work:                          qwen-rerank help"""
 
 Level = Literal["ok", "note", "problem"]
 
@@ -82,18 +89,20 @@ def doctor() -> None:
     for finding in findings:
         console.print(f"{marks[finding.level]} [bold]{finding.subject}[/]: {escape(finding.seen)}", highlight=False)
         if finding.cure:
-            console.print(f"    {escape(finding.cure)}", highlight=False)
-    console.print("\nSomething wrong? qwen-rerank help", highlight=False)
+            console.print(f"    {escape(finding.cure)}", highlight=False, soft_wrap=True)
+    console.print(f"\n{_NEXT}", highlight=False, markup=False, soft_wrap=True)
     if any(finding.level == "problem" for finding in findings):
         sys.exit(1)
 
 
 def examine() -> list[Finding]:
     """Return every finding, in the order in which one would mend them."""
+    from qwen_rerank.store.wheels import faiss_wheels
+
     return [
         _python(),
         *_core(),
-        *_faiss(installed_version("faiss-cpu"), installed_version("faiss-gpu")),
+        *_faiss(faiss_wheels()),
         *_extras(),
         *_hardware(),
         _hub(),
@@ -124,48 +133,52 @@ def _core() -> list[Finding]:
     return findings
 
 
-def _faiss(cpu: str | None, gpu: str | None) -> list[Finding]:
-    if cpu and gpu:
-        cure = "pip uninstall -y faiss-cpu faiss-gpu, then install one: pip install 'qwen-rerank[faiss-cpu]'"
-        return [Finding("problem", "faiss", f"faiss-cpu {cpu} and faiss-gpu {gpu} overwrite each other's files", cure)]
-    if not cpu and not gpu:
+def _faiss(wheels: Mapping[str, str]) -> list[Finding]:
+    """Say which FAISS is there, given the installed wheels with their versions."""
+    if len(wheels) > 1:
+        named = " and ".join(f"{name} {version}" for name, version in wheels.items())
+        cure = f"pip uninstall -y {' '.join(wheels)}, then install one: pip install 'qwen-rerank[faiss-cpu]'"
+        return [Finding("problem", "faiss", f"{named} overwrite each other's files", cure)]
+    if not wheels:
         return [Finding("note", "faiss", "not installed: no FaissStore", "pip install 'qwen-rerank[faiss-cpu]'")]
+    [(name, version)] = wheels.items()
     try:
         import faiss
 
-        seen = f"faiss-{'cpu' if cpu else 'gpu'} {faiss.__version__}, {faiss.get_num_gpus()} GPUs"
+        from qwen_rerank.store.device import gpu_or_reason
+
+        reason = gpu_or_reason(faiss)[1]
     except (ImportError, AttributeError) as exc:
-        cure = "pip uninstall -y faiss-cpu faiss-gpu, then pip install 'qwen-rerank[faiss-cpu]'"
-        return [Finding("problem", "faiss", f"installed, but broken ({exc})", cure)]
-    return [Finding("ok", "faiss", seen)]
+        cure = f"pip uninstall -y {name}, then pip install 'qwen-rerank[faiss-cpu]'"
+        return [Finding("problem", "faiss", f"{name} {version} is installed, but broken ({exc})", cure)]
+    return [Finding("ok", "faiss", f"{name} {version}, searches on the {f'CPU: {reason}' if reason else 'GPU'}")]
 
 
 def _extras() -> list[Finding]:
-    findings = []
-    for extra, packages in EXTRAS.items():
-        missing = [name for name in packages if installed_version(name) is None]
+    lacks = {
+        extra: [name for name in packages if installed_version(name) is None] for extra, packages in EXTRAS.items()
+    }
+    complete = [extra for extra, missing in lacks.items() if not missing]
+    findings = [Finding("ok", "extras", f"complete: {', '.join(complete)}")] if complete else []
+    for extra, missing in lacks.items():
         if missing:
             cure = f"pip install 'qwen-rerank[{extra}]'"
-            findings.append(Finding("note", f"extra {extra}", f"without {', '.join(missing)}", cure))
-        else:
-            findings.append(Finding("ok", f"extra {extra}", "complete"))
+            findings.append(Finding("note", f"extra {extra}", f"not there: {', '.join(missing)}", cure))
     return findings
 
 
 def _hardware() -> list[Finding]:
     try:
         import torch
-    except ImportError as exc:
+    except (ImportError, OSError) as exc:
         return [Finding("problem", "torch", f"cannot be imported ({exc})", "pip install --force-reinstall torch")]
     if not torch.cuda.is_available():
-        return [_cpu_only(cuda_build=torch.version.cuda), _fitting("memory", _memory_bytes(), bytes_per_weight=4)]
+        return [_cpu_only(cuda_build=torch.version.cuda), _fitting("memory", _memory_bytes(), dtype="float32")]
     findings = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        findings.append(
-            Finding("ok", f"cuda:{number}", f"{properties.name}, {properties.total_memory / 1024**3:.0f} GiB")
-        )
-        findings.append(_fitting(f"cuda:{number}", properties.total_memory, bytes_per_weight=2))
+        findings.append(Finding("ok", f"cuda:{number}", properties.name))
+        findings.append(_fitting(f"cuda:{number}", properties.total_memory, dtype="bfloat16"))
     return findings
 
 
@@ -173,24 +186,31 @@ def _cpu_only(*, cuda_build: str | None) -> Finding:
     seen = f"{os.cpu_count()} CPU cores, no CUDA device"
     if cuda_build is None:
         return Finding(
-            "note", "device", f"{seen}; this torch has no CUDA", "with an NVIDIA GPU: install torch's CUDA build"
+            "note",
+            "device",
+            f"{seen}; this torch has no CUDA",
+            "with an NVIDIA GPU: install torch's CUDA build (qwen-rerank help slow)",
         )
     return Finding(
-        "note", "device", f"{seen}, though torch is built for CUDA {cuda_build}", "see nvidia-smi: driver missing?"
+        "note",
+        "device",
+        f"{seen}, though torch is built for CUDA {cuda_build}",
+        "type nvidia-smi: without a list of GPUs the driver is missing or too old",
     )
 
 
-def _fitting(where: str, n_bytes: int | None, *, bytes_per_weight: int) -> Finding:
+def _fitting(where: str, n_bytes: int | None, *, dtype: str) -> Finding:
     """Say which published model fits into `n_bytes`, weights and working room together."""
-    subject = f"models for {where}"
+    subject = "largest model"
     if n_bytes is None:
-        return Finding("note", subject, "the size of the memory is unknown here")
-    fits = [name for name, n in MODELS.items() if n * bytes_per_weight + _ROOM_BYTES <= n_bytes]
+        return Finding("note", subject, f"the size of {where} is unknown here")
+    room = f"{where} ({n_bytes / 1024**3:.0f} GiB) in {dtype}"
+    fits = [name for name, n in MODELS.items() if n * _BYTES[dtype] + _ROOM_BYTES <= n_bytes]
     if not fits:
-        return Finding("note", subject, "none of the published sizes fits", "try: qwen-rerank demo")
-    return Finding(
-        "ok", subject, f"up to {fits[-1]}", f"try: qwen-rerank demo --model {fits[-1 if bytes_per_weight == 2 else 0]}"
-    )
+        return Finding("note", subject, f"none of the published ones fits {room}", "try: qwen-rerank demo")
+    # A larger one would fit a CPU's memory, but not the patience of who waits for it.
+    name = fits[0] if dtype == "float32" else fits[-1]
+    return Finding("ok", subject, f"{fits[-1]} fits {room}", f"try: qwen-rerank demo --model {name}")
 
 
 def _memory_bytes() -> int | None:
@@ -207,15 +227,15 @@ def _memory_bytes() -> int | None:
 
 
 def _hub() -> Finding:
-    from huggingface_hub import constants
-
+    try:
+        from huggingface_hub import constants
+    except ImportError as exc:
+        cure = "pip install --force-reinstall huggingface-hub"
+        return Finding("problem", "model hub", f"its client cannot be imported ({exc})", cure)
     cache = Path(constants.HF_HUB_CACHE)
-    cached = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*Qwen3-Reranker*"))
+    found = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*Qwen3-Reranker*"))
+    cached = f"in the cache: {', '.join(found) or 'no Qwen3-Reranker'}"
     if constants.HF_HUB_OFFLINE:
-        cure = "unset HF_HUB_OFFLINE to download, or give --model a folder" if not cached else ""
-        return Finding(
-            "note", "model hub", f"offline by HF_HUB_OFFLINE; in the cache: {', '.join(cached) or 'no reranker'}", cure
-        )
-    return Finding(
-        "ok", "model hub", f"in the cache: {', '.join(cached) or 'no reranker yet; it is downloaded on first use'}"
-    )
+        cure = "" if found else "unset HF_HUB_OFFLINE to download, or give --model a folder (qwen-rerank help hub)"
+        return Finding("note", "model hub", f"offline by HF_HUB_OFFLINE; {cached}", cure)
+    return Finding("ok", "model hub", f"{constants.ENDPOINT}; {cached}", "" if found else "downloaded on first use")

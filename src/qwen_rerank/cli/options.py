@@ -19,6 +19,9 @@ Model = Annotated[
 EmbedderName = Annotated[
     str, typer.Option("--embedder", "-e", help="First stage: a sentence-transformers name or folder, or 'pocket'.")
 ]
+StoredEmbedder = Annotated[
+    str | None, typer.Option("--embedder", "-e", help=f"The store's own by default; of a new one {DEFAULT_EMBEDDER}.")
+]
 Server = Annotated[
     str | None, typer.Option("--server", help="Score with the rerank server at this URL instead of a local model.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from qwen_rerank.cli import options
 
 if TYPE_CHECKING:
     from qwen_rerank.files import Reading
-    from qwen_rerank.types import Document, RankedDocument
+    from qwen_rerank.types import Document
 
 
 def register(app: typer.Typer) -> None:
@@ -25,38 +26,33 @@ def register(app: typer.Typer) -> None:
 def index(
     source: Annotated[list[Path], typer.Argument(help="Folders or files: .txt, .md, .jsonl, .csv.")],
     store: Annotated[Path, typer.Option("--store", help="Folder of the store; made if it is not there.")],
-    embedder: options.EmbedderName = options.DEFAULT_EMBEDDER,
+    embedder: options.StoredEmbedder = None,
     index_kind: Annotated[str, typer.Option("--index", help="auto, or a FAISS factory string.")] = "auto",
 ) -> None:
     """Embed documents and keep them in a store; a document that is there already is replaced."""
     from qwen_rerank.embedders import load_embedder
-    from qwen_rerank.errors import InvalidInputError
-    from qwen_rerank.files import read_documents
-    from qwen_rerank.store import FaissStore
+    from qwen_rerank.store import FaissStore, built_with
 
-    reading = read_documents(source)
-    _report(reading)
-    if not reading.documents:
-        raise InvalidInputError(f"no document found in {', '.join(map(str, source))}; nothing was indexed.")
-    model = load_embedder(embedder)
+    documents = _from_files(source)
+    model = load_embedder(embedder or (built_with(store) if store.exists() else "") or options.DEFAULT_EMBEDDER)
     opened = (
         FaissStore.open(store, embedder=model)
         if store.exists()
         else FaissStore.create(store, embedder=model, index=index_kind)
     )
     with opened:
-        opened.upsert(reading.documents)
+        opened.upsert(documents)
         n_documents = len(opened)
     from qwen_rerank.cli.show import errors
 
-    errors.print(f"{len(reading.documents)} documents indexed; {store} now holds {n_documents}. Next:", highlight=False)
-    errors.print(f'  qwen-rerank search {store} "your question" --embedder {embedder}', highlight=False, markup=False)
+    errors.print(f"{len(documents)} documents indexed; {store} now holds {n_documents}. Next:", highlight=False)
+    errors.print(f'  qwen-rerank search {shlex.quote(str(store))} "your question"', highlight=False, markup=False)
 
 
 def search(
     store: Annotated[Path, typer.Argument(help="A store made by `qwen-rerank index`.")],
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    embedder: options.EmbedderName = options.DEFAULT_EMBEDDER,
+    embedder: options.StoredEmbedder = None,
     model: options.Model = options.DEFAULT_MODEL,
     server: options.Server = None,
     dialect: options.Dialect = "auto",
@@ -71,17 +67,20 @@ def search(
     from qwen_rerank.cli import show
     from qwen_rerank.embedders import load_embedder
     from qwen_rerank.reranker import Reranker
-    from qwen_rerank.store import FaissStore
+    from qwen_rerank.store import FaissStore, built_with
 
-    with FaissStore.open(store, embedder=load_embedder(embedder), read_only=True) as opened:
+    first_model = load_embedder(embedder or built_with(store) or options.DEFAULT_EMBEDDER)
+    with FaissStore.open(store, embedder=first_model, read_only=True) as opened:
         candidates = opened.search(query, top_k)
     scorer = options.load_scorer(model, server=server, dialect=dialect, device=device)
     reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
-    results = reranker.rerank(query, candidates, top_n=top_n, instruction=instruction)
+    results = reranker.rerank(query, candidates, instruction=instruction)
     if as_json:
-        show.as_json(results)
-    else:
+        show.as_json(results[:top_n])
+    elif results:
         show.console.print(show.two_rounds(query, candidates, results, n_rows=top_n))
+    else:
+        show.errors.print(f"Nothing found: {store} is empty, or its embedder knows no word of the query.")
 
 
 def rerank(
@@ -99,24 +98,27 @@ def rerank(
     """Put documents in order of relevance to a query, without a first stage."""
     from qwen_rerank.cli import show
     from qwen_rerank.reranker import Reranker
-    from qwen_rerank.types import Candidate
 
     documents = _from_stdin() if source == [Path("-")] else _from_files(source)
-    candidates = [Candidate(document, None, rank) for rank, document in enumerate(documents, start=1)]
     scorer = options.load_scorer(model, server=server, dialect=dialect, device=device)
     reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
-    results: list[RankedDocument] = reranker.rerank(query, candidates, top_n=top_n, instruction=instruction)
+    results = reranker.rerank(query, documents, top_n=top_n, instruction=instruction)
     if as_json:
         show.as_json(results)
     else:
-        show.console.print(show.two_rounds(query, candidates, results, n_rows=top_n))
+        show.console.print(show.one_round(query, results, n_candidates=len(documents)))
 
 
 def _from_files(source: list[Path]) -> list[Document]:
-    from qwen_rerank.files import read_documents
+    from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.files import SUFFIXES, read_documents
 
     reading = read_documents(source)
     _report(reading)
+    if not reading.documents:
+        raise InvalidInputError(
+            f"no document found in {', '.join(map(str, source))}; a folder needs {', '.join(SUFFIXES)} files with text."
+        )
     return reading.documents
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,10 +14,12 @@ from rich.table import Table
 from qwen_rerank.types import Candidate, RankedDocument
 
 console = Console()
-errors = Console(stderr=True)
+errors = Console(stderr=True, soft_wrap=True)
 
 _BAR_CHARS = 10
 _SNIPPET_CHARS = 160  # more than a wide terminal shows; the table cuts it
+_ID_CHARS = 20
+_FALLEN = 3  # rows for what the second round moved out of sight
 
 
 def movement(before: int, after: int) -> str:
@@ -32,34 +35,93 @@ def bar(score: float) -> str:
     return f"[cyan]{'█' * filled}[/][dim]{'░' * (_BAR_CHARS - filled)}[/]"
 
 
-def snippet(text: str, *, chars: int = 60) -> str:
-    """Return the beginning of `text` on one line, safe to print: control characters become spaces."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * chars]).split())
-    return escape(line if len(line) <= chars else line[: chars - 1] + "…")
+def snippet(text: str) -> str:
+    """Return the beginning of `text` on one line, safe to print.
+
+    A dot stands for the first line's end, which mostly is a title's, and a space for every other control character.
+    """
+    title, dot, rest = text[: 4 * _SNIPPET_CHARS].strip().partition("\n")
+    line = f"{_printable(title)} · {_printable(rest)}" if dot else _printable(title)
+    return escape(line[:_SNIPPET_CHARS])
+
+
+def _printable(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def two_rounds(
-    title: str, candidates: Sequence[Candidate], results: Sequence[RankedDocument], *, n_rows: int = 10
+    query: str, candidates: Sequence[Candidate], results: Sequence[RankedDocument], *, n_rows: int, ids: bool = True
 ) -> Table:
-    """Return a table of the final order beside the first stage's: new rank, old rank, movement, score, text.
+    """Return a table of both rounds: rank before and after, movement, score, text.
 
-    The candidates tell how many there were; the results come in their new order.
+    The best `n_rows` results come in their order; below them, dimmed, stands what the second round moved out of them.
+
+    Args:
+        query: What was asked.
+        candidates: What the first round found, best first.
+        results: What the second round made of it, best first; may hold fewer.
+        n_rows: Results to show.
+        ids: Whether there is a column of ids, or one of bars.
     """
-    table = Table(title=f"[bold]{escape(title)}[/]", title_justify="left", expand=True, pad_edge=False)
-    table.add_column("rank", justify="right", style="bold", min_width=4)
-    table.add_column("was", justify="right", style="dim", min_width=3)
-    table.add_column("moved", min_width=5)
-    table.add_column("P(yes)", justify="right", min_width=6)
-    table.add_column("", min_width=_BAR_CHARS)
-    table.add_column(f"document (of {len(candidates)} candidates)", no_wrap=True, overflow="ellipsis", ratio=1)
-    for hit in results[:n_rows]:
-        was = candidates[hit.index].rank
-        if hit.error is not None:
-            table.add_row(str(hit.rank), str(was), "", "failed", "", f"{escape(str(hit.error))}")
-            continue
-        text = snippet(hit.document.text, chars=_SNIPPET_CHARS)
-        table.add_row(str(hit.rank), str(was), movement(was, hit.rank), f"{hit.score:.3f}", bar(hit.score), text)
+    table = _table(query, f"{len(candidates)} candidates", ["round 1", "round 2"], ids=ids)
+    shown, later = results[:n_rows], {hit.index: hit for hit in results[n_rows:]}
+    for hit in shown:
+        before = candidates[hit.index].rank
+        ranks = f"[dim]{before}[/]", f"[bold]{hit.rank}[/]", movement(before, hit.rank)
+        table.add_row(*ranks, *_verdict(hit, ids=ids), _text(hit))
+    table.add_section()
+    above = {hit.index for hit in shown}
+    fallen = [index for index in range(min(n_rows, len(candidates))) if index not in above]
+    for index in fallen[:_FALLEN]:
+        before = candidates[index].rank
+        if (after := later.get(index)) is not None:
+            ranks = str(before), str(after.rank), movement(before, after.rank)
+            table.add_row(*ranks, *_verdict(after, ids=ids), _text(after), style="dim")
     return table
+
+
+def one_round(query: str, results: Sequence[RankedDocument], *, n_candidates: int) -> Table:
+    """Return a table of an order that had none before it."""
+    table = _table(query, f"{n_candidates} documents", ["rank"], ids=True)
+    for hit in results:
+        table.add_row(f"[bold]{hit.rank}[/]", *_verdict(hit, ids=True), _text(hit))
+    return table
+
+
+def _table(query: str, among: str, ranks: Sequence[str], *, ids: bool) -> Table:
+    table = Table(
+        title=f"[bold]{escape(query)}[/]  [dim]{among}[/]",
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        expand=True,
+    )
+    for name in ranks:
+        table.add_column(name, justify="right", no_wrap=True)
+    if len(ranks) > 1:
+        table.add_column("moved", no_wrap=True)
+    table.add_column("P(yes)", justify="right", no_wrap=True)
+    if ids:
+        table.add_column("id", max_width=_ID_CHARS, no_wrap=True, overflow="ellipsis")
+    else:
+        table.add_column("", min_width=_BAR_CHARS, no_wrap=True)
+    table.add_column("document", no_wrap=True, overflow="ellipsis", ratio=1)
+    return table
+
+
+def _verdict(hit: RankedDocument, *, ids: bool) -> tuple[str, str]:
+    """Return the score, and the id or a bar."""
+    score = f"{hit.score:.3f}" if hit.error is None else "[red]failed[/]"
+    if ids:
+        return score, f"[cyan]{snippet(hit.document.id)}[/]"
+    return score, bar(hit.score) if hit.error is None else ""
+
+
+def _text(hit: RankedDocument) -> str:
+    """Return the beginning of the text, or why there is no score."""
+    return snippet(hit.document.text) if hit.error is None else f"[red]{snippet(str(hit.error))}[/]"
 
 
 def as_json(results: Sequence[RankedDocument]) -> None:

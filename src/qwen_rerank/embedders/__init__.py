@@ -31,7 +31,7 @@ def load_embedder(name: str, *, device: str = "auto", revision: str | None = Non
     if name == "pocket":
         from qwen_rerank.embedders.static import StaticEmbedder
 
-        return StaticEmbedder(_POCKET)
+        return StaticEmbedder(_POCKET, name=name)
     from qwen_rerank.embedders.sentence_transformer import SentenceTransformerEmbedder
 
     return SentenceTransformerEmbedder(name, device=device, revision=revision)

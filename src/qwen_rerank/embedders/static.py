@@ -25,8 +25,10 @@ class StaticEmbedder:
 
     Args:
         folder: Holds `model.safetensors` and `tokenizer.json`.
+        name: What `load_embedder` takes to get it again, or "".
 
     Attributes:
+        name: As given.
         dim: Length of a vector.
         fingerprint: Changes with the weights and the tokenizer.
 
@@ -36,7 +38,8 @@ class StaticEmbedder:
         ModelCorruptError: If a file cannot be read, or the two do not belong together.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, name: str = "") -> None:
+        self.name = name
         path = Path(folder)
         if not path.is_dir():
             raise ModelNotFoundError(f"{str(path)!r} is no folder; give one that holds {WEIGHTS} and {TOKENIZER}.")

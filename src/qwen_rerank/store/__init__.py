@@ -20,6 +20,7 @@ from qwen_rerank.store.errors import (
     StoreReadOnlyError,
 )
 from qwen_rerank.store.faiss_store import FaissStore
+from qwen_rerank.store.opening import built_with
 from qwen_rerank.store.verify import VerifyReport, verify_store
 from qwen_rerank.store.wheels import faiss_wheels
 
@@ -43,6 +44,7 @@ __all__ = [
     "StoreNotFoundError",
     "StoreReadOnlyError",
     "VerifyReport",
+    "built_with",
     "faiss_wheels",
     "verify_store",
 ]

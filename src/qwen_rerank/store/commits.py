@@ -18,9 +18,19 @@ MODULUS = 1 << 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What is fixed when a store is created."""
+    """What is fixed when a store is created.
+
+    Attributes:
+        store: Identity of the store, 32 hex digits.
+        embedder: Name of the embedder, as `load_embedder` takes it, or "" where it has none.
+        fingerprint: Its fingerprint, which decides whether an embedder is the same.
+        dim: Length of a vector.
+        metric: "cosine" or "ip".
+        index: FAISS factory string.
+    """
 
     store: str
+    embedder: str
     fingerprint: str
     dim: int
     metric: str

@@ -26,7 +26,7 @@ def gpu_resources(faiss: ModuleType, device: str) -> Any | None:
     check_choice("device", device, DEVICES)
     if device == "cpu":
         return None
-    resources, reason = _try_gpu(faiss)
+    resources, reason = gpu_or_reason(faiss)
     if resources is None and device == "cuda":
         raise InvalidInputError(f"device='cuda' does not work: {reason}; use device='cpu' or install faiss-gpu.")
     if resources is None:
@@ -34,7 +34,8 @@ def gpu_resources(faiss: ModuleType, device: str) -> Any | None:
     return resources
 
 
-def _try_gpu(faiss: ModuleType) -> tuple[Any | None, str]:
+def gpu_or_reason(faiss: ModuleType) -> tuple[Any | None, str]:
+    """Return FAISS's GPU resources where a search with them works, else None and why not."""
     # faiss-cpu has no GPU classes at all; a GPU build without kernels for this GPU fails only when it searches.
     if not hasattr(faiss, "StandardGpuResources"):
         return None, "this is FAISS's CPU build"

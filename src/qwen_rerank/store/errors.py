@@ -126,6 +126,8 @@ class ForkedHandleError(StoreError):
 class FaissWheelsError(StoreError):
     """Several FAISS packages own the same folder and break each other."""
 
+    topic = "faiss"
+
 
 class DuplicateIdError(StoreError, InvalidInputError):
     """An id is in the store already, or twice in one call; nothing of the call was stored.
@@ -133,6 +135,8 @@ class DuplicateIdError(StoreError, InvalidInputError):
     Attributes:
         ids: The ids concerned.
     """
+
+    topic = ""  # the message says it all
 
     def __init__(self, ids: Sequence[str], where: str) -> None:
         shown = ", ".join(repr(one[:80]) for one in ids[:5]) + (", …" if len(ids) > 5 else "")
@@ -147,6 +151,8 @@ class InvalidEmbeddingError(StoreError, InvalidInputError):
         row: 0-based row of the first such vector.
     """
 
+    topic = ""  # the message says it all
+
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(f"vectors[{row}] {reason}; nothing was stored or searched.")
         self.row = row
@@ -159,6 +165,8 @@ class DimensionMismatchError(StoreError, InvalidInputError):
         expected: The shape that was needed, with None for any length.
         got: The shape that was given.
     """
+
+    topic = ""  # the message says it all
 
     def __init__(self, expected: tuple[int | None, ...], got: tuple[int, ...]) -> None:
         wanted = ", ".join("n" if size is None else str(size) for size in expected)

@@ -123,8 +123,7 @@ class FaissStore:
         check_choice("device", device, DEVICES)
         make_store(
             folder,
-            fingerprint=embedder.fingerprint,
-            dim=embedder.dim,
+            embedder,
             metric=check_choice("metric", metric, METRICS),
             index=parse_factory(index),
         )
@@ -158,20 +157,24 @@ class FaissStore:
 
     # Writing
 
-    def add(self, documents: Iterable[Document | str], *, vectors: np.ndarray | None = None) -> list[str]:
+    def add(
+        self, documents: Iterable[Document | str], *, vectors: np.ndarray | None = None, errors: str = "strict"
+    ) -> list[str]:
         """Store documents, all of them or none, and return their ids.
 
         Args:
             documents: Documents with ids that are not there yet. A string gets a hash of itself as id.
             vectors: Their vectors `(n_documents, dim)`; None embeds the texts.
+            errors: What happens to a lone surrogate in a text: "strict" refuses it, "replace" makes it U+FFFD.
 
         Raises:
+            InvalidTextError: If a text holds a lone surrogate; the message says which.
             DuplicateIdError: If an id is there already or twice in `documents`.
             InvalidEmbeddingError: If a vector is NaN, infinite, or a given one is all zeros.
             DimensionMismatchError: If the vectors have another shape.
             StoreFullError: If no space is left.
         """
-        batch = check_documents(documents)
+        batch = check_documents(documents, errors=errors)
         ids = [document.id for document in batch]
         if twice := repeated(ids):
             raise DuplicateIdError(twice, "twice in documents")
@@ -183,12 +186,14 @@ class FaissStore:
             self._replace(batch, rows_of_vectors, [])
         return ids
 
-    def upsert(self, documents: Iterable[Document | str], *, vectors: np.ndarray | None = None) -> list[str]:
+    def upsert(
+        self, documents: Iterable[Document | str], *, vectors: np.ndarray | None = None, errors: str = "strict"
+    ) -> list[str]:
         """Store documents, all of them or none, in place of those with the same ids, and return their ids.
 
         Of an id that is twice in `documents` the last one counts. Arguments and errors are those of `add`.
         """
-        batch = check_documents(documents)
+        batch = check_documents(documents, errors=errors)
         with self._guard.using(write=True):
             pass
         rows_of_vectors = self._vectors_of(batch, vectors)

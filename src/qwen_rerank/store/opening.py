@@ -36,13 +36,20 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise InvalidInputError(f"path must be the path of a folder, not {path!r}: {exc}.") from exc
 
 
-def make_store(folder: Path, *, fingerprint: str, dim: int, metric: str, index: str) -> None:
+def make_store(folder: Path, embedder: Embedder, *, metric: str, index: str) -> None:
     """Make an empty store; it is there as a whole or not at all.
 
     Raises:
         StoreExistsError: If something is at that path already, other than an empty folder.
     """
-    settings = Settings(store=uuid.uuid4().hex, fingerprint=fingerprint, dim=dim, metric=metric, index=index)
+    settings = Settings(
+        store=uuid.uuid4().hex,
+        embedder=str(getattr(embedder, "name", "")),
+        fingerprint=embedder.fingerprint,
+        dim=embedder.dim,
+        metric=metric,
+        index=index,
+    )
     first = Commit(number=0, next_row=1, previous="", content=0, documents=0, without_vector=0)
     with explained(folder):
         if folder.exists() and not (folder.is_dir() and _is_empty(folder)):
@@ -81,7 +88,9 @@ def check_folder(folder: Path) -> CommitRecord:
     """
     with explained(folder):
         if not folder.exists() or (folder.is_dir() and _is_empty(folder)):
-            raise StoreNotFoundError(f"No store is at {folder}; make one with FaissStore.create.")
+            raise StoreNotFoundError(
+                f"No store is at {folder}; make one with FaissStore.create or `qwen-rerank index`."
+            )
         if not folder.is_dir() or not any((folder / name).exists() for name in (truth.NAME, record.NAME)):
             raise NotAStoreError(f"{folder} is not a store; make one with FaissStore.create at another path.")
         for name in (truth.NAME, truth.JOURNAL, record.NAME, lock.NAME):
@@ -118,6 +127,21 @@ def check_truth(database: Truth, folder: Path) -> tuple[Settings, Commit]:
             database.path, f"its content is not what commit {acknowledged.commit} of {record.NAME} names"
         )
     return settings, commit
+
+
+def built_with(path: str | os.PathLike[str]) -> str:
+    """Return the name of the embedder that built a store, as `load_embedder` takes it, or "" where it has none.
+
+    Raises:
+        StoreError: If there is no store, or one that cannot be read.
+    """
+    folder = resolve(path)
+    check_folder(folder)
+    database = Truth(folder, read_only=True, writable=os.access(folder, os.W_OK))
+    try:
+        return database.settings().embedder
+    finally:
+        database.close()
 
 
 def check_embedder(embedder: object) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from qwen_rerank.checks import check_text
+from qwen_rerank.checks import check_choice, check_text
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.store.errors import DimensionMismatchError, InvalidEmbeddingError
 from qwen_rerank.types import Document
@@ -52,8 +52,10 @@ def vector_digest(vector: bytes) -> bytes:
     return hashlib.blake2b(vector, digest_size=16).digest()
 
 
-def check_documents(documents: object) -> list[Document]:
+def check_documents(documents: object, *, errors: str = "strict") -> list[Document]:
     """Return `documents` as a list; a bare string becomes a document whose id is a hash of its text.
+
+    With `errors="replace"` lone surrogates of texts become U+FFFD.
 
     Raises:
         InvalidInputError: If it is no iterable of documents or strings, or a field of one is not what it should be.
@@ -62,7 +64,17 @@ def check_documents(documents: object) -> list[Document]:
         raise InvalidInputError(
             f"documents must be a list of Document or strings, not {type(documents).__name__}; wrap one as [document]."
         )
+    if check_choice("errors", errors, ("strict", "replace")) == "replace":
+        documents = map(_repaired, documents)
     return [_check_document(f"documents[{i}]", document) for i, document in enumerate(documents)]
+
+
+def _repaired(document: object) -> object:
+    if isinstance(document, str):
+        return document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(document, Document) and isinstance(document.text, str):
+        return replace(document, text=_repaired(document.text))
+    return document
 
 
 def _check_document(name: str, document: object) -> Document:
