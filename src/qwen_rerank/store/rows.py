@@ -70,11 +70,13 @@ def check_documents(documents: object, *, errors: str = "strict") -> list[Docume
 
 
 def _repaired(document: object) -> object:
-    if isinstance(document, str):
-        return document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(document, Document) and isinstance(document.text, str):
-        return replace(document, text=_repaired(document.text))
-    return document
+        return replace(document, text=_repaired_text(document.text))
+    return _repaired_text(document) if isinstance(document, str) else document
+
+
+def _repaired_text(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _check_document(name: str, document: object) -> Document:
