@@ -68,7 +68,7 @@ def run(name: str, options: argparse.Namespace) -> bool:
     report = {
         "command": " ".join(["python", "eval/serving/bench.py", name, *(["--quick"] if options.quick else [])]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {**hardware("cpu"), "cores": os.cpu_count()},
+        "hardware": {**hardware("cpu"), "cores": os.cpu_count(), "niceness": os.nice(0)},
         "versions": {**versions(), **{package: version(package) for package in PACKAGES}},
         "figures": measurements(quick=options.quick)[name](),
     }
