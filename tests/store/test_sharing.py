@@ -92,14 +92,17 @@ def test_every_read_beside_a_writer_is_one_commit(path, embedder, full):
 
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(read)
-            for n in range(1, commits + 1):
+            n = 0
+            # On a busy machine the reader may need longer than the commits do.
+            while not reading.done() and (n < commits or len(set(reads)) < 10):
+                n += 1
                 store.upsert([Document("moving", f"apple round {n}")])
                 if n % 40 == 0:
                     store.compact()
             stop.set()
             reading.result()
     assert reads == sorted(reads)
-    assert len(set(reads)) > 2
+    assert len(set(reads)) >= 10
 
 
 def test_a_reader_outlives_the_files_it_was_opened_with(store, path, embedder):
