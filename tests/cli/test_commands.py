@@ -68,6 +68,7 @@ def test_rerank_reads_a_document_a_line_from_stdin():
     result = runner.invoke(app, ["rerank", "red", "-", "--json"], input="blue\n\nred\n")
 
     assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["red", "blue"]
+    assert "no document came on stdin" in str(runner.invoke(app, ["rerank", "red", "-"], input="\n").exception)
 
 
 def test_control_characters_of_a_document_do_not_reach_the_terminal(tmp_path):

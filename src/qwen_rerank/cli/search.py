@@ -123,9 +123,13 @@ def _from_files(source: list[Path]) -> list[Document]:
 
 
 def _from_stdin() -> list[Document]:
+    from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.types import Document
 
-    return [Document(f"line {n}", line.rstrip("\n")) for n, line in enumerate(sys.stdin, start=1) if line.strip()]
+    lines = [Document(f"line {n}", line.rstrip("\n")) for n, line in enumerate(sys.stdin, start=1) if line.strip()]
+    if not lines:
+        raise InvalidInputError("no document came on stdin; give one a line.")
+    return lines
 
 
 def _report(reading: Reading) -> None:
