@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import threading
 import time
@@ -146,6 +147,14 @@ class Hung(Oracle):
     async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
         await asyncio.to_thread(self._never.wait)
         raise AssertionError("unreachable")
+
+
+class Frozen(Oracle):
+    """Answers "frozen" with the number of objects that its process's garbage collector leaves alone."""
+
+    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+        values = [gc.get_freeze_count() if text == "frozen" else value_of(text) for text in documents]
+        return np.array(values, dtype=np.float32)
 
 
 def slow_load(seconds: float) -> Oracle:

@@ -48,6 +48,15 @@ def test_sigterm_answers_what_is_admitted_and_exits_with_0(tmp_path):
     assert [response.status_code for response in results] == [200] * 8
 
 
+def test_what_stays_for_good_is_no_work_for_the_garbage_collector():
+    """A full pass over all libraries would stop every request for a tenth of a second, again and again."""
+    with stub_server("Frozen") as server:
+        body = {"query": "q", "documents": ["frozen"], "raw_scores": True}
+        [result] = httpx2.post(f"{server.url}/v1/rerank", json=body).json()["results"]
+
+    assert result["relevance_score"] > 10_000
+
+
 def test_sigterm_turns_readiness_red_at_once_and_closes_the_port_after_the_delay():
     with stub_server("Slow", arguments=[0.05], settings={"drain_delay_s": 1.0}) as server, connect(server.port) as idle:
         server.process.send_signal(signal.SIGTERM)

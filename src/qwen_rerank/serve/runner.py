@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -10,6 +11,7 @@ import resource
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -56,11 +58,23 @@ def serve(
     """
     check_exposure(host, has_keys=bool(api_keys), no_auth=no_auth)
     sock = listener or listen(host, port)
-    server = make_server(load, settings=settings or ServeSettings(), api_keys=api_keys)
+    server = make_server(partial(_load_to_stay, load), settings=settings or ServeSettings(), api_keys=api_keys)
     address, bound, *_ = sock.getsockname()
     event = {"address": address, "port": bound, "keys": len(api_keys), "pid": os.getpid()}
     logger.info("listening", extra={"event": event})
     server.run(sockets=[sock])
+
+
+def _load_to_stay(load: Callable[[], Scorer]) -> Scorer:
+    """Return the scorer, and take all that is there by now out of the garbage collector's sight.
+
+    A full pass over a server's libraries and model stops every request for a tenth of a second and more, and under load
+    there is one every few seconds.
+    """
+    scorer = load()
+    gc.collect()
+    gc.freeze()
+    return scorer
 
 
 def make_server(load: Callable[[], Scorer], *, settings: ServeSettings, api_keys: Sequence[str] = ()) -> Server:
