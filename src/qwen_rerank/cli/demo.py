@@ -50,7 +50,7 @@ def demo(
     console.print(
         f"{n_queries} queries, both rounds, in {time.perf_counter() - started:.1f} s (models already loaded)."
     )
-    console.print(_next_steps(model), highlight=False)
+    console.print(_next_steps(model, embedder), highlight=False, markup=False, soft_wrap=True)
 
 
 def _introduction(model: str, embedder: str) -> str:
@@ -64,10 +64,10 @@ def _introduction(model: str, embedder: str) -> str:
     return f"{first}\n{second}\n"
 
 
-def _next_steps(model: str) -> str:
+def _next_steps(model: str, embedder: str) -> str:
     return (
         "Your own files:\n"
-        f"  qwen-rerank index FOLDER --store my-store --embedder pocket\n"
+        f"  qwen-rerank index FOLDER --store my-store --embedder {embedder}\n"
         f'  qwen-rerank search my-store "your question" --model {model}\n'
         "What this machine can run: qwen-rerank doctor"
     )
