@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import rms_norm
 
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.layout import Layout
@@ -98,14 +98,12 @@ class Forward:
         """Return query, key and value of every row, `(n, heads, head_dim)`; with `last` the queries of those rows only."""
         shape, n_query = self._config, self._config.n_heads * self._config.head_dim
         normed = self._norm(hidden, layer.input_norm)
-        if last is None:
-            qkv = linear(normed, layer.qkv)
+        if layer.kv is None:
+            qkv = layer.qkv(normed)
             flat_query, flat_keys = qkv[:, :n_query], qkv[:, n_query:]
-            query_turn = turn
         else:
-            flat_query = linear(normed[last], layer.qkv[:n_query])
-            flat_keys = linear(normed, layer.qkv[n_query:])
-            query_turn = (turn[0][last], turn[1][last])
+            flat_query, flat_keys = layer.qkv(normed if last is None else normed[last]), layer.kv(normed)
+        query_turn = turn if last is None else (turn[0][last], turn[1][last])
         query = flat_query.view(len(flat_query), shape.n_heads, shape.head_dim)
         key, value = flat_keys.view(len(hidden), 2 * shape.n_kv_heads, shape.head_dim).chunk(2, dim=1)
         rotate, eps = self._ops.norm_rotate, shape.rms_norm_eps
@@ -115,6 +113,6 @@ class Forward:
         """Add the attention's output and the MLP to `hidden`, in place, some rows at a time."""
         for start in range(0, len(hidden), self._row_chunk):
             rows = slice(start, start + self._row_chunk)
-            chunk = hidden[rows].addmm_(mixed[rows], layer.output.t())
-            gate_up = linear(self._norm(chunk, layer.mlp_norm), layer.gate_up)
-            chunk.addmm_(self._ops.gate(gate_up), layer.down.t())
+            chunk = hidden[rows]
+            layer.output.add_to(chunk, mixed[rows])
+            layer.down.add_to(chunk, self._ops.gate(layer.gate_up(self._norm(chunk, layer.mlp_norm))))

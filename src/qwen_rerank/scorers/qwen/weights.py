@@ -8,20 +8,27 @@ from dataclasses import dataclass
 import torch
 
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
+from qwen_rerank.scorers.qwen.matrix import Matrix, as_matrix
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer; every matrix is `(out, in)`."""
+    """One decoder layer; every matrix is `(out, in)`.
+
+    Attributes:
+        qkv: Of query, key and value in one; of the last layer, whose queries are few, the query's alone.
+        kv: Of key and value, in the last layer only.
+    """
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor
+    qkv: Matrix
+    kv: Matrix | None
     query_norm: torch.Tensor
     key_norm: torch.Tensor
-    output: torch.Tensor
+    output: Matrix
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: Matrix
+    down: Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +75,18 @@ def fuse(
     embedding = embedding.clone() if device.type == "cpu" else embedding.to(device=device, dtype=dtype, copy=True)
     layers = []
     for i in range(config.n_layers):
-        at = f"model.layers.{i}."
+        at, last = f"model.layers.{i}.", i == config.n_layers - 1
         layers.append(
             Layer(
                 input_norm=take(at + "input_layernorm.weight"),
-                qkv=take(*(f"{at}self_attn.{name}_proj.weight" for name in "qkv")),
+                qkv=as_matrix(take(*(f"{at}self_attn.{name}_proj.weight" for name in ("q" if last else "qkv")))),
+                kv=as_matrix(take(*(f"{at}self_attn.{name}_proj.weight" for name in "kv"))) if last else None,
                 query_norm=take(at + "self_attn.q_norm.weight"),
                 key_norm=take(at + "self_attn.k_norm.weight"),
-                output=take(at + "self_attn.o_proj.weight"),
+                output=as_matrix(take(at + "self_attn.o_proj.weight")),
                 mlp_norm=take(at + "post_attention_layernorm.weight"),
-                gate_up=take(at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight"),
-                down=take(at + "mlp.down_proj.weight"),
+                gate_up=as_matrix(take(at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight")),
+                down=as_matrix(take(at + "mlp.down_proj.weight")),
             )
         )
     cosine, sine = rotary_table(config, max_length)
