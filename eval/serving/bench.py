@@ -1,6 +1,6 @@
 """What the server does under stress, with a stub engine whose right answers are known.
 
-    python eval/serving/bench.py [clients] [overload] [sigterm] [--quick] [--out FOLDER]
+    python eval/serving/bench.py [clients] [overload] [sigterm] [--quick] [--out FOLDER] [--note TEXT]
 
 Each prints its figures and writes them as JSON; `results.md` is the table of all. Exits with 1 when a bar is missed.
 """
@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)}; all by default")
     parser.add_argument("--quick", action="store_true", help="a minute in all, to see that it works")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON files")
+    parser.add_argument("--note", default="", help="what else ran on the machine, kept with the figures")
     options = parser.parse_args()
     if unknown := set(options.names) - set(known):
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(known)}")
@@ -70,6 +71,7 @@ def run(name: str, options: argparse.Namespace) -> bool:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {**hardware("cpu"), "cores": os.cpu_count(), "niceness": os.nice(0)},
         "versions": {**versions(), **{package: version(package) for package in PACKAGES}},
+        "note": options.note,
         "figures": measurements(quick=options.quick)[name](),
     }
     text = json.dumps(report, indent=1)
