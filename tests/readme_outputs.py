@@ -1,0 +1,107 @@
+"""What the READMEs show of real output: `python -m tests.readme_outputs` runs it again and writes it into both."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tests.readme_tree import READMES, ROOT
+
+DEMO_QUERIES = ("适合程序员的机械键盘", "Which planet is known as the Red Planet?")
+REQUEST = re.compile(r"curl http://127\.0\.0\.1:8080(\S+) .*? -d '(.*?)'\n```", re.DOTALL)
+_PYTHON = re.compile(r"```python\n(.*?)```(\n+```text\n(.*?)```)?", re.DOTALL)
+_SMALL = {
+    '"Qwen/Qwen3-Reranker-0.6B"': '"pocket"',
+    '"Qwen/Qwen3-Embedding-0.6B"': '"pocket"',
+    "QwenScorer()": 'QwenScorer("pocket")',
+}
+
+
+def snippets(text: str) -> list[tuple[str, str]]:
+    """Return (code, shown output or "") of every Python block but those that need a running server."""
+    return [(code, shown) for code, _, shown in _PYTHON.findall(text) if "http://" not in code]
+
+
+def run(code: str, folder: Path) -> str:
+    """Return what a block prints with the small models in place of the real ones."""
+    for name, small in _SMALL.items():
+        code = code.replace(name, small)
+    return _output([sys.executable, "-c", code], folder)
+
+
+def demo() -> str:
+    """Return two of the demo's queries, the first five places of each."""
+    with TemporaryDirectory() as folder:
+        printed = _output([sys.executable, "-m", "qwen_rerank", "demo"], Path(folder))
+    lines = [line.rstrip() for line in printed.splitlines()]
+    shown = []
+    for query in DEMO_QUERIES:
+        start = next(i for i, line in enumerate(lines) if line.startswith(query))
+        shown += [*lines[start : start + 8], ""]
+    return "\n".join(shown).rstrip()
+
+
+def answer(text: str) -> str:
+    """Return the server's answer to the README's request, as JSON."""
+    import httpx2
+
+    from qwen_rerank import QwenScorer
+    from qwen_rerank.serve.app import create_app
+
+    found = REQUEST.search(text)
+    assert found, "the README shows no request"
+
+    async def ask() -> dict[str, Any]:
+        app = create_app(QwenScorer("pocket"))
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server") as client,
+        ):
+            await app.state.backend.wait_loaded()
+            return (await client.post(found[1], json=json.loads(found[2]))).json()
+
+    given = asyncio.run(ask())
+    results = [{**row, "relevance_score": round(row["relevance_score"], 4)} for row in given["results"]]
+    return json.dumps({"results": results}, ensure_ascii=False)
+
+
+def with_outputs(text: str) -> str:
+    """Return a README with its outputs as they are now."""
+
+    def again(match: re.Match[str]) -> str:
+        code = match[1]
+        if "http://" in code:
+            return match[0]
+        with TemporaryDirectory() as folder:
+            printed = run(code, Path(folder))
+        return f"```python\n{code}```" + (f"\n\n```text\n{printed}```" if printed else "")
+
+    text = _PYTHON.sub(again, text)
+    text = _between(text, "demo", f"```text\n$ qwen-rerank demo      # two of its six queries\n{demo()}\n```")
+    return _between(text, "answer", f"```json\n{answer(text)}\n```")
+
+
+def _between(text: str, name: str, content: str) -> str:
+    return re.sub(
+        rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{content}\n{m[2]}", text, flags=re.DOTALL
+    )
+
+
+def _output(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "COLUMNS": "96", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+if __name__ == "__main__":
+    for readme in READMES:
+        path = ROOT / readme
+        path.write_text(with_outputs(path.read_text(encoding="utf-8")), encoding="utf-8")
