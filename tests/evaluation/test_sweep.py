@@ -16,7 +16,8 @@ def outcome(name, values, p95_ms, cost=None):
 
 
 GOOD = outcome("good", [0.9, 0.8, 0.9, 0.85] * 5, 300.0, 3.0)
-SAME = outcome("same", [0.87, 0.82, 0.89, 0.86] * 5, 100.0, 1.0)
+SAME = outcome("same", [0.897, 0.802, 0.896, 0.85] * 5, 100.0, 1.0)
+UNCLEAR = outcome("unclear", [0.87, 0.82, 0.89, 0.86] * 5, 50.0, 0.5)
 WORSE = outcome("worse", [0.5, 0.4, 0.5, 0.45] * 5, 10.0, 0.1)
 WASTE = outcome("waste", [0.5, 0.4, 0.5, 0.45] * 5, 500.0, 5.0)
 ALL = [GOOD, SAME, WORSE, WASTE]
@@ -38,11 +39,21 @@ def test_the_front_holds_what_nothing_beats_at_no_higher_price():
     assert [o.label for o in front] == ["worse", "same", "good"]
 
 
-def test_the_fastest_that_is_not_shown_to_be_worse_is_recommended():
+def test_the_fastest_that_is_shown_to_lose_next_to_nothing_is_recommended():
     recommendation = recommend(ALL)
 
     assert recommendation.outcome is SAME
-    assert "good reaches 0.863" in recommendation.sentence
+    assert (
+        "good (nDCG@10 0.863, 300 ms at p95, 3.0000 for 1,000 searches) is better by no more than 0.01"
+        in recommendation.sentence
+    )
+
+
+def test_a_setting_that_few_queries_cannot_tell_from_the_best_is_named_and_not_taken():
+    recommendation = recommend([GOOD, UNCLEAR])
+
+    assert recommendation.outcome is GOOD
+    assert "these 20 queries are too few to tell unclear" in recommendation.sentence
 
 
 @pytest.mark.parametrize(("budget", "label"), [({"max_p95_ms": 50}, "worse"), ({"max_cost": 2.0}, "same")])
