@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_the_embedder_brings_both_keyboards_before_the_mouse():
 
 def test_both_models_take_less_than_25_megabytes():
     assert sum(path.stat().st_size for path in POCKET.rglob("*") if path.is_file()) < 25_000_000
+
+
+def test_the_card_shows_the_measured_figures():
+    results = Path(__file__).resolve().parents[1] / "eval" / "pocket" / "results"
+    speed = json.loads((results / "speed.json").read_text(encoding="utf-8"))
+    card = (POCKET / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+    assert (results / "results.md").read_text(encoding="utf-8").strip() in card
+    assert f"loads in {speed['reranker']['load_s']:.2f} s" in card
+    assert f"50 candidates in {speed['reranking']['ms_p50']:.0f} ms" in card
 
 
 def test_the_card_is_shipped_in_both_languages():

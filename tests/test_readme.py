@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 
 import pytest
 
@@ -46,6 +47,13 @@ def test_both_languages_show_the_same_code():
     without_comments = [[re.sub(r"\s*#.*", "", code) for code, _ in snippets(text_of(readme))] for readme in READMES]
 
     assert without_comments[0] == without_comments[1]
+
+
+def test_the_figures_are_those_of_the_committed_results():
+    drawn = runpy.run_path(str(ROOT / "eval" / "readme.py"))
+
+    for readme, language in drawn["READMES"].items():
+        assert drawn["with_figures"](text_of(readme), language) == text_of(readme), "run: python eval/readme.py"
 
 
 @pytest.mark.parametrize("readme", [*READMES, "CONTRIBUTING.md"])

@@ -1,0 +1,73 @@
+"""Draw the READMEs' figures from the committed results: `python eval/readme.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEED = Path("eval/speed/results/cpu-2-cores.json")
+BASELINES = Path("eval/results/baselines.md")
+SHOWN = ("scifact", "vaswani_npl", "cosqa", "xquad_r_en", "xquad_r_zh", "dureader_demo", "rgb_zh_dev")
+READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
+
+SPEED_TEXT = {
+    "en": (
+        "On {threads} cores of an {cpu} ({dtype}, the 0.6B shape with random weights, text in and scores out, everyone in one process in turn, "
+        "1 query × {documents} documents of 128 tokens) the engine scores **{rate:.2f} documents/s: ×{recipe:.1f} the model card's code, "
+        "×{st:.1f} sentence-transformers**; with 20 to 400 tokens a document ×{mixed:.1f}. Tokens that prompts share are computed once, nothing is padded. "
+        "Sharing prefixes is not new (RadixMLP in TEI, SGLang's multi-item scoring, vLLM's prefix cache); having it exact in a library is. "
+        "[All figures]({path}), [what was tried](eval/speed/LOG.md); one command measures a GPU: `python eval/speed/gpu.py`."
+    ),
+    "zh": (
+        "在 {cpu} 的 {threads} 个核上（{dtype}，0.6B 的形状、随机权重，从文本到分数全程计时，各家在同一进程里轮流运行，1 个查询 × {documents} 篇 128 token 的文档），"
+        "引擎每秒打分 **{rate:.2f} 篇：是模型卡代码的 {recipe:.1f} 倍，sentence-transformers 的 {st:.1f} 倍**；文档长度在 20 到 400 token 之间时是后者的 {mixed:.1f} 倍。"
+        "各提示词共有的前缀只算一次，没有填充。共享前缀并不新鲜（TEI 的 RadixMLP、SGLang 的多项打分、vLLM 的前缀缓存都有），新的是一个可直接导入、"
+        "分数精确的库。[全部数据]({path})，[试过什么](eval/speed/LOG.md)；在 GPU 上一条命令测完：`python eval/speed/gpu.py`。"
+    ),
+}
+BASELINES_TEXT = {
+    "en": "What the small shipped models do on public collections, excerpt of [all fifteen]({path}):",
+    "zh": "随包小模型在公开数据集上的表现，节选自[全部十五个]({path})：",
+}
+
+
+def speed(language: str) -> str:
+    """Return the sentences on speed."""
+    report = json.loads((ROOT / SPEED).read_text(encoding="utf-8"))
+    workload = report["workloads"]["1x16x128"]
+    mixed = report["workloads"]["2x6 mixed 20-400"]["engine_over"]
+    return SPEED_TEXT[language].format(
+        threads=report["hardware"]["threads"],
+        cpu=report["hardware"]["cpu"],
+        dtype=report["dtype"],
+        documents=workload["documents"],
+        rate=workload["contestants"]["engine"]["documents_per_s"],
+        recipe=workload["engine_over"]["recipe"],
+        st=workload["engine_over"]["sentence-transformers"],
+        mixed=mixed["sentence-transformers"],
+        path=SPEED,
+    )
+
+
+def evaluate(language: str) -> str:
+    """Return some rows of the baseline table, with its legend."""
+    table, legend = (ROOT / BASELINES).read_text(encoding="utf-8").strip().rsplit("\n\n", 1)
+    head, rule, *rows = table.split("\n")
+    chosen = [row for row in rows if any(row.startswith((f"| {name} ", f"| {name}|")) for name in SHOWN)]
+    return "\n".join([BASELINES_TEXT[language].format(path=BASELINES), "", head, rule, *chosen, "", legend])
+
+
+def with_figures(text: str, language: str) -> str:
+    """Return a README with its figures as the results have them."""
+    for name, content in (("speed", speed(language)), ("evaluate", evaluate(language))):
+        place = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(place, lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    for readme, language in READMES.items():
+        path = ROOT / readme
+        path.write_text(with_figures(path.read_text(encoding="utf-8"), language), encoding="utf-8")
