@@ -182,14 +182,14 @@ axes.spines[["top", "right"]].set_visible(False)
 print(recommend(outcomes, max_p95_ms=1000).sentence)
 
 # %% [markdown] lang="en"
-# The numbers at the dots are the candidates that were reranked. The stars are the settings worth talking about; everything below them is worse *and* dearer. `recommend` takes the fastest one that is **not shown to be worse** than the best. That clause is the subject of the next section.
+# The numbers at the dots are the candidates that were reranked. The stars are the settings worth talking about; everything below them is worse *and* dearer. `recommend` takes the fastest one that is **shown to lose next to nothing** (0.01) against the best; one that these questions merely cannot tell from it is named, not taken. What "shown" means is the subject of the next section.
 #
 # The cost is plain arithmetic: seconds of one search × 1,000 ÷ 3,600 × price of an hour. It holds for one search after another; a server that batches concurrent searches is cheaper ([notebook 8](08_make_it_fast.ipynb)).
 #
 # ## Is that difference real?
 
 # %% [markdown] lang="zh"
-# 点旁的数字是重排的候选数。带星的才值得讨论，其余的都*又差又贵*。`recommend` 选的是**没有证据表明比最好的差**的那些里最快的一个。这个“没有证据”是什么意思，下一节说。
+# 点旁的数字是重排的候选数。带星的才值得讨论，其余的都*又差又贵*。`recommend` 选的是**有证据表明几乎不比最好的差**（不超过 0.01）的那些里最快的一个；只是这些问题分不出高下的，会点名，但不会选。什么叫“有证据”，下一节说。
 #
 # 成本就是简单的算术：一次搜索的秒数 × 1000 ÷ 3600 × 每小时价格。这是一个接一个搜的价；服务端把并发请求合批会更便宜（[第 8 节](08_make_it_fast.ipynb)）。
 #
