@@ -8,8 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = Path("eval/speed/results/cpu-2-cores.json")
-BASELINES = Path("eval/results/baselines.md")
-SHOWN = ("scifact", "vaswani_npl", "cosqa", "xquad_r_en", "xquad_r_zh", "dureader_demo", "rgb_zh_dev")
+POCKET = Path("eval/pocket/results/results.md")
 READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
 
 SPEED_TEXT = {
@@ -27,9 +26,15 @@ SPEED_TEXT = {
         "分数精确的库。[全部数据]({path})，[试过什么](eval/speed/LOG.md)；在 GPU 上一条命令测完：`python eval/speed/gpu.py`。"
     ),
 }
-BASELINES_TEXT = {
-    "en": "What the small shipped models do on public collections, excerpt of [all fifteen]({path}):",
-    "zh": "随包小模型在公开数据集上的表现，节选自[全部十五个]({path})：",
+POCKET_TEXT = {
+    "en": (
+        "What the small shipped models do on public collections (nDCG@10; BM25 and the embedder alone beside them, paired 95 % intervals; "
+        "[model card](src/qwen_rerank/pocket/MODEL_CARD.md)). They say nothing about Qwen3-Reranker:"
+    ),
+    "zh": (
+        "随包小模型在公开数据集上的表现（nDCG@10，旁边是 BM25 和只用词向量的结果，配对 95% 置信区间；[模型卡](src/qwen_rerank/pocket/MODEL_CARD.md)）。"
+        "这些数字不代表 Qwen3-Reranker："
+    ),
 }
 
 
@@ -52,11 +57,8 @@ def speed(language: str) -> str:
 
 
 def evaluate(language: str) -> str:
-    """Return some rows of the baseline table, with its legend."""
-    table, legend = (ROOT / BASELINES).read_text(encoding="utf-8").strip().rsplit("\n\n", 1)
-    head, rule, *rows = table.split("\n")
-    chosen = [row for row in rows if any(row.startswith((f"| {name} ", f"| {name}|")) for name in SHOWN)]
-    return "\n".join([BASELINES_TEXT[language].format(path=BASELINES), "", head, rule, *chosen, "", legend])
+    """Return the table of the pocket models."""
+    return f"{POCKET_TEXT[language]}\n\n{(ROOT / POCKET).read_text(encoding='utf-8').strip()}"
 
 
 def with_figures(text: str, language: str) -> str:
