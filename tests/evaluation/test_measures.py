@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import ir_measures
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.evaluation.measures import measure
+from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
 
 
 def slow_ndcg(order, grades, k):
@@ -28,14 +29,44 @@ def slow_ndcg(order, grades, k):
 def test_measures_agree_with_their_formulas(order, grades, k):
     relevant = {doc for doc, grade in grades.items() if grade > 0}
     measured = measure(
-        {"q": [(doc, 0.0) for doc in order]}, {"q": grades}, [f"nDCG@{k}", f"R@{k}", f"P@{k}", "RR"]
+        {"q": [(doc, 0.0) for doc in order]},
+        {"q": grades},
+        [f"nDCG@{k}", f"R@{k}", f"P@{k}", "RR", f"RR@{k}", "AP", f"Success@{k}", f"Judged@{k}"],
     ).means
 
     hits = [doc in relevant for doc in order]
     assert measured[f"nDCG@{k}"] == pytest.approx(slow_ndcg(order, grades, k))
     assert measured[f"P@{k}"] == pytest.approx(sum(hits[:k]) / k)
     assert measured[f"R@{k}"] == pytest.approx(sum(hits[:k]) / len(relevant) if relevant else 0.0)
-    assert measured["RR"] == pytest.approx(1 / (hits.index(True) + 1) if any(hits) else 0.0)
+    first = hits.index(True) + 1 if any(hits) else math.inf
+    assert measured["RR"] == pytest.approx(1 / first)
+    assert measured[f"RR@{k}"] == pytest.approx(1 / first if first <= k else 0.0)
+    precisions = [sum(hits[:place]) / place for place, hit in enumerate(hits, start=1) if hit]
+    assert measured["AP"] == pytest.approx(sum(precisions) / len(relevant) if relevant else 0.0)
+    assert measured[f"Success@{k}"] == (first <= k)
+    assert measured[f"Judged@{k}"] == pytest.approx(sum(doc in grades for doc in order[:k]) / min(k, len(order)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    run=st.dictionaries(
+        st.sampled_from(["q1", "q2", "q3", "q4"]),
+        st.lists(st.sampled_from([f"d{i}" for i in range(9)]), unique=True, max_size=9),
+    ),
+    qrels=st.dictionaries(
+        st.sampled_from(["q1", "q2", "q3"]),
+        st.dictionaries(st.sampled_from([f"d{i}" for i in range(12)]), st.integers(0, 3), min_size=1),
+        min_size=1,
+    ),
+)
+def test_runs_without_ties_are_measured_as_ir_measures_does(run, qrels):
+    scored = {query: {doc: 1.0 - place / 10 for place, doc in enumerate(docs)} for query, docs in run.items()}
+    names = [name for name in DEFAULT_MEASURES if not name.startswith("Judged")]
+    theirs = ir_measures.calc_aggregate([ir_measures.parse_measure(name) for name in names], qrels, scored)
+
+    ours = measure({query: list(docs.items()) for query, docs in scored.items()}, qrels, names).means
+
+    assert ours == pytest.approx({str(name): value for name, value in theirs.items()})
 
 
 def test_equal_scores_are_measured_in_the_returned_order():

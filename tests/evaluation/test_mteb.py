@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.export import reranking_samples
+from qwen_rerank.evaluation.measures import measure
 from qwen_rerank.evaluation.mteb import MtebCrossEncoder, MtebEncoder, PairPredictor
 from qwen_rerank.testing import HashEmbedder, OverlapScorer, TableScorer
 
@@ -67,3 +70,25 @@ def test_sentence_transformers_own_evaluator_takes_our_samples_and_scores(collec
 
     assert values["paint_ndcg@10"] == 1.0
     assert values["paint_base_ndcg@10"] < 1.0
+
+
+def test_mteb_runs_both_stages_over_a_local_task_and_agrees_with_us(collection, tmp_path, monkeypatch):
+    """A first stage that errs and a scorer that knows: both figures are mteb's own, of the runs that it made."""
+    mteb = pytest.importorskip("mteb")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    script = runpy.run_path(str(Path(__file__).parents[2] / "eval" / "mteb_local.py"))
+    options = {"cache": None, "overwrite_strategy": "always"}
+    encoder = MtebEncoder(HashEmbedder(), name="local/hash")
+
+    first = mteb.evaluate(encoder, script["local_task"](collection), prediction_folder=tmp_path, **options)
+    task = script["local_task"](collection).convert_to_reranking(tmp_path, top_k=8)
+    second = mteb.evaluate(MtebCrossEncoder(OverlapScorer(), name="local/overlap"), task, **options)
+
+    vectors = HashEmbedder().embed_documents([document.text for document in collection.documents])
+    run = {}
+    for query, text in collection.queries.items():
+        similarities = vectors @ HashEmbedder().embed_queries([text])[0]
+        run[query] = [(f"d{place}", similarities[place]) for place in np.argsort(-similarities, kind="stable")]
+    ours = measure(run, collection.qrels, ["nDCG@10"]).means["nDCG@10"]
+    assert first.task_results[0].get_score() == pytest.approx(ours, abs=1e-4)
+    assert ours < second.task_results[0].get_score() == 1.0

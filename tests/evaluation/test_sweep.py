@@ -44,7 +44,7 @@ def test_the_fastest_that_is_shown_to_lose_next_to_nothing_is_recommended():
 
     assert recommendation.outcome is SAME
     assert (
-        "good (nDCG@10 0.863, 300 ms at p95, 3.0000 for 1,000 searches) is better by no more than 0.01"
+        "good (nDCG@10 0.863, 300 ms at p95, 3.0000 for 1,000 searches) is better by no more than 0.01 (95 % sure, 4 settings compared)"
         in recommendation.sentence
     )
 
@@ -54,6 +54,15 @@ def test_a_setting_that_few_queries_cannot_tell_from_the_best_is_named_and_not_t
 
     assert recommendation.outcome is GOOD
     assert "these 20 queries are too few to tell unclear" in recommendation.sentence
+
+
+def test_the_more_settings_are_tried_the_more_it_takes_to_be_recommended():
+    """A setting that one comparison lets pass, by a hair, does not pass as one of twenty."""
+    hair = outcome("hair", [0.875, 0.82, 0.89, 0.86] * 5, 100.0)
+    others = [outcome(f"other {i}", WORSE.per_query.values(), 400.0) for i in range(18)]
+
+    assert recommend([GOOD, hair]).outcome is hair
+    assert recommend([GOOD, hair, *others]).outcome is GOOD
 
 
 @pytest.mark.parametrize(("budget", "label"), [({"max_p95_ms": 50}, "worse"), ({"max_cost": 2.0}, "same")])

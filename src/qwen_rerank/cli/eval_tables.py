@@ -9,6 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from qwen_rerank.evaluation.sweep import money
+
 
 def run_tables(result: Mapping[str, Any]) -> tuple[Table, Table]:
     """Return the systems of a run with their measures, and what changed against the first one."""
@@ -45,7 +47,7 @@ def sweep_table(result: Mapping[str, Any]) -> Table:
             f"{row['means'][primary]:.4f}",
             f"{row['p50_ms']:.1f}",
             f"{row['p95_ms']:.1f}",
-            *([f"{row['cost']:.4f}"] if priced else []),
+            *([money(row["cost"])] if priced else []),
         ]
         for row in result["outcomes"]
     ]

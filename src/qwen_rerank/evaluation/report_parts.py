@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen_rerank.evaluation import plots
 from qwen_rerank.evaluation.results import threshold_sentence
+from qwen_rerank.evaluation.sweep import money
 
 Row = Mapping[str, Any]
 Cell = str | tuple[str, str]
@@ -93,7 +94,7 @@ def sweep_section(result: Row) -> str:
             f"{row['means'][primary]:.3f}",
             f"{row['p50_ms']:.1f}",
             f"{row['p95_ms']:.1f}",
-            *([f"{row['cost']:.4f}"] if priced else []),
+            *([money(row["cost"])] if priced else []),
             *(f"{row['means'][name]:.3f}" for name in others),
         ]
         for number, row in enumerate(result["outcomes"], start=1)

@@ -84,12 +84,20 @@ def compare(
     }
 
 
-def mean_interval(differences: np.ndarray, *, n_resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % BCa bootstrap interval of the mean of `(n_queries,)` values."""
+def mean_interval(
+    differences: np.ndarray, *, n_resamples: int = 10_000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the BCa bootstrap interval of the mean of `(n_queries,)` values, 95 % unless told otherwise."""
     if np.allclose(differences, differences[0], rtol=0, atol=1e-12):  # nothing varies, so nothing can be resampled
         return float(differences[0]), float(differences[0])
     result = stats.bootstrap(
-        (differences,), np.mean, n_resamples=n_resamples, vectorized=True, rng=np.random.default_rng(seed), batch=1000
+        (differences,),
+        np.mean,
+        n_resamples=n_resamples,
+        confidence_level=confidence,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+        batch=1000,
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 

@@ -166,8 +166,9 @@ def recommend(
 ) -> Recommendation:
     """Return the cheapest setting within the budget that is shown to lose no more than `tolerance` against the best one.
 
-    "Shown" means that the paired 95 % interval of the difference ends above `-tolerance`. A setting that these queries merely cannot
-    tell from the best one is named in the sentence and not taken: few queries cannot tell anything apart.
+    "Shown" means that the paired 95 % interval of the difference ends above `-tolerance`; the intervals are corrected for their number
+    (Bonferroni), as the more settings are tried, the sooner one passes by chance. A setting that these queries merely cannot tell from the
+    best one is named in the sentence and not taken: few queries cannot tell anything apart.
 
     Args:
         outcomes: What `sweep` measured.
@@ -193,7 +194,8 @@ def recommend(
         return outcome.cost or 0.0 if max_cost is not None and max_p95_ms is None else outcome.p95_ms
 
     best = max(within, key=lambda outcome: (outcome.means[primary], -price(outcome)))
-    intervals = {outcome.label: _against(outcome, best) for outcome in within}
+    confidence = 1 - 0.05 / max(1, len(within) - 1)
+    intervals = {outcome.label: _against(outcome, best, confidence) for outcome in within}
     chosen = min(
         (o for o in within if intervals[o.label][0] >= -tolerance), key=lambda o: (price(o), -o.means[primary])
     )
@@ -202,7 +204,7 @@ def recommend(
     if chosen is best:
         sentence += f", the best of {len(within)} settings"
     else:
-        sentence += f"; {_named(best, primary)} is better by no more than {tolerance:g}"
+        sentence += f"; {_named(best, primary)} is better by no more than {tolerance:g} (95 % sure, {len(within)} settings compared)"
     if unclear:
         sentence += f"; these {len(best.per_query)} queries are too few to tell {_named(min(unclear, key=price), primary)} from the best"
     return Recommendation(chosen, sentence + ".")
@@ -213,13 +215,19 @@ def _keeps(outcome: Outcome, max_p95_ms: float | None, max_cost: float | None) -
     return fast and (max_cost is None or (outcome.cost is not None and outcome.cost <= max_cost))
 
 
-def _against(outcome: Outcome, best: Outcome) -> tuple[float, float]:
-    """Return the 95 % interval of the outcome's mean difference to the best one."""
-    return mean_interval(np.array([value - best.per_query[query] for query, value in outcome.per_query.items()]))
+def _against(outcome: Outcome, best: Outcome, confidence: float) -> tuple[float, float]:
+    """Return the interval of the outcome's mean difference to the best one."""
+    differences = [value - best.per_query[query] for query, value in outcome.per_query.items()]
+    return mean_interval(np.array(differences), confidence=confidence)
+
+
+def money(cost: float) -> str:
+    """Return a cost with four digits after the point; a smaller one is not shown as nothing."""
+    return "< 0.0001" if 0 < cost < 0.0001 else f"{cost:.4f}"
 
 
 def _named(outcome: Outcome, primary: str) -> str:
-    cost = "" if outcome.cost is None else f", {outcome.cost:.4f} for 1,000 searches"
+    cost = "" if outcome.cost is None else f", {money(outcome.cost)} for 1,000 searches"
     digits = 0 if outcome.p95_ms >= 10 else 1
     return f"{outcome.label} ({primary} {outcome.means[primary]:.3f}, {outcome.p95_ms:.{digits}f} ms at p95{cost})"
 
