@@ -41,7 +41,7 @@ def run(
     out: inputs.Out = Path("runs"),
 ) -> None:
     """Search a collection in both stages; write TREC runs, a table, and what changed for each query."""
-    from qwen_rerank.cli.eval_tables import run_tables
+    from qwen_rerank.cli.eval_tables import print_table, run_tables
     from qwen_rerank.cli.show import console
     from qwen_rerank.evaluation import export as exports
     from qwen_rerank.evaluation.cache import ScoreCache
@@ -74,7 +74,8 @@ def run(
         exports.write_samples(collection, runs[first], out / f"{collection.name}.samples.jsonl", depth=depth)
     exports.write_per_query(collection, runs, out / f"{collection.name}.per_query.csv", measures=result["measures"])
     write_result(result, out / f"{collection.name}.run.json")
-    console.print(*run_tables(result), sep="")
+    for made in run_tables(result):
+        print_table(console, made)
     _done(out, f"{collection.name}.run.json")
 
 
@@ -109,7 +110,7 @@ def sweep(
 
     Scores are kept on disk: a sweep that broke off, called again, goes on where it was.
     """
-    from qwen_rerank.cli.eval_tables import sweep_table
+    from qwen_rerank.cli.eval_tables import print_table, sweep_table
     from qwen_rerank.cli.show import console
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.evaluation import sweep as sweeping
@@ -149,7 +150,7 @@ def sweep(
         advice = sweeping.Recommendation(None, str(exc))
     result = sweep_result(collection, outcomes, advice, primary=primary, rerankers=rerankers)
     write_result(result, out / f"{collection.name}.sweep.json")
-    console.print(sweep_table(result))
+    print_table(console, sweep_table(result))
     _done(out, f"{collection.name}.sweep.json")
     if unkept is not None:
         raise unkept
@@ -225,14 +226,21 @@ def compare(
     primary: inputs.Primary = "nDCG@10",
 ) -> None:
     """Compare TREC runs query by query: interval, randomisation test, Holm's correction."""
-    from qwen_rerank.cli.eval_tables import compare_table
-    from qwen_rerank.cli.show import console
+    from qwen_rerank.cli.eval_tables import compare_table, print_table
+    from qwen_rerank.cli.show import console, errors
     from qwen_rerank.evaluation.files import read_qrels, read_run
     from qwen_rerank.evaluation.results import compare_result
 
     judged = read_qrels(qrels)
     runs = {str(path): read_run(path) for path in dict.fromkeys((baseline, *systems))}
-    console.print(compare_table(compare_result(runs, judged, primary=primary), primary))
+    compared = compare_result(runs, judged, primary=primary)
+    print_table(console, compare_table(compared, primary))
+    for row in compared:
+        if row["n_missing"]:
+            note = (
+                f"{row['label']} leaves {row['n_missing']} of {len(judged)} judged queries unanswered; they count as 0."
+            )
+            errors.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def report(

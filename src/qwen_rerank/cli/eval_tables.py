@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from qwen_rerank.evaluation.sweep import money
+
+
+def print_table(console: Console, made: Table) -> None:
+    """Print a table whole, wider than the terminal where it must be: a number that lost its end would be another number."""
+    least = console.measure(made, options=console.options.update(width=10_000)).minimum
+    Console(file=console.file, width=max(console.width, least)).print(made)
 
 
 def run_tables(result: Mapping[str, Any]) -> tuple[Table, Table]:
@@ -73,10 +80,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a table whose first column is text and whose others are numbers; nothing in it is markup."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     made.add_column(escape(head[0]), overflow="fold")
-    for name in head[1:]:
-        made.add_column(
-            escape(name), justify="right", no_wrap=True
-        )  # a number that lost its end would be another number
+    for place, name in enumerate(head[1:], start=1):
+        widest = max(len(cell) for cell in (name, *(row[place] for row in rows)))
+        made.add_column(escape(name), justify="right", no_wrap=True, min_width=widest)
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
     return made

@@ -29,8 +29,8 @@ p{max-width:46rem;margin:.6rem 0}a{color:var(--say)}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4;font-variant-numeric:tabular-nums}
 th{font-weight:600;border-bottom:2px solid var(--line);vertical-align:bottom}
 td{border-bottom:1px solid var(--soft);vertical-align:top;white-space:nowrap}
-th,td{padding:.35rem .7rem;text-align:right}
-th.text,td.text{text-align:left}td.wide{white-space:normal;min-width:13rem}
+th,td{padding:.35rem .5rem;text-align:right}
+th.text,td.text{text-align:left}td.wide{white-space:normal;min-width:11rem}
 tr.chosen td{background:#2563eb1c;font-weight:600}
 .note,.say{padding:.5rem .9rem;border-left:4px solid;border-radius:0 4px 4px 0;max-width:none}
 ul.note{list-style:none}.note{border-color:var(--warn);background:#d9770614;font-size:.9rem;margin:.4rem 0}
@@ -39,6 +39,7 @@ ul.note{list-style:none}.note{border-color:var(--warn);background:#d9770614;font
 .pictures{display:flex;flex-wrap:wrap;gap:1rem}
 figure{margin:.6rem 0;background:#fff;border:1px solid var(--line);border-radius:8px;padding:.8rem;flex:1 1 24rem;min-width:0}
 figure svg{display:block;max-width:100%;height:auto;margin:auto}figcaption{margin-top:.5rem;color:#4b5563}
+@media(max-width:40rem){body{padding:1rem .8rem 3rem}th,td{padding:.3rem .35rem}figure{flex-basis:100%;padding:.4rem}}
 details{margin:.6rem 0}summary{cursor:pointer}
 """
 
