@@ -33,13 +33,13 @@ def run(code: str, folder: Path) -> str:
     """Return what a block prints with the small models in place of the real ones."""
     for name, small in _SMALL.items():
         code = code.replace(name, small)
-    return _output([sys.executable, "-c", code], folder)
+    return output([sys.executable, "-c", code], folder)
 
 
 def demo() -> str:
     """Return two of the demo's queries, the first five places of each."""
     with TemporaryDirectory() as folder:
-        printed = _output([sys.executable, "-m", "qwen_rerank", "demo"], Path(folder))
+        printed = output([sys.executable, "-m", "qwen_rerank", "demo"], Path(folder))
     lines = [line.rstrip() for line in printed.splitlines()]
     shown = []
     for query in DEMO_QUERIES:
@@ -94,7 +94,8 @@ def _between(text: str, name: str, content: str) -> str:
     )
 
 
-def _output(command: list[str], folder: Path) -> str:
+def output(command: list[str], folder: Path) -> str:
+    """Return what a command prints, without a network; it must succeed."""
     environment = {**os.environ, "COLUMNS": "96", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", env=environment, check=False)
     assert done.returncode == 0, done.stderr

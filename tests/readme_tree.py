@@ -1,4 +1,4 @@
-"""The README's tree, drawn from the first line of every module: `python tests/readme_tree.py` writes it into both READMEs."""
+"""The READMEs' tree, drawn from the first line of every module: `python tests/readme_tree.py` writes it into both."""
 
 from __future__ import annotations
 
@@ -10,24 +10,37 @@ ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 _PLACE = re.compile(r"(<!-- tree -->\n```\n).*?(\n```\n<!-- /tree -->)", re.DOTALL)
 _WIDTH = 38
+_FOLDERS = (
+    f"{'notebooks/':<{_WIDTH}} Eight lessons: their sources in src/, executed in en/ and zh/ by build.py.",
+    f"{'tests/':<{_WIDTH}} Laid out as the package is; reference.py is the model card's recipe, slow and obvious.",
+)
 
 
 def tree() -> str:
-    """Return one line for every module of the package."""
+    """Return one line for every file to read: the package, the examples, the measurements, and the folders beside them."""
+    return "\n".join([*_package(), "", *_scripts("examples"), "", *_scripts("eval"), "", *_FOLDERS])
+
+
+def _package() -> list[str]:
     lines = ["src/qwen_rerank/"]
     package = ROOT / "src" / "qwen_rerank"
     for path in sorted(package.rglob("*.py"), key=lambda p: (p.parent != package, p.parent, p.name)):
         relative = path.relative_to(package)
-        if relative.name == "__init__.py":
-            name = f"{relative.parent.as_posix()}/" if relative.parent != Path() else "__init__.py"
-            depth = len(relative.parts) - 2
-        else:
-            name, depth = relative.name, len(relative.parts) - 1
-        label = "    " * (max(depth, 0) + 1) + (
-            name if depth <= 0 else name.split("/")[-2] + "/" if name.endswith("/") else name
-        )
-        lines.append(f"{label:<{_WIDTH}} {subject(path)}")
-    return "\n".join(lines)
+        name, depth = relative.name, len(relative.parts)
+        if name == "__init__.py" and depth > 1:
+            name, depth = f"{relative.parts[-2]}/", depth - 1
+        lines.append(_line("    " * depth + name, subject(path)))
+    return lines
+
+
+def _scripts(folder: str) -> list[str]:
+    """Return the lines of a folder of scripts, those in its own folders after its own."""
+    paths = sorted((ROOT / folder).rglob("*.py"), key=lambda p: (len(p.parts), p))
+    return [f"{folder}/", *[_line(f"    {p.relative_to(ROOT / folder).as_posix()}", subject(p)) for p in paths]]
+
+
+def _line(label: str, words: str) -> str:
+    return f"{label:<{_WIDTH}} {words}"
 
 
 def subject(path: Path) -> str:
