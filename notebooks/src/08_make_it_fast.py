@@ -235,7 +235,7 @@ print(f"it takes {slow / seconds(lambda: scorer.score(queries[0], texts)):.2f} t
 #
 # - One shared scorer; `score_many` for data sets; concurrent callers for traffic, or the server.
 # - `top_k` no larger than recall needs, documents no longer than they must be.
-# - A GPU for the 4B and 8B models; a CPU does for 0.6B with `top_k` of 20 to 30. `qwen-rerank doctor` says what your machine has.
+# - A GPU where people wait. On a small CPU even 0.6B takes seconds for ten paragraphs ([figures](../../eval/speed/LOG.md)): fine for jobs over night. `qwen-rerank doctor` says what your machine has.
 # - Several GPUs: one server each, `HttpScorer([url1, url2])` shares the work.
 # - Measure on your machine, with your lengths, before believing anybody's figures, these included.
 
@@ -244,6 +244,6 @@ print(f"it takes {slow / seconds(lambda: scorer.score(queries[0], texts)):.2f} t
 #
 # - 共用一个打分器；批量任务用 `score_many`；线上流量靠并发调用，或者用服务。
 # - `top_k` 够召回就行，文档别比需要的长。
-# - 4B、8B 要用 GPU；0.6B 在 CPU 上，`top_k` 取 20 到 30 也能用。`qwen-rerank doctor` 会告诉你这台机器有什么。
+# - 有人在等结果，就用 GPU。在小 CPU 上，即使是 0.6B，读十段文字也要好几秒（[数据](../../eval/speed/LOG.md)），适合夜里跑的批量任务。`qwen-rerank doctor` 会告诉你这台机器有什么。
 # - 多块 GPU：每块起一个服务，`HttpScorer([url1, url2])` 自动分担。
 # - 别急着信任何人的数字，包括这里的；先用你的文档长度，在你的机器上测。

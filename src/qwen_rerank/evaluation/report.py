@@ -39,7 +39,7 @@ ul.note{list-style:none}.note{border-color:var(--warn);background:#d9770614;font
 .pictures{display:flex;flex-wrap:wrap;gap:1rem}
 figure{margin:.6rem 0;background:#fff;border:1px solid var(--line);border-radius:8px;padding:.8rem;flex:1 1 24rem;min-width:0}
 figure svg{display:block;max-width:100%;height:auto;margin:auto}figcaption{margin-top:.5rem;color:#4b5563}
-@media(max-width:40rem){body{padding:1rem .8rem 3rem}th,td{padding:.3rem .35rem}figure{flex-basis:100%;padding:.4rem}}
+@media(max-width:40rem){td.wide{min-width:9rem}body{padding:1rem .8rem 3rem}th,td{padding:.3rem .35rem}figure{flex-basis:100%;padding:.4rem}}
 details{margin:.6rem 0}summary{cursor:pointer}
 """
 
