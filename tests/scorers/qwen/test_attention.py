@@ -1,5 +1,6 @@
 """The CUDA path's logic, on the CPU: gathered keys, padded fallback, and the keywords of each PyTorch version."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,9 +10,13 @@ from qwen_rerank.packing import Branch, Pack
 from qwen_rerank.scorers.qwen import attention_cuda
 from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.attention_cuda import CudaAttention, choose_kernel, padded
+from qwen_rerank.scorers.qwen.device import CUDA_PACK, cuda_budget
+from qwen_rerank.scorers.qwen.forward import Forward
 from qwen_rerank.scorers.qwen.layout import lay_out
+from qwen_rerank.scorers.qwen.ops import EagerOps
+from qwen_rerank.scorers.qwen.runner import Runner
 
-from .tiny import trees_of
+from .tiny import one_by_one, packed, tiny_config, tiny_model, tiny_weights, trees_of
 
 CPU = torch.device("cpu")
 
@@ -63,6 +68,10 @@ def fake_torch(version: str, *, right: bool = True):
         assert query.shape[1] == key.shape[1]
         return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
 
+    def v211(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
+        assert window_size == (-1, 0)
+        return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+
     def v212(
         query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False, num_splits=None
     ):
@@ -70,7 +79,7 @@ def fake_torch(version: str, *, right: bool = True):
         assert enable_gqa or query.shape[1] == key.shape[1]
         return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
 
-    return {"2.10": v210, "2.12": v212}[version]
+    return {"2.10": v210, "2.11": v211, "2.12": v212}[version]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +87,7 @@ def fake_torch(version: str, *, right: bool = True):
     [
         pytest.param([], "padded", id="nothing installed"),
         pytest.param([("2.12", True)], "2.12", id="PyTorch 2.12"),
+        pytest.param([("2.11", True)], "2.11", id="PyTorch 2.11, without a word for grouped heads or pages"),
         pytest.param([("2.10", True)], "2.10 repeated", id="PyTorch 2.10 asks for as many key heads"),
         pytest.param([("2.12", False)], "padded", id="a kernel with other results is not used"),
         pytest.param([("2.12", False), ("2.10", True)], "2.10 repeated", id="the next one is tried"),
@@ -99,3 +109,75 @@ def test_the_kernel_is_chosen_by_trial(monkeypatch, candidates, chosen):
 def test_this_pytorch_falls_back_on_the_cpu():
     """Its variable-length kernel exists, but only for CUDA."""
     assert choose_kernel(n_heads=4, n_kv_heads=2, head_dim=16, dtype=torch.float32, device=CPU) is padded
+
+
+def test_flash_attention_gets_the_keywords_of_its_own():
+    """Causal, without dropout, and with as many key heads as there are."""
+
+    def flash(query, key, value, query_ends, key_ends, max_query, max_key, dropout_p, causal):
+        assert (dropout_p, causal) == (0.0, True)
+        return fake_torch("2.11")(query, key, value, query_ends, key_ends, max_query, max_key, window_size=(-1, 0))
+
+    rows = attention_cuda._trial(4, 2, 16, torch.float32, CPU)
+    torch.testing.assert_close(attention_cuda._flash(flash)(*rows), padded(*rows))
+
+
+TREES = trees_of([(75, [17] * 9), (0, [5, 130]), (120, [1, 64, 30])])
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return one_by_one(tiny_model().double(), TREES)
+
+
+@pytest.mark.parametrize("version", ["2.10", "2.11", "2.12"])
+@pytest.mark.parametrize("token_budget", [2000, 150])
+def test_scores_of_the_cuda_path_equal_the_recipes(exact, version, token_budget):
+    """Everything but the kernel itself: layouts, kept prefixes, gathered keys, last rows."""
+    weights = tiny_weights(dict(tiny_model().state_dict()), dtype=torch.float32, device="cpu")
+    kernel = attention_cuda._varlen(fake_torch(version), repeat=version == "2.10")
+    forward = Forward(weights, tiny_config(), CudaAttention(kernel, CPU), EagerOps(), row_chunk=64)
+    ours = packed(Runner(forward, deterministic=False), TREES, token_budget=token_budget)
+
+    np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
+class FakeGpu:
+    """A device of so much free memory, on which a pass takes `per_token` bytes for each token above what is held."""
+
+    def __init__(self, *, free: int, per_token: int, reserved: int = 0) -> None:
+        self.free, self.per_token, self.reserved = free, per_token, reserved
+        self.peak = 0
+
+    def run(self, tokens: int) -> None:
+        self.peak = max(self.peak, 1000 + self.per_token * tokens)
+
+    def install(self, monkeypatch) -> None:
+        fakes = {
+            "reset_peak_memory_stats": lambda _: setattr(self, "peak", 0),
+            "synchronize": lambda _: None,
+            "empty_cache": lambda: None,
+            "max_memory_allocated": lambda _: self.peak,
+            "memory_allocated": lambda _: 1000,
+            "memory_reserved": lambda _: self.reserved,
+            "mem_get_info": lambda _: (self.free, 2 * self.free),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cap_gb", "tokens"),
+    [
+        pytest.param({"free": 10**9, "per_token": 10**5}, None, 8000, id="a share of what is free"),
+        pytest.param({"free": 10**12, "per_token": 10**5}, None, CUDA_PACK, id="not more than gains speed"),
+        pytest.param({"free": 10**12, "per_token": 2**20}, 2.0, 1638, id="a cap"),
+        pytest.param({"free": 10**12, "per_token": 2**20, "reserved": 2**30}, 2.0, 819, id="less what is taken"),
+        pytest.param({"free": 10**6, "per_token": 10**5}, None, 256, id="hardly any memory"),
+    ],
+)
+def test_the_pack_size_follows_the_memory_that_a_trial_takes(monkeypatch, gpu, cap_gb, tokens):
+    fake = FakeGpu(**gpu)
+    fake.install(monkeypatch)
+
+    assert cuda_budget(fake.run, torch.device("cuda:0"), cap_gb=cap_gb) == tokens

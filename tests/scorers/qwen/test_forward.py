@@ -50,6 +50,29 @@ def test_packed_scores_equal_the_recipes(models, shapes, token_budget, determini
     check_agreement(models, trees_of(shapes, seed=seed), token_budget=token_budget, deterministic=deterministic)
 
 
+@st.composite
+def wide_shapes(draw) -> list[tuple[int, list[int]]]:
+    """1 to 500 documents behind a prefix of up to 2,000 tokens, with a second query; one document of up to 8,000."""
+    n_documents = draw(st.integers(1, 500))
+    room = max(8, 6000 // n_documents)  # what the recipe computes for each, prompt by prompt
+    prefix = draw(st.integers(0, min(2000, room // 2)))
+    lengths = draw(st.lists(st.integers(1, room - prefix), min_size=1, max_size=9))
+    many = (prefix, [lengths[i % len(lengths)] for i in range(n_documents)])
+    return [many, (draw(st.integers(0, 150)), [3, draw(st.integers(1, 8000))])]
+
+
+@pytest.mark.heavy
+def test_packed_scores_equal_the_recipes_at_every_size(models, full):
+    """Also with more documents than a pack holds, and with prefixes and documents longer than a pack."""
+
+    @settings(max_examples=100 if full else 3, deadline=None)
+    @given(wide_shapes(), st.sampled_from([256, 2048, 8192]), st.booleans(), st.integers(0, 9))
+    def check(shapes, token_budget, deterministic, seed):
+        check_agreement(models, trees_of(shapes, seed=seed), token_budget=token_budget, deterministic=deterministic)
+
+    check()
+
+
 @pytest.mark.parametrize(
     "shapes",
     [
