@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "src"))  # also where the package is not installed
 
 from contestants import Contestant, Engine, Recipe, SentenceTransformers, Vllm, model_config, random_model
-from measure import PeakMemory, hardware, matmul_peak, timed, trees_of, useful_flops, versions
+from measure import PeakMemory, computed_tokens, hardware, matmul_peak, timed, trees_of, useful_flops, versions
 from report import table, write_plot
 from workloads import Words, Workload, cpu_workloads, gpu_workloads, smoke_workloads
 
+from qwen_rerank.packing import Head
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
 from qwen_rerank.scorers.qwen.device import activation_bytes
 
@@ -75,9 +76,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--layers", type=int, help="fewer layers, for a quick look; such figures are not for quoting")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--batch-size", type=int, help="of the recipe; else 8 on CPU, 32 on CUDA")
     parser.add_argument(
-        "--batch-size", type=int, help="of the recipe and sentence-transformers; else 8 on CPU, 32 on CUDA"
+        "--vllm-block-size", type=int, help="else vLLM's own; shorter than a shared prefix, or it is lost"
     )
+    parser.add_argument("--vllm-eager", action="store_true", help="vLLM without compilation")
     parser.add_argument("--only", nargs="*", help="contestants to run")
     parser.add_argument("--workloads", nargs="*", help="names of workloads, by their beginnings")
     parser.add_argument("--quick", action="store_true", help="seconds of work, to see that everything runs")
@@ -98,15 +101,19 @@ def choose(options: argparse.Namespace, words: Words) -> list[Workload]:
 
 def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[str, Contestant]:
     """Return the contestants that can run here."""
-    batch = options.batch_size or (8 if options.device == "cpu" else 32)
+    on_cpu = options.device == "cpu"
+    batch, batch_sizes = options.batch_size or (8 if on_cpu else 32), (1, 2, 4, 8, 32) if on_cpu else (32, 128)
+    vllm = {"enforce_eager": options.vllm_eager} | (
+        {"block_size": options.vllm_block_size} if options.vllm_block_size else {}
+    )
     engine = {"device": options.device, "dtype": str(dtype).removeprefix("torch."), "max_length": 16_384}
     makers = {
         "recipe": lambda: Recipe(model, options.tokenizer, batch_size=8, last_only=False),
         "recipe-last": lambda: Recipe(model, options.tokenizer, batch_size=batch, last_only=True),
-        "sentence-transformers": lambda: SentenceTransformers(model, options.tokenizer, batch_size=batch),
+        "sentence-transformers": lambda: SentenceTransformers(model, options.tokenizer, batch_sizes=batch_sizes),
         "engine": lambda: Engine(model, options.tokenizer, **engine),
         "engine-deterministic": lambda: Engine(model, options.tokenizer, **engine, deterministic=True),
-        "vllm": lambda: Vllm(model, options.tokenizer, dtype=engine["dtype"], max_length=16_384),
+        "vllm": lambda: Vllm(model, options.tokenizer, dtype=engine["dtype"], max_length=16_384, **vllm),
     }
     found: dict[str, Contestant] = {}
     for name, make in makers.items():
@@ -155,6 +162,7 @@ def run(
 ) -> dict[str, Any]:
     """Return the figures of one workload."""
     names = [name for name in workload.engines if name in contestants]
+    tried = {name: contestants[name].tune(workload.queries, workload.documents) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     scores: dict[str, np.ndarray] = {}
     memory: dict[str, int] = {}
@@ -164,18 +172,20 @@ def run(
 
     for _ in range(workload.rounds):
         for name in names:
+            contestants[name].forget()
             with PeakMemory(options.device) as peak:
                 seconds[name].append(timed(lambda name=name: score(name), options.device))
             memory[name] = max(memory.get(name, 0), peak.bytes)
             print(f"{workload.name:40} {name:24} {seconds[name][-1]:8.3f} s", file=sys.stderr, flush=True)
-    trees = trees_of(encoder, workload.queries, workload.documents)
+    head = Head(encoder.shared_prefix()) if options.device == "cpu" else None
+    trees = trees_of(encoder, workload.queries, workload.documents, head=head)
     flops = useful_flops(trees, engine.config)
     full = sum(len(tree.prefix) * len(tree.documents) + sum(map(len, tree.documents)) for tree in trees)
     return {
         "queries": len(workload.queries),
         "documents": workload.n_documents,
         "tokens": full,
-        "tokens_after_sharing": sum(tree.tokens for tree in trees),
+        "tokens_after_sharing": computed_tokens(trees),
         "useful_flops": flops,
         "contestants": {
             name: {
@@ -183,9 +193,10 @@ def run(
                 "documents_per_s": workload.n_documents / min(seconds[name]),
                 "ms_p50": 1e3 * float(np.percentile(seconds[name], 50)) / len(workload.queries),
                 "ms_p95": 1e3 * float(np.percentile(seconds[name], 95)) / len(workload.queries),
-                "peak_bytes_beside_weights": memory[name],
+                "peak_bytes_beside_weights": None if name == "vllm" else memory[name],  # in a process of its own
                 "flops_per_s": flops / min(seconds[name]),
                 "largest_difference": float(np.abs(scores[name] - scores[names[0]]).max()),
+                **({"seconds_by_batch_size": tried[name]} if tried[name] else {}),
             }
             for name in names
         },

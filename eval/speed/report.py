@@ -17,10 +17,11 @@ def table(report: dict[str, Any]) -> str:
     ]
     for name, workload in report["workloads"].items():
         for contestant, result in workload["contestants"].items():
+            peak = result["peak_bytes_beside_weights"]
             over = workload.get("engine_over", {}).get(contestant)
             lines.append(
                 f"| {name} | {contestant} | {result['documents_per_s']:.3g} | {result['ms_p50']:.0f} | "
-                f"{100 * result['share_of_peak']:.0f} % | {result['peak_bytes_beside_weights'] / 2**20:.0f} | "
+                f"{100 * result['share_of_peak']:.0f} % | {'' if peak is None else f'{peak / 2**20:.0f}'} | "
                 f"{f'×{over:.2f}' if over else ''} |"
             )
     for n, result in report.get("callers", {}).items():

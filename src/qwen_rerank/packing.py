@@ -9,6 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """What the prompts of many queries begin with; compared by identity.
+
+    Attributes:
+        ids: int32 `(n,)`, token ids.
+    """
+
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Tree:
     """One query with its documents; compared by identity.
@@ -16,10 +30,12 @@ class Tree:
     Attributes:
         prefix: int32 `(n_prefix,)`, the token ids that all prompts of this query begin with.
         documents: The remaining ids of each prompt, int32 `(n,)` with n >= 1; each attends to the prefix and to itself.
+        head: What the prefix begins with and other queries share, shorter than the prefix; None where nothing is.
     """
 
     prefix: np.ndarray
     documents: tuple[np.ndarray, ...]
+    head: Head | None = None
 
     @property
     def tokens(self) -> int:
@@ -89,15 +105,18 @@ def common_prefix(prompts: Sequence[np.ndarray]) -> int:
     return limit
 
 
-def grow(prompts: Sequence[np.ndarray], *, cut: int | None = None) -> Tree:
+def grow(prompts: Sequence[np.ndarray], *, cut: int | None = None, head: Head | None = None) -> Tree:
     """Return the tree of one query's prompts.
 
     Args:
         prompts: Token ids of whole prompts, each int32 `(n,)`, at least one.
         cut: Length of the prefix where it must not depend on the other documents; the longest common one otherwise.
+        head: What other queries may share; taken where these prompts do begin with it.
     """
     length = common_prefix(prompts) if cut is None else cut
-    return Tree(prompts[0][:length], tuple(prompt[length:] for prompt in prompts))
+    prefix = prompts[0][:length]
+    shared = head is not None and len(head) < length and np.array_equal(prefix[: len(head)], head.ids)
+    return Tree(prefix, tuple(prompt[length:] for prompt in prompts), head if shared else None)
 
 
 class Waiting:

@@ -31,14 +31,17 @@ def draw(rows: int, heads: int) -> torch.Tensor:
         st.tuples(st.integers(0, 30), st.lists(st.integers(1, 40), min_size=1, max_size=5)), min_size=1, max_size=3
     ),
     st.integers(0, 3),
+    st.sampled_from([(), (7,), (3, 9)]),
     st.sampled_from([200, 1 << 24]),
 )
-def test_gathered_and_padded_attention_equals_the_loop(shapes, n_kept, limit):
-    """For every mixture of prefixes at hand and prefixes in the pack, and for every limit on one call."""
-    trees = trees_of(shapes)
+def test_gathered_and_padded_attention_equals_the_loop(shapes, n_kept, heads, limit):
+    """For every mixture of heads and prefixes at hand and prefixes in the pack, and for every limit on one call."""
+    trees = trees_of(shapes, heads=heads)
     kept_trees = {tree for tree in trees[:n_kept] if len(tree.prefix)}
-    layout = lay_out(Pack(tuple(Branch(tree, tuple(range(len(tree.documents)))) for tree in trees)), kept=kept_trees)
-    n, n_past, n_documents = len(layout.ids), sum(len(tree.prefix) for tree in layout.kept), len(layout.documents)
+    at_hand = list(dict.fromkeys(tree.head for tree in trees[1:] if tree.head))
+    pack = Pack(tuple(Branch(tree, tuple(range(len(tree.documents)))) for tree in trees))
+    layout = lay_out(pack, kept=kept_trees, heads=at_hand)
+    n, n_past, n_documents = len(layout.ids), layout.n_kept, len(layout.documents)
     query, keys = draw(n, 4), (draw(n, 2), draw(n + 1, 2)[1:])
     kept = (draw(n_past, 2) + 1, draw(n_past, 2)) if n_past else None
     loop, gathered = CpuAttention(torch.float32), CudaAttention(padded, CPU)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_rerank.packing import Pack, Tree, plan_packs
+from qwen_rerank.packing import Branch, Pack, Tree, plan_packs
 from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.forward import Forward
-from qwen_rerank.scorers.qwen.layout import lay_out
+from qwen_rerank.scorers.qwen.layout import Span, lay_out
 from qwen_rerank.scorers.qwen.ops import EagerOps
 from qwen_rerank.scorers.qwen.runner import Runner
 
@@ -29,9 +29,9 @@ def models():
     return SimpleNamespace(single=single, double=double, forward=forward, left=stored)
 
 
-def check_agreement(models, trees: list[Tree], *, token_budget: int, deterministic: bool = False) -> None:
+def check_agreement(models, trees: list[Tree], *, token_budget: int, **options: object) -> None:
     """Log-odds within 1e-5 of the recipe, or twice its own float32 error where that is larger."""
-    ours = packed(Runner(models.forward, deterministic=deterministic), trees, token_budget=token_budget)
+    ours = packed(Runner(models.forward, **{"deterministic": False, **options}), trees, token_budget=token_budget)
     theirs, exact = one_by_one(models.single, trees), one_by_one(models.double, trees)
     allowed = max(1e-5, 2 * np.abs(theirs - exact).max())
 
@@ -43,11 +43,20 @@ shapes = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(shapes, st.integers(1, 500), st.booleans(), st.integers(0, 9))
-def test_packed_scores_equal_the_recipes(models, shapes, token_budget, deterministic, seed):
-    """Whatever the prefixes, documents and budgets: also prefixes split over packs, and many queries in one."""
-    check_agreement(models, trees_of(shapes, seed=seed), token_budget=token_budget, deterministic=deterministic)
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes,
+    st.lists(st.integers(1, 70), max_size=3),
+    st.sampled_from([0, 64, 512]),
+    st.integers(1, 500),
+    st.booleans(),
+    st.integers(0, 9),
+)
+def test_packed_scores_equal_the_recipes(models, shapes, heads, head_tokens, token_budget, deterministic, seed):
+    """Whatever the heads, prefixes, documents and budgets: also prefixes split over packs, and many queries in one."""
+    trees = trees_of(shapes, seed=seed, heads=tuple(heads))
+    options = {"deterministic": deterministic, "head_tokens": head_tokens}
+    check_agreement(models, trees, token_budget=token_budget, **options)
 
 
 @st.composite
@@ -79,8 +88,9 @@ def test_packed_scores_equal_the_recipes_at_every_size(models, full):
         pytest.param([(75, [17] * 500)], id="500 documents"),
         pytest.param([(60, [7_900])], id="a document of 7,900 tokens"),
         pytest.param([(1500, [1, 600])], id="a prefix longer than what is kept"),
-        pytest.param([(511, [512, 513, 1]), (0, [1024, 1025])], id="around the attention's block"),
-        pytest.param([(100, [156, 155, 157]), (150, [600, 599, 601])], id="around the ways to attend"),
+        pytest.param([(0, [63, 64, 65, 128, 129]), (64, [1, 64, 65])], id="around the small attention's block"),
+        pytest.param([(511, [512, 513, 514]), (0, [1023, 1024, 1025])], id="around the ways to attend"),
+        pytest.param([(150, [1100, 1536, 1537]), (600, [600, 1024, 1025])], id="around the kernel's block"),
     ],
 )
 def test_sizes_at_the_edge(models, shapes):
@@ -97,6 +107,44 @@ def test_a_kept_prefix_is_forgotten_with_its_tree(models):
     assert len(runner._kept) == 0
 
 
+def test_a_head_is_computed_once_for_all_queries_that_begin_with_it(models, monkeypatch):
+    rows, run = [], Forward.__call__
+
+    def counting(self, layout, *args, **kwargs):
+        rows.append(len(layout.ids))
+        return run(self, layout, *args, **kwargs)
+
+    monkeypatch.setattr(Forward, "__call__", counting)
+    runner = Runner(models.forward, deterministic=False, head_tokens=100)
+    trees = trees_of([(5, [3, 4]), (6, [7])], heads=(50,))
+    packed(runner, trees[:1], token_budget=500)
+    packed(runner, trees[1:], token_budget=500)
+
+    assert rows == [50, 5 + 3 + 4, 6 + 7]
+
+
+def test_no_more_heads_are_kept_than_allowed_and_the_one_used_last_stays(models):
+    runner = Runner(models.forward, deterministic=False, head_tokens=100)
+    trees = trees_of([(5, [3])] * 4, heads=(40, 41, 42, 101))
+    for tree in (trees[0], trees[1], trees[0], trees[2], trees[3]):
+        packed(runner, [tree], token_budget=500)
+
+    assert set(runner._heads) == {trees[0].head, trees[2].head}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(1, 300))
+def test_deterministic_scores_have_the_same_bits_whatever_heads_are_at_hand(models, order, token_budget):
+    trees = trees_of([(5, [30, 8]), (9, [20]), (3, [11, 70]), (4, [15]), (8, [9])], heads=(40, 41, 60, 130))
+    alone = {
+        tree: packed(Runner(models.forward, deterministic=True, head_tokens=100), [tree], token_budget=500)
+        for tree in trees
+    }
+    runner = Runner(models.forward, deterministic=True, head_tokens=100)
+    for i in order:
+        assert packed(runner, [trees[i]], token_budget=token_budget).tobytes() == alone[trees[i]].tobytes()
+
+
 def test_the_weights_are_held_once(models):
     """Everything but the output head, which is not needed, has been taken out of the checkpoint."""
     assert set(models.left) == {"lm_head.weight"}
@@ -111,4 +159,18 @@ def test_rows_of_a_layout():
     assert layout.positions.tolist() == [2, 0, 1, 2, 1]
     assert layout.last_rows.tolist() == [0, 3, 4]
     assert layout.kept == (first,)
-    assert [part.prefix.kept for part in layout.documents] == [True, False, False]
+    assert [part.seen for part in layout.documents] == [(Span(0, 2, kept=True),), (Span(1, 2),), (Span(1, 2),)]
+
+
+def test_rows_behind_a_head():
+    """The second branch's prefix begins with a head that is at hand; only what comes behind it is computed."""
+    first, second = trees_of([(2, [1]), (1, [2])], heads=(3, 4))
+    pack = Pack(tuple(Branch(tree, (0,)) for tree in (first, second)))
+    layout = lay_out(pack, kept={first}, heads=[second.head])
+
+    assert layout.n_kept == 4 + 5
+    assert layout.positions.tolist() == [5, 4, 5, 6]
+    assert [part.seen for part in layout.documents] == [
+        (Span(4, 9, kept=True),),
+        (Span(0, 4, kept=True), Span(1, 2)),
+    ]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from qwen_rerank.packing import Tree, plan_packs
+from qwen_rerank.packing import Head, Tree, plan_packs
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.runner import Runner
 from qwen_rerank.scorers.qwen.weights import Weights, fuse
@@ -30,7 +30,7 @@ def tiny_config() -> QwenModelConfig:
 
 
 def tiny_model() -> Qwen3ForCausalLM:
-    """A random model whose norms are not all one, with log-odds of about -5 to 5."""
+    """A random model whose norms are not all one, with log-odds of about -4 to 5, whose float32 errors stay below 1e-5."""
     shape = tiny_config()
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(
@@ -44,7 +44,7 @@ def tiny_model() -> Qwen3ForCausalLM:
             vocab_size=VOCABULARY,
             rope_theta=shape.rope_theta,
             max_position_embeddings=MAX_LENGTH,
-            initializer_range=0.2,
+            initializer_range=0.15,
             tie_word_embeddings=False,
         )
     ).eval()
@@ -70,13 +70,19 @@ def packed(runner: Runner, trees: list[Tree], *, token_budget: int) -> np.ndarra
     return np.array([found[id(tree), i] for tree in trees for i in range(len(tree.documents))])
 
 
-def trees_of(shapes: list[tuple[int, list[int]]], *, seed: int = 0) -> list[Tree]:
+def trees_of(shapes: list[tuple[int, list[int]]], *, seed: int = 0, heads: tuple[int, ...] = ()) -> list[Tree]:
+    """Return random trees; those with a prefix begin with one of the heads, which have these lengths, in turn."""
     draw = np.random.default_rng(seed)
 
     def ids(n: int) -> np.ndarray:
         return draw.integers(0, VOCABULARY, n).astype(np.int32)
 
-    return [Tree(ids(prefix), tuple(ids(length) for length in lengths)) for prefix, lengths in shapes]
+    known, trees = [Head(ids(length)) for length in heads], []
+    for i, (prefix, lengths) in enumerate(shapes):
+        head = known[i % len(known)] if known and prefix else None
+        start = [head.ids] if head else []
+        trees.append(Tree(np.concatenate((*start, ids(prefix))), tuple(ids(length) for length in lengths), head))
+    return trees
 
 
 def tiny_weights(stored: dict[str, torch.Tensor], *, dtype: torch.dtype, device: str) -> Weights:

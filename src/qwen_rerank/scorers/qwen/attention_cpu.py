@@ -13,8 +13,9 @@ Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_
 
 CpuPlan = tuple[Sequence[Part], Sequence[Part]]  # segments in the order of their rows; documents
 
-_SMALL = 256  # keys of a segment whose attention weights stay in the caches
-_BLOCK = 512  # query rows of one call: bounds the mask, and skips most keys that causality hides
+_SMALL = 1024  # keys of a segment whose attention weights stay in the caches, a block at a time
+_SMALL_BLOCK = 64  # query rows of one pair of plain products
+_BLOCK = 512  # query rows of one call of the kernel: bounds the mask, and skips most keys that causality hides
 
 
 class CpuAttention:
@@ -43,39 +44,43 @@ class CpuAttention:
         Returns:
             `(n_rows, n_heads, head_dim)`.
         """
-        mixed = [query[:0]]
+        mixed = torch.empty_like(query)
         for part in plan[0]:
-            mixed += self._segment(query[part.own.start : part.own.stop], *_gather(part, keys, kept))
-        return torch.cat(mixed)
+            own = slice(part.own.start, part.own.stop)
+            self._segment(query[own], *_gather(part, keys, kept), out=mixed[own])
+        return mixed
 
     def last_rows(self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: CpuPlan) -> torch.Tensor:
         """Attend from each document's last row; `query` and the result are `(n_documents, n_heads, head_dim)`."""
-        mixed = [self._block(query[i : i + 1], *_gather(part, keys, kept)) for i, part in enumerate(plan[1])]
-        return torch.cat([query[:0], *mixed])
+        mixed = torch.empty_like(query)
+        for i, part in enumerate(plan[1]):
+            mixed[i] = self._block(query[i : i + 1], *_gather(part, keys, kept))[0]
+        return mixed
 
-    def _segment(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+    def _segment(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, out: torch.Tensor) -> None:
         """Attend from all rows of a segment, causally; the way depends on its shape alone."""
         n_rows, n_keys = len(query), len(key)
         n_prefix = n_keys - n_rows
+        attend, size = self._block, _BLOCK
         if n_keys <= _SMALL and self._dtype == torch.float32:
-            return [self._small(query, key, value)]
-        if n_rows > _BLOCK and n_prefix <= n_rows // 4:
-            return [_square(query, key, value)]
-        stops = [min(start + _BLOCK, n_rows) for start in range(0, n_rows, _BLOCK)]
-        return [
-            self._block(query[stop - 1 - (stop - 1) % _BLOCK : stop], key[: n_prefix + stop], value[: n_prefix + stop])
-            for stop in stops
-        ]
+            attend, size = self._small, _SMALL_BLOCK
+        elif n_rows > _BLOCK and n_prefix <= n_rows // 4:
+            attend, size = _square, n_rows
+        for start in range(0, n_rows, size):
+            rows, n_seen = slice(start, start + size), n_prefix + min(start + size, n_rows)
+            out[rows] = attend(query[rows], key[:n_seen], value[:n_seen])
 
     def _small(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attend by two plain matrix products, which beat the blocked kernel while the weights stay in the caches."""
         (n_rows, n_heads, size), (n_keys, n_kv_heads) = query.shape, key.shape[:2]
-        group = n_heads // n_kv_heads
-        grouped = query.view(n_rows, n_kv_heads, group, size).permute(1, 2, 0, 3).reshape(n_kv_heads, -1, size)
-        weights = torch.bmm(grouped, key.permute(1, 2, 0)).mul_(size**-0.5).view(n_kv_heads, group, n_rows, n_keys)
-        weights = torch.softmax(weights.add_(self._causal(n_rows, n_keys)), dim=-1)
-        mixed = torch.bmm(weights.view(n_kv_heads, -1, n_keys), value.transpose(0, 1))
-        return mixed.view(n_kv_heads, group, n_rows, size).permute(2, 0, 1, 3).reshape(n_rows, n_heads, size)
+        group, n_open = n_heads // n_kv_heads, n_keys - n_rows
+        scaled = (query * size**-0.5).view(n_rows, n_kv_heads, group, size)
+        weights = torch.bmm(scaled.permute(1, 2, 0, 3).reshape(n_kv_heads, -1, size), key.permute(1, 2, 0))
+        weights = weights.view(n_kv_heads, group, n_rows, n_keys)
+        weights[..., n_open:].add_(self._causal(n_rows, n_rows))
+        weights = torch.softmax(weights, dim=-1).view(n_kv_heads, -1, n_keys)
+        mixed = torch.bmm(weights, value.transpose(0, 1)).view(n_kv_heads, group, n_rows, size)
+        return mixed.permute(2, 0, 1, 3).flatten(1, 2) if group == 1 else mixed.permute(2, 0, 1, 3).reshape(query.shape)
 
     def _block(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attend from the last rows of a segment, causally; `(n, n_heads, head_dim)`."""
@@ -119,10 +124,13 @@ def _square(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
 
 
 def _gather(part: Part, keys: Keys, kept: Keys | None) -> Keys:
-    """Return keys and values of a segment's prefix and own rows."""
-    own = slice(part.own.start, part.own.stop)
-    if not len(part.prefix):
-        return keys[0][own], keys[1][own]
-    source = kept if part.prefix.kept and kept is not None else keys
-    prefix = slice(part.prefix.start, part.prefix.stop)
-    return torch.cat((source[0][prefix], keys[0][own])), torch.cat((source[1][prefix], keys[1][own]))
+    """Return keys and values of what a segment sees, its own rows last."""
+    pieces = [
+        (source[0][span.start : span.stop], source[1][span.start : span.stop])
+        for span in (*part.seen, part.own)
+        for source in [kept if span.kept and kept is not None else keys]
+        if len(span)
+    ]
+    if len(pieces) == 1:
+        return pieces[0]
+    return torch.cat([key for key, _ in pieces]), torch.cat([value for _, value in pieces])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from qwen_rerank.scorers.qwen.layout import NO_ROWS, Layout, Part, Span
+from qwen_rerank.scorers.qwen.layout import Layout, Part, Span
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Ragged:
     """Segments of different lengths, one after the other; queries and keys of a segment end at the same token.
 
     Attributes:
-        key_rows: int64 `(n_keys,)`, the keys of every segment in turn, as rows of kept prefixes followed by the pack.
+        key_rows: int64 `(n_keys,)`, the keys of every segment in turn, as rows of earlier passes followed by the pack.
         query_ends: int32 `(n_segments + 1,)`, where the queries of each segment begin; the last is their number.
         key_ends: int32 `(n_segments + 1,)`, the same for the keys.
         query_lengths: Of each segment.
@@ -68,8 +68,8 @@ class CudaAttention:
 
     def prepare(self, layout: Layout) -> CudaPlan:
         """Return the segments of all rows, and of the documents' last rows, some at a time."""
-        n_kept = sum(len(tree.prefix) for tree in layout.kept)
         parts = sorted(layout.parts, key=lambda part: part.own.start)  # queries must lie in the order of the rows
+        n_kept = layout.n_kept
         everything = [self.segments(some, [len(part.own) for part in some], n_kept=n_kept) for some in _portions(parts)]
         last = [self.segments(some, [1] * len(some), n_kept=n_kept) for some in _portions(layout.documents)]
         return everything, last
@@ -92,14 +92,14 @@ class CudaAttention:
         return mixed[0] if len(mixed) == 1 else torch.cat([query[:0], *mixed])
 
     def segments(self, parts: Sequence[Part], query_lengths: list[int], *, n_kept: int = 0) -> Ragged:
-        """Return segments whose last `query_lengths` rows are queries, behind `n_kept` rows of kept prefixes."""
+        """Return segments whose last `query_lengths` rows are queries, behind `n_kept` rows of earlier passes."""
 
         def rows(span: Span) -> np.ndarray:
             offset = 0 if span.kept else n_kept
             return np.arange(offset + span.start, offset + span.stop)
 
-        gathered = [rows(span) for part in parts for span in (part.prefix, part.own) if len(span)]
-        key_lengths = [len(part.prefix) + len(part.own) for part in parts]
+        gathered = [rows(span) for part in parts for span in (*part.seen, part.own) if len(span)]
+        key_lengths = [part.n_keys for part in parts]
         key_rows = np.concatenate(gathered) if gathered else np.zeros(0, dtype=np.int64)
         return Ragged(
             key_rows=torch.from_numpy(key_rows).to(self._device, non_blocking=True),
@@ -120,11 +120,10 @@ def _portions(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
     """
     start = keys = 0
     for stop, part in enumerate(parts):
-        length = len(part.prefix) + len(part.own)
-        if keys and keys + length > _GATHERED_KEYS:
+        if keys and keys + part.n_keys > _GATHERED_KEYS:
             yield parts[start:stop]
             start, keys = stop, 0
-        keys += length
+        keys += part.n_keys
     if start < len(parts):
         yield parts[start:]
 
@@ -247,10 +246,10 @@ def _trial(
 
     prefix = Span(0, 37)
     parts = [
-        Part(prefix, NO_ROWS),
-        Part(Span(37, 150), prefix),
-        Part(Span(150, 151), prefix),
-        Part(Span(151, 160), NO_ROWS),
+        Part(prefix),
+        Part(Span(37, 150), (prefix,)),
+        Part(Span(150, 151), (prefix,)),
+        Part(Span(151, 160)),
     ]
     segments = CudaAttention(padded, device).segments(parts, [len(part.own) for part in parts])
     key_rows = segments.key_rows

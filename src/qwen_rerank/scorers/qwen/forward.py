@@ -9,7 +9,7 @@ from torch.nn.functional import rms_norm
 
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.layout import Layout
-from qwen_rerank.scorers.qwen.ops import Ops
+from qwen_rerank.scorers.qwen.ops import Ops, Turn
 from qwen_rerank.scorers.qwen.weights import Layer, Weights
 
 Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
@@ -39,7 +39,7 @@ class Forward:
         config: The model's shape.
         attention: For the device that the weights are on.
         ops: The elementwise work on that device.
-        row_chunk: Rows that go through an MLP at a time; bounds memory, and keeps the CPU's caches warm.
+        row_chunk: Rows that go through the matrices at a time; bounds memory, and keeps the CPU's caches warm.
     """
 
     def __init__(
@@ -93,26 +93,46 @@ class Forward:
         return rms_norm(x, (x.shape[-1],), weight, self._config.rms_norm_eps)
 
     def _project(
-        self, layer: Layer, hidden: torch.Tensor, turn: Keys, last: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, layer: Layer, hidden: torch.Tensor, turn: Turn, last: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
         """Return query, key and value of every row, `(n, heads, head_dim)`; with `last` the queries of those rows only."""
-        shape, n_query = self._config, self._config.n_heads * self._config.head_dim
-        normed = self._norm(hidden, layer.input_norm)
-        if layer.kv is None:
-            qkv = layer.qkv(normed)
-            flat_query, flat_keys = qkv[:, :n_query], qkv[:, n_query:]
+        chunks = self._chunks(len(hidden))
+        if len(chunks) == 1:
+            query, key, value = self._heads(layer, hidden, turn)
         else:
-            flat_query, flat_keys = layer.qkv(normed if last is None else normed[last]), layer.kv(normed)
-        query_turn = turn if last is None else (turn[0][last], turn[1][last])
-        query = flat_query.view(len(flat_query), shape.n_heads, shape.head_dim)
-        key, value = flat_keys.view(len(hidden), 2 * shape.n_kv_heads, shape.head_dim).chunk(2, dim=1)
-        rotate, eps = self._ops.norm_rotate, shape.rms_norm_eps
-        return rotate(query, layer.query_norm, query_turn, eps), rotate(key, layer.key_norm, turn, eps), value
+            shapes = ((len(hidden), n, self._config.head_dim) for n in self._head_counts(layer))
+            query, key, value = (hidden.new_empty(shape) for shape in shapes)
+            for rows in chunks:
+                found = self._heads(layer, hidden[rows], (turn[0][rows], turn[1][rows]))
+                query[rows], key[rows], value[rows] = found
+        if layer.query is not None and last is not None:
+            flat = layer.query(self._norm(hidden[last], layer.input_norm))
+            query = flat.view(len(last), self._config.n_heads, self._config.head_dim)
+            query = self._rotate(query, layer.query_norm, (turn[0][last], turn[1][last]))
+        return query, key, value
+
+    def _heads(self, layer: Layer, hidden: torch.Tensor, turn: Turn) -> tuple[torch.Tensor, ...]:
+        """Return query, key and value of some rows; no query in the last layer."""
+        flat, counts = layer.qkv(self._norm(hidden, layer.input_norm)), self._head_counts(layer)
+        query, key, value = torch.split(flat.view(len(hidden), sum(counts), self._config.head_dim), counts, dim=1)
+        if query.shape[1]:
+            query = self._rotate(query, layer.query_norm, turn)
+        return query, self._rotate(key, layer.key_norm, turn), value
+
+    def _head_counts(self, layer: Layer) -> list[int]:
+        """Return how many heads of query, key and value the layer's joined matrix gives."""
+        shape = self._config
+        return [shape.n_heads if layer.query is None else 0, shape.n_kv_heads, shape.n_kv_heads]
+
+    def _rotate(self, x: torch.Tensor, weight: torch.Tensor, turn: Turn) -> torch.Tensor:
+        return self._ops.norm_rotate(x, weight, turn, self._config.rms_norm_eps)
 
     def _advance(self, layer: Layer, hidden: torch.Tensor, mixed: torch.Tensor) -> None:
         """Add the attention's output and the MLP to `hidden`, in place, some rows at a time."""
-        for start in range(0, len(hidden), self._row_chunk):
-            rows = slice(start, start + self._row_chunk)
+        for rows in self._chunks(len(hidden)):
             chunk = hidden[rows]
             layer.output.add_to(chunk, mixed[rows])
             layer.down.add_to(chunk, self._ops.gate(layer.gate_up(self._norm(chunk, layer.mlp_norm))))
+
+    def _chunks(self, n_rows: int) -> list[slice]:
+        return [slice(start, start + self._row_chunk) for start in range(0, n_rows, self._row_chunk)]

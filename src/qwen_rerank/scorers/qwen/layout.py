@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from qwen_rerank.packing import Pack, Tree
+from qwen_rerank.packing import Head, Pack, Tree
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows `start` to `stop`; rows of the kept prefixes where `kept`, else of the pack."""
+    """Rows `start` to `stop`; rows of what earlier passes left where `kept`, else of the pack."""
 
     start: int
     stop: int
@@ -22,15 +23,17 @@ class Span:
         return self.stop - self.start
 
 
-NO_ROWS = Span(0, 0)
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A segment: its own rows, and the prefix rows that they see besides themselves."""
+    """A segment: its own rows, and the rows before them that they see besides themselves, in the prompt's order."""
 
     own: Span
-    prefix: Span
+    seen: tuple[Span, ...] = ()
+
+    @property
+    def n_keys(self) -> int:
+        """Rows that the last of its own rows sees."""
+        return sum(map(len, self.seen)) + len(self.own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +43,28 @@ class Layout:
     Attributes:
         ids: int64 `(n_rows,)`, token of each row.
         positions: int64 `(n_rows,)`, place of each row's token in its prompt.
-        prefixes: Trees whose prefix is computed by this pass, with its rows.
-        kept: Trees whose prefix is at hand, in the order of its rows.
+        prefixes: Trees whose prefix is computed by this pass, with its part: what comes behind a head at hand.
+        heads: What is at hand of the heads; their rows come first among the kept ones.
+        kept: Trees whose whole prefix is at hand, in the order of their rows.
         documents: One part a document, in the pack's order.
     """
 
     ids: np.ndarray
     positions: np.ndarray
-    prefixes: tuple[tuple[Tree, Span], ...]
+    prefixes: tuple[tuple[Tree, Part], ...]
+    heads: tuple[Head, ...]
     kept: tuple[Tree, ...]
     documents: tuple[Part, ...]
 
     @property
     def parts(self) -> list[Part]:
         """All segments of this pass."""
-        return [Part(span, NO_ROWS) for _, span in self.prefixes] + list(self.documents)
+        return [part for _, part in self.prefixes] + list(self.documents)
+
+    @property
+    def n_kept(self) -> int:
+        """Rows that earlier passes left."""
+        return sum(map(len, self.heads)) + sum(len(tree.prefix) for tree in self.kept)
 
     @property
     def last_rows(self) -> np.ndarray:
@@ -62,33 +72,45 @@ class Layout:
         return np.array([part.own.stop - 1 for part in self.documents], dtype=np.int64)
 
 
-def lay_out(pack: Pack, *, kept: Container[Tree] = ()) -> Layout:
-    """Return the rows of a pack; the prefixes of the trees in `kept` are not computed again."""
+def lay_out(pack: Pack, *, kept: Container[Tree] = (), heads: Sequence[Head] = ()) -> Layout:
+    """Return the rows of a pack; neither the prefixes of the trees in `kept` nor `heads` are computed again."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
-    prefixes: list[tuple[Tree, Span]] = []
+    prefixes: list[tuple[Tree, Part]] = []
     at_hand: list[Tree] = []
     documents: list[Part] = []
-    row = kept_row = 0
+    head_spans, kept_row = _spans(heads)
+    row = 0
     for branch in pack.branches:
         tree, n_prefix = branch.tree, len(branch.tree.prefix)
         if tree in kept:
-            prefix = Span(kept_row, kept_row := kept_row + n_prefix, kept=True)
+            seen: tuple[Span, ...] = (Span(kept_row, kept_row := kept_row + n_prefix, kept=True),)
             at_hand.append(tree)
         else:
-            prefix = Span(row, row := row + n_prefix)
-            prefixes.append((tree, prefix))
-            ids.append(tree.prefix)
-            positions.append(np.arange(n_prefix))
+            head = (head_spans[tree.head],) if tree.head in head_spans else ()
+            n_head = sum(map(len, head))
+            part = Part(Span(row, row := row + n_prefix - n_head), head)
+            seen = (*head, part.own)
+            prefixes.append((tree, part))
+            ids.append(tree.prefix[n_head:])
+            positions.append(np.arange(n_head, n_prefix))
         for index in branch.indices:
             document = tree.documents[index]
-            documents.append(Part(Span(row, row := row + len(document)), prefix))
+            documents.append(Part(Span(row, row := row + len(document)), seen))
             ids.append(document)
             positions.append(np.arange(n_prefix, n_prefix + len(document)))
     return Layout(
         np.concatenate(ids).astype(np.int64),
         np.concatenate(positions).astype(np.int64),
-        tuple((tree, span) for tree, span in prefixes if len(span)),
+        tuple((tree, part) for tree, part in prefixes if len(part.own)),
+        tuple(heads),
         tuple(at_hand),
         tuple(documents),
     )
+
+
+def _spans(heads: Sequence[Head]) -> tuple[dict[Head | None, Span], int]:
+    """Return where each head's rows lie among the kept ones, and how many they are."""
+    ends = list(accumulate(map(len, heads), initial=0))
+    spans = [Span(start, stop, kept=True) for start, stop in pairwise(ends)]
+    return dict(zip(heads, spans, strict=True)), ends[-1]

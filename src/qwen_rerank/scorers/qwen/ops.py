@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import silu
 
 Turn = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's position, each (n_rows, head_dim // 2)
 
@@ -27,13 +27,15 @@ class EagerOps:
 
     def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, turn: Turn, eps: float) -> torch.Tensor:
         """Normalise every head of `x` and apply the rotary positions."""
-        normed = rms_norm(x, (x.shape[-1],), weight, eps)
+        size, half = x.shape[-1], x.shape[-1] // 2
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = length.square_().div_(size).add_(eps).rsqrt_()
+        normed = (x * scale.to(x.dtype)).mul_(weight)
         cosine, sine = turn[0].unsqueeze(1), turn[1].unsqueeze(1)
         first, second = normed.chunk(2, dim=-1)
         out = torch.empty_like(normed)
-        half = x.shape[-1] // 2
-        torch.sub(first * cosine, second * sine, out=out[..., :half])
-        torch.add(second * cosine, first * sine, out=out[..., half:])
+        torch.mul(first, cosine, out=out[..., :half]).addcmul_(second, sine, value=-1)
+        torch.mul(second, cosine, out=out[..., half:]).addcmul_(first, sine)
         return out
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:

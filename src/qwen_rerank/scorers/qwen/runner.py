@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from qwen_rerank.packing import Branch, Pack, Tree
+from qwen_rerank.packing import Branch, Head, Pack, Tree
 from qwen_rerank.scorers.qwen.device import as_our_error, on_device
 from qwen_rerank.scorers.qwen.forward import Forward, Keys
-from qwen_rerank.scorers.qwen.layout import Layout, Span, lay_out
+from qwen_rerank.scorers.qwen.layout import Layout, Part, lay_out
 
 _KEPT_TOKENS = 1024  # of prefixes whose keys and values outlive a pack
 
@@ -24,11 +25,14 @@ class Runner:
         forward: The forward pass.
         deterministic: Compute every prefix and every document in a pass of its own. Its shapes then depend on nothing
             but its own tokens, and so do the bits of its score.
+        head_tokens: Tokens of the heads whose keys and values stay for later queries; a longer head is not kept apart.
     """
 
-    def __init__(self, forward: Forward, *, deterministic: bool) -> None:
+    def __init__(self, forward: Forward, *, deterministic: bool, head_tokens: int = 0) -> None:
         self._forward = forward
         self._deterministic = deterministic
+        self._head_tokens = head_tokens
+        self._heads: OrderedDict[Head, list[Keys]] = OrderedDict()  # the least recently used first
         # A tree's entry goes away with the tree.
         self._kept: WeakKeyDictionary[Tree, list[Keys]] = WeakKeyDictionary()
 
@@ -52,51 +56,68 @@ class Runner:
             raise ours from exc
 
     def _together(self, pack: Pack) -> np.ndarray:
-        layout = lay_out(pack, kept=self._kept)
+        heads = self._take_heads(branch.tree for branch in pack.branches if branch.tree not in self._kept)
+        layout = lay_out(pack, kept=self._kept, heads=heads)
         wanted = self._worth_keeping(pack, layout)
-        keep = _rows(span for _, span in wanted) if wanted else None
-        scores, saved = self._forward(layout, self._past(layout), keep=keep)
+        keep = _rows(part for _, part in wanted) if wanted else None
+        past = [*(self._heads[head] for head in heads), *(self._kept[tree] for tree in layout.kept)]
+        scores, saved = self._forward(layout, _joined(past) or None, keep=keep)
         first = 0
-        for tree, span in wanted:
-            rows = slice(first, first := first + len(span))
-            self._kept[tree] = [(key[rows], value[rows]) for key, value in saved]
+        for tree, part in wanted:
+            rows = slice(first, first := first + len(part.own))
+            self._kept[tree] = self._whole(tree, [(key[rows], value[rows]) for key, value in saved])
         return scores.cpu().numpy()
 
     def _one_by_one(self, pack: Pack) -> np.ndarray:
         scores: list[np.ndarray] = []
         for branch in pack.branches:
-            kept = {branch.tree: self._kept.get(branch.tree) or self._prefix(branch.tree)}
-            if branch.more and self._has_room(len(branch.tree.prefix)):
+            tree = branch.tree
+            kept = {tree: self._kept.get(tree) or self._prefix(tree, self._take_heads([tree]))}
+            if branch.more and self._has_room(len(tree.prefix)):
                 self._kept.update(kept)
             for index in branch.indices:
-                layout = lay_out(Pack((Branch(branch.tree, (index,)),)), kept=kept)
-                scores.append(self._forward(layout, kept[branch.tree])[0].cpu().numpy())
+                layout = lay_out(Pack((Branch(tree, (index,)),)), kept=kept)
+                scores.append(self._forward(layout, kept[tree])[0].cpu().numpy())
         return np.concatenate(scores)
 
-    def _prefix(self, tree: Tree) -> list[Keys]:
+    def _prefix(self, tree: Tree, heads: Sequence[Head] = ()) -> list[Keys]:
         """Compute a prefix alone, for every layer its keys and values."""
-        layout = lay_out(Pack((Branch(tree, ()),)))
-        return self._forward(layout, None, keep=torch.arange(len(tree.prefix)))[1]
+        layout = lay_out(Pack((Branch(tree, ()),)), heads=heads)
+        past = _joined([self._heads[head] for head in heads]) or None
+        rows = self._forward(layout, past, keep=torch.arange(len(layout.ids)))[1]
+        return self._whole(tree, rows)
 
-    def _past(self, layout: Layout) -> list[Keys] | None:
-        """Return for each layer the keys and values of the kept prefixes, in the layout's order."""
-        kept = [self._kept[tree] for tree in layout.kept]
-        if len(kept) < 2:
-            return kept[0] if kept else None
-        return [
-            (torch.cat([key for key, _ in layer]), torch.cat([value for _, value in layer]))
-            for layer in zip(*kept, strict=True)
-        ]
+    def _take_heads(self, trees: Iterable[Tree]) -> list[Head]:
+        """Return the heads of these trees whose keys and values are at hand now, as many as may be kept together."""
+        wanted: list[Head] = []
+        room = self._head_tokens
+        for head in dict.fromkeys(tree.head for tree in trees):
+            if head is not None and len(head) <= room:
+                room -= len(head)
+                wanted.append(head)
+        for head in wanted:
+            if head not in self._heads:
+                self._heads[head] = self._prefix(Tree(head.ids, ()))
+            self._heads.move_to_end(head)
+        while sum(map(len, self._heads)) > self._head_tokens:
+            self._heads.popitem(last=False)
+        return wanted
 
-    def _worth_keeping(self, pack: Pack, layout: Layout) -> list[tuple[Tree, Span]]:
+    def _whole(self, tree: Tree, rows: list[Keys]) -> list[Keys]:
+        """Return a whole prefix from its rows, which stand behind the head where they are fewer than the prefix."""
+        if tree.head is None or len(rows[0][0]) == len(tree.prefix):
+            return rows
+        return _joined([self._heads[tree.head], rows])
+
+    def _worth_keeping(self, pack: Pack, layout: Layout) -> list[tuple[Tree, Part]]:
         """Return the prefixes of this pack that a later one needs, with their rows, as far as there is room."""
         unfinished = {branch.tree for branch in pack.branches if branch.more}
-        wanted: list[tuple[Tree, Span]] = []
+        wanted: list[tuple[Tree, Part]] = []
         total = 0
-        for tree, span in layout.prefixes:
-            if tree in unfinished and self._has_room(total + len(span)):
-                wanted.append((tree, span))
-                total += len(span)
+        for tree, part in layout.prefixes:
+            if tree in unfinished and self._has_room(total + len(tree.prefix)):
+                wanted.append((tree, part))
+                total += len(tree.prefix)
         return wanted
 
     def _has_room(self, tokens: int) -> bool:
@@ -105,9 +126,20 @@ class Runner:
     def _release(self) -> None:
         """Give back what is not needed, so that a smaller pack finds room."""
         self._kept.clear()
+        self._heads.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _rows(spans: Iterable[Span]) -> torch.Tensor:
-    return torch.cat([torch.arange(span.start, span.stop) for span in spans])
+def _rows(parts: Iterable[Part]) -> torch.Tensor:
+    return torch.cat([torch.arange(part.own.start, part.own.stop) for part in parts])
+
+
+def _joined(pieces: list[list[Keys]]) -> list[Keys]:
+    """Return for each layer the keys and values of all pieces, in order; nothing of no pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return [
+        (torch.cat([key for key, _ in layer]), torch.cat([value for _, value in layer]))
+        for layer in zip(*pieces, strict=True)
+    ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_query, check_text, check_texts
 from qwen_rerank.errors import DocumentScoringError
-from qwen_rerank.packing import grow
+from qwen_rerank.packing import Head, grow
 from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 from qwen_rerank.scorers.qwen.engine import build_engine
@@ -22,6 +23,8 @@ from qwen_rerank.threaded import check_pairs
 from qwen_rerank.types import Fit
 
 _TreeFutures = dict[str, "Future[TreeScores]"]
+
+_INSTRUCTIONS = 16  # whose beginning of a prompt is remembered
 
 
 class QwenScorer:
@@ -96,6 +99,7 @@ class QwenScorer:
         self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, self.dtype)
         self._scheduler = Scheduler(engine.run, token_budget=engine.token_budget)
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
+        self._head = _heads(self._encoder)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -201,8 +205,19 @@ class QwenScorer:
                 prompts = self._encoder.encode(query, list(texts), instruction=instruction)
                 # The longest common prefix depends on the documents; a cut that the query alone fixes does not.
                 cut = prompts[0].document_start if self.config.deterministic else None
-                futures[query] = self._scheduler.submit(caller, grow([prompt.ids for prompt in prompts], cut=cut))
+                tree = grow([prompt.ids for prompt in prompts], cut=cut, head=self._head(instruction))
+                futures[query] = self._scheduler.submit(caller, tree)
         return futures
+
+
+def _heads(encoder: PromptEncoder) -> Callable[[str | None], Head]:
+    """Return what gives each instruction's head; the same object while it is remembered, as heads go by identity."""
+
+    @functools.lru_cache(maxsize=_INSTRUCTIONS)
+    def head(instruction: str | None) -> Head:
+        return Head(encoder.shared_prefix(instruction=instruction))
+
+    return head
 
 
 def _check_many(queries: object, documents: object) -> tuple[list[str], list[list[str]]]:

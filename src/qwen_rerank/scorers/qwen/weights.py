@@ -16,13 +16,13 @@ class Layer:
     """One decoder layer; every matrix is `(out, in)`.
 
     Attributes:
-        qkv: Of query, key and value in one; of the last layer, whose queries are few, the query's alone.
-        kv: Of key and value, in the last layer only.
+        qkv: Of query, key and value in one; in the last layer, whose queries are few, of key and value alone.
+        query: Of the query, in the last layer only.
     """
 
     input_norm: torch.Tensor
     qkv: Matrix
-    kv: Matrix | None
+    query: Matrix | None
     query_norm: torch.Tensor
     key_norm: torch.Tensor
     output: Matrix
@@ -79,8 +79,8 @@ def fuse(
         layers.append(
             Layer(
                 input_norm=take(at + "input_layernorm.weight"),
-                qkv=as_matrix(take(*(f"{at}self_attn.{name}_proj.weight" for name in ("q" if last else "qkv")))),
-                kv=as_matrix(take(*(f"{at}self_attn.{name}_proj.weight" for name in "kv"))) if last else None,
+                qkv=as_matrix(take(*(f"{at}self_attn.{name}_proj.weight" for name in ("kv" if last else "qkv")))),
+                query=as_matrix(take(at + "self_attn.q_proj.weight")) if last else None,
                 query_norm=take(at + "self_attn.q_norm.weight"),
                 key_norm=take(at + "self_attn.k_norm.weight"),
                 output=as_matrix(take(at + "self_attn.o_proj.weight")),
