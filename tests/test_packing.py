@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_rerank.packing import Branch, Head, Pack, Tree, Waiting, common_prefix, grow, plan_packs
+from qwen_rerank.packing import Branch, Opening, Pack, Tree, Waiting, common_prefix, grow, plan_packs
 
 
 def ids(*values: int) -> np.ndarray:
@@ -50,10 +50,10 @@ def test_a_tree_holds_its_prompts(prompts):
 
 def test_a_head_is_taken_only_where_the_prompts_begin_with_it_and_go_on():
     prompts = [ids(1, 2, 3, 4), ids(1, 2, 3, 5)]
-    head = Head(ids(1, 2))
-    assert grow(prompts, head=head).head is head
-    assert grow(prompts, head=Head(ids(1, 3))).head is None
-    assert grow(prompts, head=Head(ids(1, 2, 3))).head is None
+    opening = Opening(ids(1, 2))
+    assert grow(prompts, opening=opening).opening is opening
+    assert grow(prompts, opening=Opening(ids(1, 3))).opening is None
+    assert grow(prompts, opening=Opening(ids(1, 2, 3))).opening is None
 
 
 def test_a_given_cut_does_not_depend_on_the_documents():

@@ -47,16 +47,6 @@ def test_every_prompt_of_a_query_starts_with_its_query_prefix(official):
         assert prompt.ids[: len(prefix)].tolist() == prefix.tolist()
 
 
-def test_prompts_of_one_instruction_start_alike(official):
-    """Up to the query, whatever it begins with; the engine computes that part once."""
-    encoder = PromptEncoder(official)
-    for instruction in (None, "", "Find it\n", "判断相关性"):
-        shared = encoder.shared_prefix(instruction=instruction)
-        for query in ("a", "1", "深", "\n a", "  x", ":", "\u0301", "<Query>: q", "\r\nb"):
-            assert encoder.query_prefix(query, instruction=instruction)[: len(shared)].tolist() == shared.tolist()
-    assert len(encoder.shared_prefix()) > len(encoder.prefix_ids) + 20
-
-
 @pytest.mark.parametrize("label", ["<Document>: ", "Document:\n", "文档：", "D's  ", "passage, "])
 def test_any_accepted_document_label_is_split_exactly(official, tokenizer_dir, label):
     """Tokenizing head and document apart gives the ids of the whole string, whatever the document starts with."""

@@ -1,4 +1,4 @@
-"""Speed of the engine beside the official recipe, sentence-transformers and vLLM, on one model, in one process.
+"""Speed of the engine beside the official recipe, sentence-transformers and vLLM, on one model, in turn.
 
     python eval/speed/bench.py --tokenizer FOLDER [--device cuda] [--size 0.6B] [--out results.json]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -25,14 +26,23 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "src"))  # also where the package is not installed
 
-from contestants import Contestant, Engine, Recipe, SentenceTransformers, Vllm, model_config, random_model
+from contestants import (
+    VLLM_ENVIRONMENT,
+    Contestant,
+    Engine,
+    Recipe,
+    SentenceTransformers,
+    Vllm,
+    model_config,
+    random_model,
+)
 from measure import PeakMemory, computed_tokens, hardware, matmul_peak, timed, trees_of, useful_flops, versions
 from report import table, write_plot
 from workloads import Words, Workload, cpu_workloads, gpu_workloads, smoke_workloads
 
-from qwen_rerank.packing import Head
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
 from qwen_rerank.scorers.qwen.device import activation_bytes
+from qwen_rerank.scorers.qwen.scorer import opening_of
 
 # Largest difference of log-odds between contestants that rounding explains, at these random weights.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
@@ -76,9 +86,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--layers", type=int, help="fewer layers, for a quick look; such figures are not for quoting")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--batch-size", type=int, help="of the recipe; else 8 on CPU, 32 on CUDA")
     parser.add_argument(
-        "--vllm-block-size", type=int, help="else vLLM's own; shorter than a shared prefix, or it is lost"
+        "--batch-size", type=int, help="of the recipe with the last logit alone; else 8 on CPU, 32 on CUDA"
+    )
+    parser.add_argument(
+        "--vllm-block-size", type=int, default=32, help="longer than a shared prefix, it shares nothing"
     )
     parser.add_argument("--vllm-eager", action="store_true", help="vLLM without compilation")
     parser.add_argument("--only", nargs="*", help="contestants to run")
@@ -102,15 +114,15 @@ def choose(options: argparse.Namespace, words: Words) -> list[Workload]:
 def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[str, Contestant]:
     """Return the contestants that can run here."""
     on_cpu = options.device == "cpu"
-    batch, batch_sizes = options.batch_size or (8 if on_cpu else 32), (1, 2, 4, 8, 32) if on_cpu else (32, 128)
-    vllm = {"enforce_eager": options.vllm_eager} | (
-        {"block_size": options.vllm_block_size} if options.vllm_block_size else {}
-    )
+    batch, batch_sizes = options.batch_size or (8 if on_cpu else 32), (1, 2, 4, 8, 16, 32) if on_cpu else (32, 64, 128)
+    vllm = {"enforce_eager": options.vllm_eager, "block_size": options.vllm_block_size}
     engine = {"device": options.device, "dtype": str(dtype).removeprefix("torch."), "max_length": 16_384}
     makers = {
         "recipe": lambda: Recipe(model, options.tokenizer, batch_size=8, last_only=False),
         "recipe-last": lambda: Recipe(model, options.tokenizer, batch_size=batch, last_only=True),
-        "sentence-transformers": lambda: SentenceTransformers(model, options.tokenizer, batch_sizes=batch_sizes),
+        "sentence-transformers": lambda: SentenceTransformers(
+            model, options.tokenizer, batch_sizes=batch_sizes, tried=16 if on_cpu else 200
+        ),
         "engine": lambda: Engine(model, options.tokenizer, **engine),
         "engine-deterministic": lambda: Engine(model, options.tokenizer, **engine, deterministic=True),
         "vllm": lambda: Vllm(model, options.tokenizer, dtype=engine["dtype"], max_length=16_384, **vllm),
@@ -137,6 +149,15 @@ def header(options: argparse.Namespace, model: Any, engine: Any, dtype: torch.dt
         "dtype": str(dtype).removeprefix("torch."),
         "hardware": hardware(options.device),
         "versions": versions(),
+        "settings": {
+            "recipe": "batches of 8",
+            "sentence-transformers": "the fastest of the batch sizes tried, see seconds_by_batch_size",
+            "vllm": {
+                "eager": options.vllm_eager,
+                "block_size": options.vllm_block_size,
+                **{name: os.environ.get(name) for name in VLLM_ENVIRONMENT},
+            },
+        },
         "token_budget": scorer.token_budget,
         "budget_bytes": scorer.token_budget * activation_bytes(shape, dtype),
         "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
@@ -177,8 +198,8 @@ def run(
                 seconds[name].append(timed(lambda name=name: score(name), options.device))
             memory[name] = max(memory.get(name, 0), peak.bytes)
             print(f"{workload.name:40} {name:24} {seconds[name][-1]:8.3f} s", file=sys.stderr, flush=True)
-    head = Head(encoder.shared_prefix()) if options.device == "cpu" else None
-    trees = trees_of(encoder, workload.queries, workload.documents, head=head)
+    opening = opening_of(encoder, None) if options.device == "cpu" else None
+    trees = trees_of(encoder, workload.queries, workload.documents, opening=opening)
     flops = useful_flops(trees, engine.config)
     full = sum(len(tree.prefix) * len(tree.documents) + sum(map(len, tree.documents)) for tree in trees)
     return {

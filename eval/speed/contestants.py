@@ -23,7 +23,11 @@ from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.scorer import QwenScorer
 
 YES, NO = 9693, 2152
-_TRIED_DOCUMENTS = 200  # to find the best batch size
+# On a CPU vLLM takes one core of two for its scheduler where it is not told otherwise.
+VLLM_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB, room for every prompt of a workload
+    "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+}
 SHAPES = {
     "0.6B": {"hidden": 1024, "layers": 28, "heads": 16, "mlp": 3072, "tied": True},
     "4B": {"hidden": 2560, "layers": 36, "heads": 32, "mlp": 9728, "tied": True},
@@ -106,12 +110,12 @@ class Recipe(Contestant):
 class SentenceTransformers(Contestant):
     """`CrossEncoder` on its native causal path, with the same model inside, at its best batch size."""
 
-    def __init__(self, model: Any, tokenizer: Path, *, batch_sizes: Sequence[int]) -> None:
+    def __init__(self, model: Any, tokenizer: Path, *, batch_sizes: Sequence[int], tried: int) -> None:
         from sentence_transformers import CrossEncoder
         from sentence_transformers.base.modules import Transformer
         from sentence_transformers.cross_encoder.modules import LogitScore
 
-        self._batch_sizes, self._batch_size = batch_sizes, batch_sizes[0]
+        self._batch_sizes, self._batch_size, self._tried = batch_sizes, batch_sizes[0], tried
         with tempfile.TemporaryDirectory() as folder:
             small = Qwen3ForCausalLM(model_config("tiny"))
             small.save_pretrained(folder)
@@ -138,13 +142,11 @@ class SentenceTransformers(Contestant):
         return np.split(np.asarray(scores, dtype=np.float32), np.cumsum([len(texts) for texts in documents])[:-1])
 
     def tune(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> dict[str, float]:
-        """Take the fastest batch size, tried once each on at most some hundred documents."""
-        some = next(
-            (i for i, n in enumerate(accumulate(map(len, documents)), 1) if n >= _TRIED_DOCUMENTS), len(queries)
-        )
+        """Take the fastest batch size, each tried once on the first queries."""
+        some = next((i for i, n in enumerate(accumulate(map(len, documents)), 1) if n >= self._tried), len(queries))
         n_documents, tried = sum(map(len, documents[:some])), {}
         for size in self._batch_sizes:
-            if not tried or size < 2 * n_documents:  # a larger one makes the same single batch
+            if not tried or max(tried) < n_documents:  # a larger one makes the same single batch
                 self._batch_size, start = size, time.perf_counter()
                 self.score(queries[:some], documents[:some])
                 tried[size] = time.perf_counter() - start
@@ -182,7 +184,8 @@ class Vllm(Contestant):
     """vLLM's scoring with prefix caching, its model in a process of its own, where it is installed."""
 
     def __init__(self, model: Any, tokenizer: Path, *, dtype: str, max_length: int, **options: Any) -> None:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")  # GiB
+        for name, value in VLLM_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         from vllm import LLM
 
         self._folder = tempfile.TemporaryDirectory()
@@ -203,8 +206,9 @@ class Vllm(Contestant):
         )
 
     def forget(self) -> None:
-        """Empty the prefix cache but for what all prompts begin with: a second round must not read the first's scores."""
-        self._llm.reset_prefix_cache()
+        """Empty the prefix cache but for what all prompts begin with: a second round must not read the first's keys."""
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not empty its prefix cache, so that its next round would be too fast.")
         self.score(["warm"], [["up"]])
 
     def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qwen_rerank.packing import Head, Tree, grow
+from qwen_rerank.packing import Opening, Tree, grow
 from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 
@@ -105,22 +105,22 @@ class PeakMemory:
 
 
 def trees_of(
-    encoder: PromptEncoder, queries: Sequence[str], documents: Sequence[Sequence[str]], *, head: Head | None
+    encoder: PromptEncoder, queries: Sequence[str], documents: Sequence[Sequence[str]], *, opening: Opening | None
 ) -> list[Tree]:
-    """Return what the engine computes for these texts, with the head that it has at hand."""
+    """Return what the engine computes for these texts, with the opening that it has at hand."""
     return [
-        grow([prompt.ids for prompt in encoder.encode(query, texts)], head=head)
+        grow([prompt.ids for prompt in encoder.encode(query, texts)], opening=opening)
         for query, texts in zip(queries, documents, strict=True)
     ]
 
 
 def computed_tokens(trees: Sequence[Tree]) -> int:
-    """Return the tokens that are computed: shared prefixes once, heads not at all."""
-    return sum(tree.tokens - _n_head(tree) for tree in trees)
+    """Return the tokens that are computed: shared prefixes once, openings not at all."""
+    return sum(tree.tokens - _n_opening(tree) for tree in trees)
 
 
 def useful_flops(trees: Sequence[Tree], config: QwenModelConfig) -> float:
-    """Return the floating-point work that the scores need: shared prefixes once, heads at hand not at all, the last
+    """Return the floating-point work that the scores need: shared prefixes once, openings at hand not at all, the last
     layer where it is read.
     """
     query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
@@ -135,13 +135,13 @@ def useful_flops(trees: Sequence[Tree], config: QwenModelConfig) -> float:
 
 
 def _looks(tree: Tree) -> float:
-    n, n_head = len(tree.prefix), _n_head(tree)
+    n, n_opening = len(tree.prefix), _n_opening(tree)
     own = sum(len(document) * (n + (len(document) + 1) / 2) for document in tree.documents)
-    return (n * (n + 1) - n_head * (n_head + 1)) / 2 + own
+    return (n * (n + 1) - n_opening * (n_opening + 1)) / 2 + own
 
 
-def _n_head(tree: Tree) -> int:
-    return len(tree.head) if tree.head is not None else 0
+def _n_opening(tree: Tree) -> int:
+    return len(tree.opening) if tree.opening is not None else 0
 
 
 def _cpu_name() -> str:

@@ -67,7 +67,7 @@ FAST = ("sentence-transformers", "engine", "vllm")
 def cpu_workloads(words: Words) -> list[Workload]:
     """The workloads scaled to what two cores score in minutes; lengths as on the GPU, fewer documents."""
     return [
-        Workload("1x16x128", words.texts(12), [words.texts(*[128] * 16)], (*ALL, "engine-deterministic"), 3),
+        Workload("1x16x128", words.texts(12), [words.texts(*[128] * 16)], (*ALL, "engine-deterministic"), 2),
         Workload("2x6 mixed 20-400", words.texts(12, 12), [words.spread(6, 20, 400) for _ in range(2)], ALL, 2),
         Workload("throughput 2x16x128", words.texts(12, 12), [words.texts(*[128] * 16) for _ in range(2)], FAST, 2),
         Workload("1x10 of 300 tokens, 120 the query's", words.texts(57), [words.texts(*[167] * 10)], FAST, 2),

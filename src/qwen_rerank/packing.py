@@ -10,8 +10,8 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Head:
-    """What the prompts of many queries begin with; compared by identity.
+class Opening:
+    """What the prompts of many queries begin with; compared by its ids.
 
     Attributes:
         ids: int32 `(n,)`, token ids.
@@ -22,6 +22,12 @@ class Head:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Opening) and self.ids.tobytes() == other.ids.tobytes()
+
+    def __hash__(self) -> int:
+        return hash(self.ids.tobytes())
+
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Tree:
@@ -30,16 +36,16 @@ class Tree:
     Attributes:
         prefix: int32 `(n_prefix,)`, the token ids that all prompts of this query begin with.
         documents: The remaining ids of each prompt, int32 `(n,)` with n >= 1; each attends to the prefix and to itself.
-        head: What the prefix begins with and other queries share, shorter than the prefix; None where nothing is.
+        opening: What the prefix begins with and other queries share, shorter than the prefix; None where nothing is.
     """
 
     prefix: np.ndarray
     documents: tuple[np.ndarray, ...]
-    head: Head | None = None
+    opening: Opening | None = None
 
     @property
     def tokens(self) -> int:
-        """Tokens to compute when the tree lies in one pack."""
+        """Tokens to compute when the tree lies in one pack and nothing is at hand."""
         return len(self.prefix) + sum(map(len, self.documents))
 
 
@@ -105,18 +111,18 @@ def common_prefix(prompts: Sequence[np.ndarray]) -> int:
     return limit
 
 
-def grow(prompts: Sequence[np.ndarray], *, cut: int | None = None, head: Head | None = None) -> Tree:
+def grow(prompts: Sequence[np.ndarray], *, cut: int | None = None, opening: Opening | None = None) -> Tree:
     """Return the tree of one query's prompts.
 
     Args:
         prompts: Token ids of whole prompts, each int32 `(n,)`, at least one.
         cut: Length of the prefix where it must not depend on the other documents; the longest common one otherwise.
-        head: What other queries may share; taken where these prompts do begin with it.
+        opening: What other queries may share; taken where these prompts do begin with it.
     """
     length = common_prefix(prompts) if cut is None else cut
     prefix = prompts[0][:length]
-    shared = head is not None and len(head) < length and np.array_equal(prefix[: len(head)], head.ids)
-    return Tree(prefix, tuple(prompt[length:] for prompt in prompts), head if shared else None)
+    begins = opening is not None and 0 < len(opening) < length and np.array_equal(prefix[: len(opening)], opening.ids)
+    return Tree(prefix, tuple(prompt[length:] for prompt in prompts), opening if begins else None)
 
 
 class Waiting:

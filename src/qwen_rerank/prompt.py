@@ -15,7 +15,6 @@ import numpy as np
 
 from qwen_rerank.checks import check_choice, check_count, check_query, check_text, check_texts
 from qwen_rerank.errors import InvalidInputError, QueryTooLongError
-from qwen_rerank.packing import common_prefix
 from qwen_rerank.tokenizer import CONTROL
 from qwen_rerank.tokenizer import PromptTokenizer as PromptTokenizer
 from qwen_rerank.types import Fit
@@ -190,18 +189,6 @@ class PromptEncoder:
         _, lead, room = self._head(query, instruction)
         pieces = self._tokenizer.pieces(lead, check_texts("texts", texts), room)
         return [Fit(tokens=piece.tokens, room=room, kept_chars=piece.kept_chars) for piece in pieces]
-
-    def shared_prefix(self, *, instruction: str | None = None) -> np.ndarray:
-        """Return the ids that the prompts of nearly all queries of this instruction start with, int32 `(n,)`.
-
-        Found from two queries that begin unalike, so a query that merges with what stands before it may differ.
-
-        Raises:
-            InvalidInputError: As `encode`.
-            QueryTooLongError: As `encode`.
-        """
-        one, other = (self._head(query, instruction)[0] for query in ("a", "1"))
-        return one[: common_prefix((one, other))]
 
     def query_prefix(self, query: str, *, instruction: str | None = None) -> np.ndarray:
         """Return the ids that every prompt of this query starts with, int32 `(n,)`; they depend on no document."""

@@ -34,13 +34,13 @@ def draw(rows: int, heads: int) -> torch.Tensor:
     st.sampled_from([(), (7,), (3, 9)]),
     st.sampled_from([200, 1 << 24]),
 )
-def test_gathered_and_padded_attention_equals_the_loop(shapes, n_kept, heads, limit):
-    """For every mixture of heads and prefixes at hand and prefixes in the pack, and for every limit on one call."""
-    trees = trees_of(shapes, heads=heads)
+def test_gathered_and_padded_attention_equals_the_loop(shapes, n_kept, openings, limit):
+    """For every mixture of openings and prefixes at hand and prefixes in the pack, and for every limit on one call."""
+    trees = trees_of(shapes, openings=openings)
     kept_trees = {tree for tree in trees[:n_kept] if len(tree.prefix)}
-    at_hand = list(dict.fromkeys(tree.head for tree in trees[1:] if tree.head))
+    at_hand = list(dict.fromkeys(tree.opening for tree in trees[1:] if tree.opening))
     pack = Pack(tuple(Branch(tree, tuple(range(len(tree.documents)))) for tree in trees))
-    layout = lay_out(pack, kept=kept_trees, heads=at_hand)
+    layout = lay_out(pack, kept=kept_trees, openings=at_hand)
     n, n_past, n_documents = len(layout.ids), layout.n_kept, len(layout.documents)
     query, keys = draw(n, 4), (draw(n, 2), draw(n + 1, 2)[1:])
     kept = (draw(n_past, 2) + 1, draw(n_past, 2)) if n_past else None

@@ -29,6 +29,7 @@ from qwen_rerank.errors import (
 from qwen_rerank.scorers.qwen.device import as_our_error, choose_dtype
 from qwen_rerank.scorers.qwen.forward import Forward
 from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
+from qwen_rerank.scorers.qwen.scorer import opening_of
 
 HORSE = 15223  # the token " horse"
 TEXTS = [
@@ -181,6 +182,41 @@ async def test_a_cancelled_call_is_not_computed(scorer, monkeypatch):
 
     assert (await first).shape == (1,)
     assert rows == [1]
+
+
+def test_what_all_queries_begin_with_is_computed_once(tmp_path, tokenizer_dir, monkeypatch):
+    """Its rows are in the first query's pass alone, and again after the memory was given back."""
+    run, rows = Forward.__call__, []
+
+    def counted(self, layout, *args, **kwargs):
+        rows.append(len(layout.ids))
+        return run(self, layout, *args, **kwargs)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(Forward, "__call__", counted)
+    with QwenScorer(str(make_checkpoint(tmp_path, tokenizer_dir=tokenizer_dir)), device="cpu") as scorer:
+        first, second = scorer.score("q", TEXTS[:1]), scorer.score("q", TEXTS[:1])
+        monkeypatch.setattr(Forward, "__call__", full)
+        with pytest.raises(DocumentScoringError):
+            scorer.score("q", TEXTS[:1])
+        monkeypatch.setattr(Forward, "__call__", counted)
+        third, n_tokens = scorer.score("q", TEXTS[:1]), len(scorer.encoder.encode("q", TEXTS[:1])[0].ids)
+        opening = opening_of(scorer.encoder, None)
+
+    assert rows == [n_tokens, n_tokens - len(opening), n_tokens]
+    np.testing.assert_allclose([second, third], [first, first], atol=1e-5)
+
+
+@pytest.mark.parametrize("instruction", [None, "", "Find it\n", "判断相关性"])
+def test_prompts_of_one_instruction_begin_alike(scorer, instruction):
+    """Up to the query, whatever that begins with."""
+    opening = opening_of(scorer.encoder, instruction)
+    for query in ("a", "1", "深", "\n a", "  x", ":", "\u0301", "<Query>: q", "\r\nb"):
+        prefix = scorer.encoder.query_prefix(query, instruction=instruction)
+        assert prefix[: len(opening)].tolist() == opening.ids.tolist()
+    assert len(opening) > len(scorer.encoder.prefix_ids)
 
 
 def test_a_document_that_gives_nan_fails_alone(tmp_path, tokenizer_dir):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from qwen_rerank.packing import Head, Tree, plan_packs
+from qwen_rerank.packing import Opening, Tree, plan_packs
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.runner import Runner
 from qwen_rerank.scorers.qwen.weights import Weights, fuse
@@ -70,18 +70,18 @@ def packed(runner: Runner, trees: list[Tree], *, token_budget: int) -> np.ndarra
     return np.array([found[id(tree), i] for tree in trees for i in range(len(tree.documents))])
 
 
-def trees_of(shapes: list[tuple[int, list[int]]], *, seed: int = 0, heads: tuple[int, ...] = ()) -> list[Tree]:
-    """Return random trees; those with a prefix begin with one of the heads, which have these lengths, in turn."""
+def trees_of(shapes: list[tuple[int, list[int]]], *, seed: int = 0, openings: tuple[int, ...] = ()) -> list[Tree]:
+    """Return random trees; those with a prefix begin with one of the openings, which have these lengths, in turn."""
     draw = np.random.default_rng(seed)
 
     def ids(n: int) -> np.ndarray:
         return draw.integers(0, VOCABULARY, n).astype(np.int32)
 
-    known, trees = [Head(ids(length)) for length in heads], []
+    known, trees = [Opening(ids(length)) for length in openings], []
     for i, (prefix, lengths) in enumerate(shapes):
-        head = known[i % len(known)] if known and prefix else None
-        start = [head.ids] if head else []
-        trees.append(Tree(np.concatenate((*start, ids(prefix))), tuple(ids(length) for length in lengths), head))
+        opening = known[i % len(known)] if known and prefix else None
+        start = [opening.ids] if opening else []
+        trees.append(Tree(np.concatenate((*start, ids(prefix))), tuple(ids(length) for length in lengths), opening))
     return trees
 
 

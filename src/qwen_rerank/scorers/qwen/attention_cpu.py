@@ -14,7 +14,7 @@ Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_
 CpuPlan = tuple[Sequence[Part], Sequence[Part]]  # segments in the order of their rows; documents
 
 _SMALL = 1024  # keys of a segment whose attention weights stay in the caches, a block at a time
-_SMALL_BLOCK = 64  # query rows of one pair of plain products
+_SMALL_BLOCK = 64  # query rows of one pair of plain products: fewer skip more hidden keys, and multiply slower
 _BLOCK = 512  # query rows of one call of the kernel: bounds the mask, and skips most keys that causality hides
 
 
@@ -38,7 +38,7 @@ class CpuAttention:
         Args:
             query: `(n_rows, n_heads, head_dim)`.
             keys: Keys and values of the pack's rows.
-            kept: Keys and values of the kept prefixes.
+            kept: Keys and values that earlier passes left.
             plan: As `prepare` gave it.
 
         Returns:
@@ -80,7 +80,7 @@ class CpuAttention:
         weights[..., n_open:].add_(self._causal(n_rows, n_rows))
         weights = torch.softmax(weights, dim=-1).view(n_kv_heads, -1, n_keys)
         mixed = torch.bmm(weights, value.transpose(0, 1)).view(n_kv_heads, group, n_rows, size)
-        return mixed.permute(2, 0, 1, 3).flatten(1, 2) if group == 1 else mixed.permute(2, 0, 1, 3).reshape(query.shape)
+        return mixed.permute(2, 0, 1, 3).flatten(1, 2)
 
     def _block(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attend from the last rows of a segment, causally; `(n, n_heads, head_dim)`."""

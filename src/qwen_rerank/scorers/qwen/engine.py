@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CPU_ROW_CHUNK = 512  # keeps a chunk's MLP in the caches
-_CUDA_ROW_CHUNK = 16_384  # bounds the MLP's memory
-_HEAD_TOKENS = 512  # of instructions' heads that are kept: several of the usual length
+_CPU_ROW_CHUNK = 512  # keeps the MLP and the projections of a chunk in the caches
+_CUDA_ROW_CHUNK = 16_384  # bounds the memory of the MLP and the projections
+_OPENING_TOKENS = 512  # of instructions' openings that are kept: several of the usual length
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ def build_engine(checkpoint: Checkpoint, config: QwenConfig) -> Engine:
             raise
         raise ours from exc
     # Not measured on CUDA, where kept rows cost one more copy of a pack's keys.
-    head_tokens = _HEAD_TOKENS if device.type == "cpu" else 0
-    run = Runner(forward, deterministic=config.deterministic, head_tokens=head_tokens)
+    opening_tokens = _OPENING_TOKENS if device.type == "cpu" else 0
+    run = Runner(forward, deterministic=config.deterministic, opening_tokens=opening_tokens)
     return Engine(run, device, dtype, budget)
 
 

@@ -61,7 +61,7 @@ class Forward:
 
         Args:
             layout: The pack's rows.
-            kept: For each layer the keys and values of the kept prefixes.
+            kept: For each layer the keys and values that earlier passes left.
             keep: Rows whose keys and values come back, for the packs that follow.
 
         Returns:
@@ -94,7 +94,7 @@ class Forward:
 
     def _project(
         self, layer: Layer, hidden: torch.Tensor, turn: Turn, last: torch.Tensor | None
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return query, key and value of every row, `(n, heads, head_dim)`; with `last` the queries of those rows only."""
         chunks = self._chunks(len(hidden))
         if len(chunks) == 1:
@@ -111,7 +111,7 @@ class Forward:
             query = self._rotate(query, layer.query_norm, (turn[0][last], turn[1][last]))
         return query, key, value
 
-    def _heads(self, layer: Layer, hidden: torch.Tensor, turn: Turn) -> tuple[torch.Tensor, ...]:
+    def _heads(self, layer: Layer, hidden: torch.Tensor, turn: Turn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return query, key and value of some rows; no query in the last layer."""
         flat, counts = layer.qkv(self._norm(hidden, layer.input_norm)), self._head_counts(layer)
         query, key, value = torch.split(flat.view(len(hidden), sum(counts), self._config.head_dim), counts, dim=1)

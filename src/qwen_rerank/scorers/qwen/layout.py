@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from qwen_rerank.packing import Head, Pack, Tree
+from qwen_rerank.packing import Opening, Pack, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Layout:
     Attributes:
         ids: int64 `(n_rows,)`, token of each row.
         positions: int64 `(n_rows,)`, place of each row's token in its prompt.
-        prefixes: Trees whose prefix is computed by this pass, with its part: what comes behind a head at hand.
-        heads: What is at hand of the heads; their rows come first among the kept ones.
+        prefixes: Trees whose prefix is computed by this pass, with its part: what comes behind a opening at hand.
+        openings: What is at hand of the openings; their rows come first among the kept ones.
         kept: Trees whose whole prefix is at hand, in the order of their rows.
         documents: One part a document, in the pack's order.
     """
@@ -52,7 +52,7 @@ class Layout:
     ids: np.ndarray
     positions: np.ndarray
     prefixes: tuple[tuple[Tree, Part], ...]
-    heads: tuple[Head, ...]
+    openings: tuple[Opening, ...]
     kept: tuple[Tree, ...]
     documents: tuple[Part, ...]
 
@@ -64,7 +64,7 @@ class Layout:
     @property
     def n_kept(self) -> int:
         """Rows that earlier passes left."""
-        return sum(map(len, self.heads)) + sum(len(tree.prefix) for tree in self.kept)
+        return sum(map(len, self.openings)) + sum(len(tree.prefix) for tree in self.kept)
 
     @property
     def last_rows(self) -> np.ndarray:
@@ -72,14 +72,14 @@ class Layout:
         return np.array([part.own.stop - 1 for part in self.documents], dtype=np.int64)
 
 
-def lay_out(pack: Pack, *, kept: Container[Tree] = (), heads: Sequence[Head] = ()) -> Layout:
-    """Return the rows of a pack; neither the prefixes of the trees in `kept` nor `heads` are computed again."""
+def lay_out(pack: Pack, *, kept: Container[Tree] = (), openings: Sequence[Opening] = ()) -> Layout:
+    """Return the rows of a pack; neither the prefixes of the trees in `kept` nor `openings` are computed again."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     prefixes: list[tuple[Tree, Part]] = []
     at_hand: list[Tree] = []
     documents: list[Part] = []
-    head_spans, kept_row = _spans(heads)
+    opening_spans, kept_row = _spans(openings)
     row = 0
     for branch in pack.branches:
         tree, n_prefix = branch.tree, len(branch.tree.prefix)
@@ -87,13 +87,13 @@ def lay_out(pack: Pack, *, kept: Container[Tree] = (), heads: Sequence[Head] = (
             seen: tuple[Span, ...] = (Span(kept_row, kept_row := kept_row + n_prefix, kept=True),)
             at_hand.append(tree)
         else:
-            head = (head_spans[tree.head],) if tree.head in head_spans else ()
-            n_head = sum(map(len, head))
-            part = Part(Span(row, row := row + n_prefix - n_head), head)
-            seen = (*head, part.own)
+            opening = (opening_spans[tree.opening],) if tree.opening in opening_spans else ()
+            n_opening = sum(map(len, opening))
+            part = Part(Span(row, row := row + n_prefix - n_opening), opening)
+            seen = (*opening, part.own)
             prefixes.append((tree, part))
-            ids.append(tree.prefix[n_head:])
-            positions.append(np.arange(n_head, n_prefix))
+            ids.append(tree.prefix[n_opening:])
+            positions.append(np.arange(n_opening, n_prefix))
         for index in branch.indices:
             document = tree.documents[index]
             documents.append(Part(Span(row, row := row + len(document)), seen))
@@ -103,14 +103,14 @@ def lay_out(pack: Pack, *, kept: Container[Tree] = (), heads: Sequence[Head] = (
         np.concatenate(ids).astype(np.int64),
         np.concatenate(positions).astype(np.int64),
         tuple((tree, part) for tree, part in prefixes if len(part.own)),
-        tuple(heads),
+        tuple(openings),
         tuple(at_hand),
         tuple(documents),
     )
 
 
-def _spans(heads: Sequence[Head]) -> tuple[dict[Head | None, Span], int]:
-    """Return where each head's rows lie among the kept ones, and how many they are."""
-    ends = list(accumulate(map(len, heads), initial=0))
+def _spans(openings: Sequence[Opening]) -> tuple[dict[Opening | None, Span], int]:
+    """Return where each opening's rows lie among the kept ones, and how many they are."""
+    ends = list(accumulate(map(len, openings), initial=0))
     spans = [Span(start, stop, kept=True) for start, stop in pairwise(ends)]
-    return dict(zip(heads, spans, strict=True)), ends[-1]
+    return dict(zip(openings, spans, strict=True)), ends[-1]

@@ -30,7 +30,7 @@ class EagerOps:
         size, half = x.shape[-1], x.shape[-1] // 2
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = length.square_().div_(size).add_(eps).rsqrt_()
-        normed = (x * scale.to(x.dtype)).mul_(weight)
+        normed = (x * scale).to(x.dtype).mul_(weight)  # a scale rounded to bfloat16 would shift a whole head
         cosine, sine = turn[0].unsqueeze(1), turn[1].unsqueeze(1)
         first, second = normed.chunk(2, dim=-1)
         out = torch.empty_like(normed)

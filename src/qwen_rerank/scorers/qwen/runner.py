@@ -1,19 +1,20 @@
-"""Runs packs on the device: keeps the prefixes that the next pack needs, and maps the device's errors."""
+"""Runs packs on the device: keeps the prefixes that later packs need, and maps the device's errors."""
 
 from __future__ import annotations
 
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from qwen_rerank.packing import Branch, Head, Pack, Tree
+from qwen_rerank.packing import Branch, Opening, Pack, Tree
 from qwen_rerank.scorers.qwen.device import as_our_error, on_device
 from qwen_rerank.scorers.qwen.forward import Forward, Keys
-from qwen_rerank.scorers.qwen.layout import Layout, Part, lay_out
+from qwen_rerank.scorers.qwen.layout import Layout, Part, Span, lay_out
 
 _KEPT_TOKENS = 1024  # of prefixes whose keys and values outlive a pack
 
@@ -23,16 +24,16 @@ class Runner:
 
     Args:
         forward: The forward pass.
-        deterministic: Compute every prefix and every document in a pass of its own. Its shapes then depend on nothing
-            but its own tokens, and so do the bits of its score.
-        head_tokens: Tokens of the heads whose keys and values stay for later queries; a longer head is not kept apart.
+        deterministic: Compute every opening, every prefix and every document in a pass of its own. Its shapes then
+            depend on nothing but its own tokens, and so do the bits of its score.
+        opening_tokens: Tokens of the openings whose keys and values stay for later queries; no longer one is kept.
     """
 
-    def __init__(self, forward: Forward, *, deterministic: bool, head_tokens: int = 0) -> None:
+    def __init__(self, forward: Forward, *, deterministic: bool, opening_tokens: int = 0) -> None:
         self._forward = forward
         self._deterministic = deterministic
-        self._head_tokens = head_tokens
-        self._heads: OrderedDict[Head, list[Keys]] = OrderedDict()  # the least recently used first
+        self._opening_tokens = opening_tokens
+        self._openings: OrderedDict[Opening, list[Keys]] = OrderedDict()  # the least recently used first
         # A tree's entry goes away with the tree.
         self._kept: WeakKeyDictionary[Tree, list[Keys]] = WeakKeyDictionary()
 
@@ -56,23 +57,26 @@ class Runner:
             raise ours from exc
 
     def _together(self, pack: Pack) -> np.ndarray:
-        heads = self._take_heads(branch.tree for branch in pack.branches if branch.tree not in self._kept)
-        layout = lay_out(pack, kept=self._kept, heads=heads)
-        wanted = self._worth_keeping(pack, layout)
-        keep = _rows(part for _, part in wanted) if wanted else None
-        past = [*(self._heads[head] for head in heads), *(self._kept[tree] for tree in layout.kept)]
-        scores, saved = self._forward(layout, _joined(past) or None, keep=keep)
-        first = 0
-        for tree, part in wanted:
-            rows = slice(first, first := first + len(part.own))
-            self._kept[tree] = self._whole(tree, [(key[rows], value[rows]) for key, value in saved])
+        begins = dict.fromkeys(branch.tree.opening for branch in pack.branches if branch.tree not in self._kept)
+        openings = [opening for opening in begins if opening is not None and opening in self._openings]
+        layout = lay_out(pack, kept=self._kept, openings=openings)
+        past = [*map(self._opening, openings), *(self._kept[tree] for tree in layout.kept)]
+        whole, fresh = self._worth_keeping(pack, layout), self._new_openings(layout)
+        spans = [part.own for _, part in whole] + list(fresh.values())
+        scores, saved = self._forward(layout, _joined(past) or None, keep=_rows(spans) if spans else None)
+        ends = list(accumulate(map(len, spans), initial=0))
+        rows = [[(key[slice(*at)], value[slice(*at)]) for key, value in saved] for at in pairwise(ends)]
+        for (tree, _), keys in zip(whole, rows, strict=False):
+            self._kept[tree] = self._whole(tree, keys)
+        for opening, keys in zip(fresh, rows[len(whole) :], strict=True):
+            self._remember(opening, keys)
         return scores.cpu().numpy()
 
     def _one_by_one(self, pack: Pack) -> np.ndarray:
         scores: list[np.ndarray] = []
         for branch in pack.branches:
             tree = branch.tree
-            kept = {tree: self._kept.get(tree) or self._prefix(tree, self._take_heads([tree]))}
+            kept = {tree: self._kept.get(tree) or self._alone(tree)}
             if branch.more and self._has_room(len(tree.prefix)):
                 self._kept.update(kept)
             for index in branch.indices:
@@ -80,34 +84,38 @@ class Runner:
                 scores.append(self._forward(layout, kept[tree])[0].cpu().numpy())
         return np.concatenate(scores)
 
-    def _prefix(self, tree: Tree, heads: Sequence[Head] = ()) -> list[Keys]:
-        """Compute a prefix alone, for every layer its keys and values."""
-        layout = lay_out(Pack((Branch(tree, ()),)), heads=heads)
-        past = _joined([self._heads[head] for head in heads]) or None
-        rows = self._forward(layout, past, keep=torch.arange(len(layout.ids)))[1]
-        return self._whole(tree, rows)
+    def _alone(self, tree: Tree) -> list[Keys]:
+        """Compute a prefix in a pass of its own, and its opening before it; for every layer keys and values."""
+        opening = tree.opening
+        if opening is None or len(opening) > self._opening_tokens:
+            return self._pass(tree)
+        if opening not in self._openings:
+            self._remember(opening, self._pass(Tree(opening.ids, ())))
+        return self._whole(tree, self._pass(tree, opening))
 
-    def _take_heads(self, trees: Iterable[Tree]) -> list[Head]:
-        """Return the heads of these trees whose keys and values are at hand now, as many as may be kept together."""
-        wanted: list[Head] = []
-        room = self._head_tokens
-        for head in dict.fromkeys(tree.head for tree in trees):
-            if head is not None and len(head) <= room:
-                room -= len(head)
-                wanted.append(head)
-        for head in wanted:
-            if head not in self._heads:
-                self._heads[head] = self._prefix(Tree(head.ids, ()))
-            self._heads.move_to_end(head)
-        while sum(map(len, self._heads)) > self._head_tokens:
-            self._heads.popitem(last=False)
-        return wanted
+    def _pass(self, tree: Tree, *openings: Opening) -> list[Keys]:
+        """Compute the prefix of a tree behind the openings, for every layer its keys and values."""
+        layout = lay_out(Pack((Branch(tree, ()),)), openings=openings)
+        past = _joined([self._opening(opening) for opening in openings]) or None
+        return self._forward(layout, past, keep=torch.arange(len(layout.ids)))[1]
+
+    def _opening(self, opening: Opening) -> list[Keys]:
+        """Return keys and values of an opening at hand, now the last one used."""
+        self._openings.move_to_end(opening)
+        return self._openings[opening]
+
+    def _remember(self, opening: Opening, keys: list[Keys]) -> None:
+        """Keep an opening for later queries, and let go of those not used for longest."""
+        while self._openings and sum(map(len, self._openings)) + len(opening) > self._opening_tokens:
+            self._openings.popitem(last=False)
+        # A slice would hold all rows that it was cut from.
+        self._openings[opening] = [(key.clone(), value.clone()) for key, value in keys]
 
     def _whole(self, tree: Tree, rows: list[Keys]) -> list[Keys]:
-        """Return a whole prefix from its rows, which stand behind the head where they are fewer than the prefix."""
-        if tree.head is None or len(rows[0][0]) == len(tree.prefix):
+        """Return a whole prefix from its rows, which stand behind the opening where they are fewer than the prefix."""
+        if tree.opening is None or len(rows[0][0]) == len(tree.prefix):
             return rows
-        return _joined([self._heads[tree.head], rows])
+        return _joined([self._openings[tree.opening], rows])
 
     def _worth_keeping(self, pack: Pack, layout: Layout) -> list[tuple[Tree, Part]]:
         """Return the prefixes of this pack that a later one needs, with their rows, as far as there is room."""
@@ -120,19 +128,28 @@ class Runner:
                 total += len(tree.prefix)
         return wanted
 
+    def _new_openings(self, layout: Layout) -> dict[Opening, Span]:
+        """Return the openings that this pack computes with a prefix, with their rows, as far as they are to be kept."""
+        found: dict[Opening, Span] = {}
+        for tree, part in layout.prefixes:
+            opening = tree.opening
+            if opening is not None and not part.seen and len(opening) <= self._opening_tokens:
+                found.setdefault(opening, Span(part.own.start, part.own.start + len(opening)))
+        return found
+
     def _has_room(self, tokens: int) -> bool:
         return sum(len(tree.prefix) for tree in self._kept) + tokens <= _KEPT_TOKENS
 
     def _release(self) -> None:
         """Give back what is not needed, so that a smaller pack finds room."""
         self._kept.clear()
-        self._heads.clear()
+        self._openings.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _rows(parts: Iterable[Part]) -> torch.Tensor:
-    return torch.cat([torch.arange(part.own.start, part.own.stop) for part in parts])
+def _rows(spans: Iterable[Span]) -> torch.Tensor:
+    return torch.cat([torch.arange(span.start, span.stop) for span in spans])
 
 
 def _joined(pieces: list[list[Keys]]) -> list[Keys]:

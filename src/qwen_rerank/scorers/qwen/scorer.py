@@ -12,8 +12,8 @@ from types import TracebackType
 import numpy as np
 
 from qwen_rerank.checks import check_query, check_text, check_texts
-from qwen_rerank.errors import DocumentScoringError
-from qwen_rerank.packing import Head, grow
+from qwen_rerank.errors import DocumentScoringError, QueryTooLongError
+from qwen_rerank.packing import Opening, common_prefix, grow
 from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 from qwen_rerank.scorers.qwen.engine import build_engine
@@ -24,14 +24,15 @@ from qwen_rerank.types import Fit
 
 _TreeFutures = dict[str, "Future[TreeScores]"]
 
-_INSTRUCTIONS = 16  # whose beginning of a prompt is remembered
+_INSTRUCTIONS = 64  # whose opening needs no tokenizing; a few hundred bytes each
 
 
 class QwenScorer:
     """Scores with a Qwen3-Reranker checkpoint, or any causal yes/no reranker of the same architecture.
 
     The model is loaded here and now. One worker thread owns the device; calls from threads and coroutines are packed
-    together. The queries' prompts are computed once per query, not once per document, and without padding.
+    together. What a query's prompts share is computed once per query, not once per document, and without padding; on a
+    CPU what the prompts of an instruction begin with is kept from query to query.
 
     Args:
         model: Hub name or local folder of the checkpoint; "pocket" is the small one that ships with the package.
@@ -99,7 +100,7 @@ class QwenScorer:
         self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, self.dtype)
         self._scheduler = Scheduler(engine.run, token_budget=engine.token_budget)
         self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
-        self._head = _heads(self._encoder)
+        self._opening = _openings(self._encoder)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -205,19 +206,26 @@ class QwenScorer:
                 prompts = self._encoder.encode(query, list(texts), instruction=instruction)
                 # The longest common prefix depends on the documents; a cut that the query alone fixes does not.
                 cut = prompts[0].document_start if self.config.deterministic else None
-                tree = grow([prompt.ids for prompt in prompts], cut=cut, head=self._head(instruction))
+                tree = grow([prompt.ids for prompt in prompts], cut=cut, opening=self._opening(instruction))
                 futures[query] = self._scheduler.submit(caller, tree)
         return futures
 
 
-def _heads(encoder: PromptEncoder) -> Callable[[str | None], Head]:
-    """Return what gives each instruction's head; the same object while it is remembered, as heads go by identity."""
+def opening_of(encoder: PromptEncoder, instruction: str | None) -> Opening | None:
+    """Return what the prompts of nearly all queries of an instruction begin with.
 
-    @functools.lru_cache(maxsize=_INSTRUCTIONS)
-    def head(instruction: str | None) -> Head:
-        return Head(encoder.shared_prefix(instruction=instruction))
+    Found from two queries that begin unalike; one that merges with what stands before it may still differ.
+    """
+    try:
+        one, other = (encoder.query_prefix(query, instruction=instruction) for query in ("a", "1"))
+    except QueryTooLongError:  # a query may fit that is one token shorter than these
+        return None
+    return Opening(one[: common_prefix((one, other))])
 
-    return head
+
+def _openings(encoder: PromptEncoder) -> Callable[[str | None], Opening | None]:
+    """Return what remembers each instruction's opening, without holding the scorer."""
+    return functools.lru_cache(maxsize=_INSTRUCTIONS)(functools.partial(opening_of, encoder))
 
 
 def _check_many(queries: object, documents: object) -> tuple[list[str], list[list[str]]]:
