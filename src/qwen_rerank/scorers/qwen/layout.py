@@ -43,7 +43,7 @@ class Layout:
     Attributes:
         ids: int64 `(n_rows,)`, token of each row.
         positions: int64 `(n_rows,)`, place of each row's token in its prompt.
-        prefixes: Trees whose prefix is computed by this pass, with its part: what comes behind a opening at hand.
+        prefixes: Trees whose prefix is computed by this pass, with its part: what comes behind an opening at hand.
         openings: What is at hand of the openings; their rows come first among the kept ones.
         kept: Trees whose whole prefix is at hand, in the order of their rows.
         documents: One part a document, in the pack's order.
