@@ -15,7 +15,7 @@ from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
 
 EMBEDDER = HashEmbedder(16)
-TRUTH = ["documents.sqlite3", "commit.json"]
+DURABLE = ["documents.sqlite3", "commit.json"]
 QUERIES = ["red apple", "tree", "number 3"]
 
 
@@ -68,7 +68,7 @@ def index_file(path: Path) -> Path:
 
 
 def data_files(path: Path) -> list[Path]:
-    return [*(path / name for name in TRUTH), index_file(path)]
+    return [*(path / name for name in DURABLE), index_file(path)]
 
 
 def damaged_copies(sound, tmp_path, n, damage, seed=0):
@@ -120,9 +120,9 @@ def test_damage_is_noticed_or_changes_nothing(sound, tmp_path, full, damage):
     assert noticed > 0
 
 
-@pytest.mark.parametrize("name", TRUTH)
+@pytest.mark.parametrize("name", DURABLE)
 @pytest.mark.parametrize("damage", [truncate, empty], ids=lambda f: f.__name__)
-def test_a_shortened_truth_is_always_noticed(copy, name, damage):
+def test_a_shortened_database_is_always_noticed(copy, name, damage):
     data = bytearray((copy / name).read_bytes())
     damage(random.Random(1), data)
     (copy / name).write_bytes(data)
@@ -150,9 +150,9 @@ def test_a_bad_faiss_file_is_built_again_and_logged(sound, copy, caplog, damage)
     assert "built again" not in caplog.text
 
 
-@pytest.mark.parametrize("name", TRUTH)
+@pytest.mark.parametrize("name", DURABLE)
 @pytest.mark.parametrize("read_only", [True, False])
-def test_a_deleted_truth_is_never_an_empty_store(copy, name, read_only):
+def test_a_deleted_database_is_never_an_empty_store(copy, name, read_only):
     (copy / name).unlink()
 
     with pytest.raises(CorruptStoreError, match=name):
@@ -160,7 +160,7 @@ def test_a_deleted_truth_is_never_an_empty_store(copy, name, read_only):
     assert not verify_store(copy).ok
 
 
-@pytest.mark.parametrize("name", TRUTH)
+@pytest.mark.parametrize("name", DURABLE)
 def test_a_file_of_another_store_is_noticed(copy, tmp_path, name):
     other = make(tmp_path / "other")  # the same documents, commit by commit
     shutil.copy(other / name, copy / name)
@@ -169,7 +169,7 @@ def test_a_file_of_another_store_is_noticed(copy, tmp_path, name):
         FaissStore.open(copy, EMBEDDER)
 
 
-def test_an_older_truth_is_noticed(sound, tmp_path):
+def test_an_older_database_is_noticed(sound, tmp_path):
     newer = Path(shutil.copytree(sound, tmp_path / "newer"))
     with FaissStore.open(newer, EMBEDDER) as store:
         store.delete(["d1"])
@@ -226,7 +226,7 @@ def test_a_faiss_file_of_another_store_or_time_is_not_used(sound, copy, tmp_path
 
 
 def test_an_older_faiss_file_is_caught_up(sound, tmp_path):
-    """What a crash leaves: the truth went on, the file did not."""
+    """What a crash leaves: the database went on, the file did not."""
     path = Path(shutil.copytree(sound, tmp_path / "newer"))
     store = FaissStore.open(path, EMBEDDER)
     store.add([Document("new", "a new tree")])
@@ -270,7 +270,7 @@ def edit(path: Path, script: str) -> None:
 
 
 @pytest.mark.parametrize("what", EDITS)
-def test_an_edited_truth_is_noticed(copy, what):
+def test_an_edited_database_is_noticed(copy, what):
     edit(copy, EDITS[what])
 
     for read_only in (True, False):
@@ -317,10 +317,10 @@ def test_verify_names_the_damaged_documents(copy):
 def test_verify_finds_an_index_that_lies(sound, copy):
     with FaissStore.open(copy, EMBEDDER) as store:
         assert store.verify().ok
-        store._keeper.index._base.reset()
-        store._keeper.index._base.add(np.ones((31, 16), np.float32))
+        store._index_file.index._base.reset()
+        store._index_file.index._base.add(np.ones((31, 16), np.float32))
 
-        assert store.verify().problems == ("the vectors of the FAISS index are not those of the truth",)
+        assert store.verify().problems == ("the vectors of the FAISS index are not those of the database",)
 
 
 def test_a_faiss_file_is_not_opened_before_its_hash_is_right(copy, monkeypatch):
@@ -336,7 +336,7 @@ def test_a_faiss_file_is_not_opened_before_its_hash_is_right(copy, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.faiss", "/etc/passwd", "index-0.faiss", "commit.json"])
-def test_the_truth_cannot_name_a_file_outside(sound, copy, caplog, name):
+def test_the_database_cannot_name_a_file_outside(sound, copy, caplog, name):
     edit(copy, f"UPDATE index_file SET name = '{name}'")
 
     assert answers(copy, read_only=True) == answers(sound)
@@ -344,7 +344,7 @@ def test_the_truth_cannot_name_a_file_outside(sound, copy, caplog, name):
 
 
 def test_another_kind_of_faiss_index_is_not_used(sound, copy, caplog):
-    """Even one that the truth vouches for."""
+    """Even one that the database vouches for."""
     import hashlib
 
     import faiss

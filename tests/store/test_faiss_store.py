@@ -288,7 +288,7 @@ def test_open_refuses_what_is_no_store(tmp_path, embedder):
 
 
 def test_open_refuses_a_newer_format(store, path, embedder):
-    from qwen_rerank.store.record import CommitRecord
+    from qwen_rerank.store.commits import CommitRecord
 
     store.close()
     newer = CommitRecord(store="0" * 32, commit=0, chain="0" * 64, format=2)

@@ -82,14 +82,14 @@ def test_a_failed_fsync_ends_the_handle(store, path, embedder, monkeypatch):
 
 def test_a_full_disk_costs_nothing_but_the_call(store):
     """SQLite's own limit stands for the disk's."""
-    limit = store._truth._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._truth._connection.execute(f"PRAGMA max_page_count = {limit}")
+    limit = store._database._connection.execute("PRAGMA page_count").fetchone()[0]
+    store._database._connection.execute(f"PRAGMA max_page_count = {limit}")
 
     with pytest.raises(StoreFullError, match="Free some and try again"):
         store.add([Document("big", "x" * 1_000_000)])
     assert store.search("red apple", 1)[0].document.id == "apple"
 
-    store._truth._connection.execute("PRAGMA max_page_count = 1000000")
+    store._database._connection.execute("PRAGMA max_page_count = 1000000")
     store.add([Document("big", "x" * 1_000_000)])
     assert (len(store), store.verify().ok) == (5, True)
 
@@ -136,7 +136,7 @@ def test_close_goes_on_when_the_faiss_file_cannot_be_written(path, embedder, mon
 def test_a_writer_that_waits_too_long_for_readers_can_try_again(store, path, monkeypatch):
     import sqlite3
 
-    store._truth._connection.execute("PRAGMA busy_timeout = 20")
+    store._database._connection.execute("PRAGMA busy_timeout = 20")
     reader = sqlite3.connect(path / "documents.sqlite3")
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM documents").fetchone()

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.store import FaissStore
-from qwen_rerank.store.device import gpu_resources
+from qwen_rerank.store.faiss_build import gpu_resources
 from qwen_rerank.store.index import VectorIndex, parse_factory
 from qwen_rerank.testing import HashEmbedder
 

@@ -77,7 +77,7 @@ def test_a_store_is_a_dictionary_that_can_be_searched(tmp_path, index, seed, ful
             store.compact()
         else:
             if kind == "crash":
-                store._keeper._unsaved = 0  # the FAISS file is left behind
+                store._index_file._unsaved = 0  # the FAISS file is left behind
             store.close()
             store = FaissStore.open(tmp_path / "store", EMBEDDER)
         compare(store, model, rng)

@@ -97,7 +97,7 @@ def doctor() -> None:
 
 def examine() -> list[Finding]:
     """Return every finding, in the order in which one would mend them."""
-    from qwen_rerank.store.wheels import faiss_wheels
+    from qwen_rerank.store.faiss_build import faiss_wheels
 
     return [
         _python(),
@@ -145,7 +145,7 @@ def _faiss(wheels: Mapping[str, str]) -> list[Finding]:
     try:
         import faiss
 
-        from qwen_rerank.store.device import gpu_or_reason
+        from qwen_rerank.store.faiss_build import gpu_or_reason
 
         reason = gpu_or_reason(faiss)[1]
     except (ImportError, AttributeError) as exc:

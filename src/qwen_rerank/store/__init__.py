@@ -1,4 +1,4 @@
-"""A store of documents that can be searched by meaning: SQLite holds the truth, FAISS is an index over it."""
+"""The document store: documents, metadata and vectors in SQLite, searched through a FAISS index over them."""
 
 from qwen_rerank.store.commits import DeleteReport
 from qwen_rerank.store.errors import (
@@ -19,10 +19,9 @@ from qwen_rerank.store.errors import (
     StoreNotFoundError,
     StoreReadOnlyError,
 )
+from qwen_rerank.store.faiss_build import faiss_wheels
 from qwen_rerank.store.faiss_store import FaissStore
-from qwen_rerank.store.opening import built_with
-from qwen_rerank.store.verify import VerifyReport, verify_store
-from qwen_rerank.store.wheels import faiss_wheels
+from qwen_rerank.store.folder import VerifyReport, built_with, verify_store
 
 __all__ = [
     "CorruptStoreError",

@@ -1,23 +1,34 @@
-"""Commits: what a store is after each, and the change that leads from one to the next."""
+"""Commits: the state of a store after each, the change that leads to the next, and the record of the last one.
+
+SQLite cannot tell that its last commits are gone: a database put back to an older state is a valid database. So every
+commit is acknowledged only after a small file beside the database, the commit record, names it, and `open` compares the
+two. A crash can leave the record one commit behind the database (committed, not yet acknowledged), and never ahead of
+it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from qwen_rerank.store.record import CommitRecord
+from qwen_rerank.store.errors import CorruptStoreError, FormatTooNewError
+from qwen_rerank.store.files import explained, publish, read_plain, write_temporary
 from qwen_rerank.store.rows import Row, encode_row
 from qwen_rerank.types import Document
 
+FORMAT = 1
+RECORD_FILE = "commit.json"
 MODULUS = 1 << 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class StoreSettings:
     """What is fixed when a store is created.
 
     Attributes:
@@ -58,7 +69,7 @@ class Commit:
     documents: int
     without_vector: int
 
-    def chain(self, settings: Settings) -> str:
+    def chain(self, settings: StoreSettings) -> str:
         """Return the running hash over settings, content and every commit before, 64 hex digits."""
         fields = [
             self.previous,
@@ -68,10 +79,10 @@ class Commit:
             self.documents,
             self.without_vector,
         ]
-        named = {name: getattr(settings, name) for name in Settings.__slots__}
+        named = {name: getattr(settings, name) for name in StoreSettings.__slots__}
         return hashlib.sha256(json.dumps([named, fields], sort_keys=True).encode()).hexdigest()
 
-    def record(self, settings: Settings) -> CommitRecord:
+    def record(self, settings: StoreSettings) -> CommitRecord:
         """Return what the commit record must say of it."""
         return CommitRecord(store=settings.store, commit=self.number, chain=self.chain(settings))
 
@@ -104,7 +115,7 @@ class Change:
         stored = [(row.number, blob) for row, blob in zip(added, blobs, strict=True) if blob is not None]
         return cls(added=added, vectors=stored, removed=removed)
 
-    def apply(self, commit: Commit, settings: Settings) -> Commit:
+    def apply(self, commit: Commit, settings: StoreSettings) -> Commit:
         """Return the state after this change of `commit`."""
         content = commit.content
         content += sum(int.from_bytes(row.digest()) for row in self.added)
@@ -132,3 +143,73 @@ class DeleteReport:
 
     deleted: int
     not_found: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """The last acknowledged commit.
+
+    Attributes:
+        store: The store's identity, 32 hex digits.
+        commit: Number of the commit, from 0 for the empty store.
+        chain: Running hash over settings, content and all earlier commits, 64 hex digits.
+        format: Format number of the store.
+    """
+
+    store: str
+    commit: int
+    chain: str
+    format: int = FORMAT
+
+    def prepare(self, folder: Path) -> Path:
+        """Write the record durably under a temporary name, so that only a rename is left once the commit is done."""
+        fields = asdict(self)
+        data = json.dumps({**fields, "check": _check(fields)}, indent=1).encode()
+        with explained(folder / RECORD_FILE):
+            return write_temporary(folder / RECORD_FILE, data)
+
+    def acknowledge(self, folder: Path, prepared: Path) -> None:
+        """Make the prepared record the valid one, durably."""
+        with explained(folder / RECORD_FILE):
+            publish(prepared, folder / RECORD_FILE)
+
+
+def read_commit_record(folder: Path) -> CommitRecord:
+    """Return the folder's commit record.
+
+    Raises:
+        CorruptStoreError: If it is missing or damaged.
+        FormatTooNewError: If a newer version of this package wrote it.
+    """
+    path = folder / RECORD_FILE
+    try:
+        fields = json.loads(read_plain(path))
+        check = fields.pop("check")
+        if check != _check(fields):
+            raise CorruptStoreError(path, "its checksum does not match")
+        found = fields["format"]
+    except OSError as exc:
+        raise CorruptStoreError(path, f"it cannot be read ({exc.strerror})") from exc
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise CorruptStoreError(path, "it is not a commit record") from exc
+    if not isinstance(found, int) or found > FORMAT:
+        raise FormatTooNewError(folder, found=found, supported=FORMAT)
+    return _parsed(path, fields)
+
+
+def _parsed(path: Path, fields: dict[str, object]) -> CommitRecord:
+    store, commit, chain = fields.get("store"), fields.get("commit"), fields.get("chain")
+    if (
+        set(fields) == {"store", "commit", "chain", "format"}
+        and isinstance(store, str)
+        and isinstance(chain, str)
+        and re.fullmatch("[0-9a-f]{32}", store)
+        and re.fullmatch("[0-9a-f]{64}", chain)
+        and isinstance(commit, int)
+    ):
+        return CommitRecord(store=store, commit=commit, chain=chain)
+    raise CorruptStoreError(path, "it is not a commit record")
+
+
+def _check(fields: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -5,7 +5,7 @@ StoreError
 ├── StoreExistsError              `create` found something there
 ├── NotAStoreError                what is there is no store
 ├── FormatTooNewError             written by a newer version of this package
-├── CorruptStoreError             the truth or its commit record is damaged, missing, replaced or too short
+├── CorruptStoreError             the database or its commit record is damaged, missing, replaced or too short
 ├── EmbedderMismatchError         another embedding model than the one that built the store
 ├── StoreLockedError              another process writes to it
 ├── StoreReadOnlyError            a write on a read-only handle or file system
@@ -57,7 +57,7 @@ class FormatTooNewError(StoreError):
 
 
 class CorruptStoreError(StoreError):
-    """The truth is damaged, missing, replaced, or shorter than what was acknowledged.
+    """The database is damaged, missing, replaced, or shorter than what was acknowledged.
 
     Attributes:
         file: The file that is wrong.

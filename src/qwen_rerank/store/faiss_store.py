@@ -15,16 +15,24 @@ import numpy as np
 from qwen_rerank.checks import check_choice, check_count, check_query
 from qwen_rerank.errors import InvalidInputError, StoreError
 from qwen_rerank.protocols import Embedder
-from qwen_rerank.store.commits import Change, DeleteReport
-from qwen_rerank.store.device import DEVICES, gpu_resources
+from qwen_rerank.store.access import Guard, WriterLock
+from qwen_rerank.store.commits import Change, DeleteReport, read_commit_record
+from qwen_rerank.store.database import Database
 from qwen_rerank.store.errors import DuplicateIdError, StoreFullError, StoreLockedError, StoreReadOnlyError
+from qwen_rerank.store.faiss_build import DEVICES, gpu_resources, load_faiss
 from qwen_rerank.store.filters import compile_filter
-from qwen_rerank.store.guard import Guard
+from qwen_rerank.store.folder import (
+    VerifyReport,
+    check_database,
+    check_embedder,
+    check_folder,
+    examine,
+    make_store,
+    match_embedder,
+    resolve,
+)
 from qwen_rerank.store.index import VectorIndex, parse_factory
-from qwen_rerank.store.keeper import IndexKeeper
-from qwen_rerank.store.lock import WriterLock
-from qwen_rerank.store.opening import check_embedder, check_folder, check_truth, make_store, match_embedder, resolve
-from qwen_rerank.store.record import read_record
+from qwen_rerank.store.index_file import IndexFile
 from qwen_rerank.store.rows import (
     Row,
     check_documents,
@@ -34,9 +42,6 @@ from qwen_rerank.store.rows import (
     normalise,
     repeated,
 )
-from qwen_rerank.store.truth import Truth
-from qwen_rerank.store.verify import VerifyReport, examine
-from qwen_rerank.store.wheels import load_faiss
 from qwen_rerank.types import Candidate, Document
 
 _log = logging.getLogger(__name__)
@@ -46,7 +51,7 @@ _INDEX_BEHIND = "the index in memory could not be updated"
 
 
 class FaissStore:
-    """A folder of documents with their vectors: SQLite holds the truth, FAISS is an index over it. A `FirstStage`.
+    """A folder of documents with their vectors: a SQLite database, and a FAISS index over it. A `FirstStage`.
 
     Made by `create` or `open`. When a call that writes returns, what it wrote is on stable storage; a call that raises
     has written nothing, unless it says that the store must be opened again. One handle may write at a time, any number
@@ -63,26 +68,26 @@ class FaissStore:
         self._guard = Guard(folder, read_only=read_only)
         self._lock = None if read_only else WriterLock(folder)
         try:
-            self._truth = Truth(folder, read_only=read_only, writable=os.access(folder, os.W_OK))
+            self._database = Database(folder, read_only=read_only, writable=os.access(folder, os.W_OK))
             try:
                 self._load(device)
             except BaseException:
-                self._truth.close()
+                self._database.close()
                 raise
         except BaseException:
             self._unlock()
             raise
 
     def _load(self, device: str) -> None:
-        with self._truth.snapshot():
-            self._settings, self._commit = check_truth(self._truth, self.path)
+        with self._database.snapshot():
+            self._settings, self._commit = check_database(self._database, self.path)
             match_embedder(self.embedder, self._settings)
             faiss = load_faiss()
             gpu = gpu_resources(faiss, device)
-            self._keeper = IndexKeeper(
-                self.path, self._truth, lambda: VectorIndex(faiss, self._settings.index, self._settings.dim, gpu=gpu)
+            self._index_file = IndexFile(
+                self.path, self._database, lambda: VectorIndex(faiss, self._settings.index, self._settings.dim, gpu=gpu)
             )
-            self._keeper.load()
+            self._index_file.load()
             self._seen = self._commit.number
         if not self.read_only:
             self._recover()
@@ -90,9 +95,9 @@ class FaissStore:
     def _recover(self) -> None:
         # A crash between commit and acknowledgement leaves the record one behind.
         current = self._commit.record(self._settings)
-        if read_record(self.path) != current:
+        if read_commit_record(self.path) != current:
             current.acknowledge(self.path, current.prepare(self.path))
-        self._keeper.remove_orphans()
+        self._index_file.remove_orphans()
 
     @classmethod
     def create(
@@ -200,7 +205,7 @@ class FaissStore:
         last = sorted({document.id: place for place, document in enumerate(batch)}.values())
         batch, rows_of_vectors = [batch[place] for place in last], rows_of_vectors[last]
         with self._guard.using(write=True):
-            before = self._truth.rows_of([document.id for document in batch])
+            before = self._database.rows_of([document.id for document in batch])
             self._replace(batch, rows_of_vectors, list(before.values()))
         return [document.id for document in batch]
 
@@ -208,12 +213,12 @@ class FaissStore:
         """Remove documents and say which ids were not there."""
         wanted = list(dict.fromkeys(check_ids(ids)))
         with self._guard.using(write=True):
-            found = self._truth.rows_of(wanted)
+            found = self._database.rows_of(wanted)
             self._replace([], np.empty((0, self._settings.dim), np.float32), list(found.values()))
         return DeleteReport(len(found), tuple(one for one in wanted if one not in found))
 
     def _check_new(self, ids: Sequence[str]) -> None:
-        if there := self._truth.known(ids, documents=self._commit.documents):
+        if there := self._database.known(ids, documents=self._commit.documents):
             raise DuplicateIdError(there, "in the store already")
 
     def _vectors_of(self, documents: Sequence[Document], vectors: np.ndarray | None) -> np.ndarray:
@@ -237,25 +242,29 @@ class FaissStore:
         self._write(change)
         with self._indexing():
             if removed:
-                self._keeper.remove(np.array([row.number for row in removed], dtype=np.int64))
+                self._index_file.remove(np.array([row.number for row in removed], dtype=np.int64))
             if change.vectors:
                 numbers = np.array([number for number, _ in change.vectors], dtype=np.int64)
-                self._keeper.add(numbers, vectors[vectors.any(axis=1)])
-        if self._keeper.due():
+                self._index_file.add(numbers, vectors[vectors.any(axis=1)])
+        if self._index_file.due():
             self._try_to_save()
 
     def _write(self, change: Change) -> None:
         after = change.apply(self._commit, self._settings)
         record = after.record(self._settings)
+        # 1. The record of the commit to come, durable under a temporary name: whatever may fail for want of space fails
+        #    before the commit, and nothing but a rename is left after it.
         prepared = record.prepare(self.path)
         self._guard.fault = "a commit was interrupted"
         try:
-            with self._truth.transaction():
-                self._truth.write(change, after)
+            # 2. The commit. From here on the change is there after any crash, acknowledged or not.
+            with self._database.transaction():
+                self._database.write(change, after)
         except (StoreFullError, StoreLockedError, StoreReadOnlyError, InvalidInputError):
             # Rolled back: disk and handle are as they were.
             self._guard.fault = None
             raise
+        # 3. The acknowledgement, only now: a record that ran ahead of its database would look like a lost commit.
         record.acknowledge(self.path, prepared)
         self._commit = after
         self._guard.fault = _INDEX_BEHIND  # until the caller has updated it
@@ -273,7 +282,7 @@ class FaissStore:
         """Return the documents with these ids, in the order of `ids`; unknown ids are left out."""
         wanted = check_ids(ids)
         with self._reading():
-            found = self._truth.rows_of(wanted)
+            found = self._database.rows_of(wanted)
             return [found[one].document() for one in wanted if one in found]
 
     def search(self, query: str, top_k: int = 100, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
@@ -312,9 +321,9 @@ class FaissStore:
     def _search(self, vectors: np.ndarray, top_k: int, filter: Mapping[str, Any] | None) -> list[list[Candidate]]:
         condition = compile_filter(filter) if filter else None
         with self._reading():
-            allowed = self._truth.matching_rows(*condition) if condition else None
-            hits = self._keeper.index.search(self._scaled(vectors), top_k, allowed)
-            rows = self._truth.rows({int(row) for numbers, _ in hits for row in numbers})
+            allowed = self._database.matching_rows(*condition) if condition else None
+            hits = self._index_file.index.search(self._scaled(vectors), top_k, allowed)
+            rows = self._database.rows({int(row) for numbers, _ in hits for row in numbers})
         return [
             [
                 Candidate(rows[number].document(), score, rank)
@@ -326,33 +335,33 @@ class FaissStore:
     def __len__(self) -> int:
         """Return how many documents there are, those without a vector included."""
         with self._reading():
-            return self._truth.count()
+            return self._database.count()
 
     @property
     def without_vector(self) -> int:
         """How many documents have no vector, because their text has no tokens."""
         with self._reading():
-            return self._truth.count("vector_digest IS NULL")
+            return self._database.count("vector_digest IS NULL")
 
     # Upkeep
 
     def verify(self) -> VerifyReport:
-        """Check every byte of the truth and compare the index with it; nothing is changed."""
+        """Check every byte of the database and compare the index with it; nothing is changed."""
         with self._reading():
-            return examine(self._truth, self.path, self._keeper.index)
+            return examine(self._database, self.path, self._index_file.index)
 
     def save(self) -> None:
         """Write the FAISS file now. Nothing depends on it but the time that the next `open` takes."""
         with self._guard.using(write=True):
-            self._keeper.save()
+            self._index_file.save()
 
     def compact(self) -> None:
         """Build the index again without deleted documents, give their space back, and write the FAISS file."""
         with self._guard.using(write=True):
-            with self._truth.snapshot(), self._indexing():
-                self._keeper.rebuild()
-            self._truth.shrink()
-            self._keeper.save()
+            with self._database.snapshot(), self._indexing():
+                self._index_file.rebuild()
+            self._database.shrink()
+            self._index_file.save()
 
     def close(self) -> None:
         """Write the FAISS file if it is behind, and let the next writer in; closing twice is fine."""
@@ -360,17 +369,17 @@ class FaissStore:
             if not first:
                 return
             try:
-                if not self.read_only and self._guard.fault is None and not self._keeper.saved:
+                if not self.read_only and self._guard.fault is None and not self._index_file.saved:
                     self._try_to_save()
-                self._truth.close()
+                self._database.close()
             finally:
                 self._unlock()
 
     def _try_to_save(self) -> None:
         try:
-            self._keeper.save()
+            self._index_file.save()
         except StoreError as exc:
-            _log.warning("The FAISS file was not written; the next open catches up from the truth: %s", exc)
+            _log.warning("The FAISS file was not written; the next open catches up from the database: %s", exc)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -386,10 +395,10 @@ class FaissStore:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """One commit as a whole, with the index at just that commit."""
-        with self._guard.using(), self._truth.snapshot():
-            if self.read_only and (number := self._truth.number()) != self._seen:
+        """Hold one commit as a whole, with the index at just that commit."""
+        with self._guard.using(), self._database.snapshot():
+            if self.read_only and (number := self._database.number()) != self._seen:
                 with self._indexing():
-                    self._keeper.catch_up()
+                    self._index_file.catch_up()
                     self._seen = number
             yield

@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not at all, and the operating system's errors in our words."""
+"""Durable writes: files that are wholly there or not at all, and the operating system's errors as store errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explain(error: OSError, path: Path) -> StoreError:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Map every OSError of the block."""
+    """Raise the store's error for every OSError of the block."""
     try:
         yield
     except OSError as exc:
@@ -37,7 +37,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable: a rename is lost with the power until then."""
+    """Make the folder's entries durable; until then a power loss can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,7 +46,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make a file that was written by name durable."""
+    """Make the content of a file durable that somebody else wrote and closed."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)
@@ -56,6 +56,8 @@ def sync_file(path: Path) -> None:
 
 def write_temporary(path: Path, data: bytes) -> Path:
     """Write `data` durably beside `path` under a temporary name and return that name."""
+    # Beside its final place, because a rename is atomic within one file system only. O_EXCL and O_NOFOLLOW: a link that
+    # somebody put there is never written through.
     temporary = path.with_name(path.name + TEMPORARY)
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
@@ -71,6 +73,7 @@ def write_temporary(path: Path, data: bytes) -> Path:
 
 def publish(temporary: Path, path: Path) -> None:
     """Give a durable temporary file its name, durably."""
+    # The content was fsynced before: a rename can reach the disk first, and then names an empty file after a power loss.
     os.replace(temporary, path)
     sync_folder(path.parent)
 

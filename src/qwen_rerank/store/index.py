@@ -1,4 +1,4 @@
-"""A FAISS index in memory: rows of the truth that can be searched."""
+"""A FAISS index in memory over the vectors of a store's database, found by row number."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.store.device import MAX_GPU_K
 from qwen_rerank.store.errors import StoreIOError
+from qwen_rerank.store.faiss_build import MAX_GPU_K
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What the truth holds of one document, and the checks that let nothing else in."""
+"""Rows of the database, one a document, and the checks of ids, texts, metadata and vectors before they become one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps the FAISS file in step with the truth: it is read, caught up or rebuilt, and never an error."""
+"""The FAISS file of a store, kept in step with its database: read, caught up or rebuilt, and never an error."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from qwen_rerank.store.commits import RECORD_FILE
+from qwen_rerank.store.database import Database
 from qwen_rerank.store.files import TEMPORARY, explained, publish, sha256, sync_file
 from qwen_rerank.store.index import VectorIndex
-from qwen_rerank.store.record import NAME as RECORD
-from qwen_rerank.store.truth import Truth
 
 _log = logging.getLogger(__name__)
 
 _FILE = re.compile(r"index-[0-9a-f]{16}\.faiss")
-_CHUNK = 20_000  # vectors read from the truth at a time
+_CHUNK = 20_000  # vectors read from the database at a time
 _SAVE_AFTER = 50_000  # vectors added since the file was written, and a quarter of all
 
 
-class IndexKeeper:
+class IndexFile:
     """The index of one open store and the file that it is saved to.
 
-    The name and hash of the file are in the truth, so a file that is missing, damaged, older or another store's is
+    The name and hash of the file are in the database, so a file that is missing, damaged, older or another store's is
     noticed before FAISS reads a byte of it.
 
     Args:
         folder: The store's folder.
-        truth: The store's database.
+        database: The store's database.
         empty: Makes an empty index.
     """
 
-    def __init__(self, folder: Path, truth: Truth, empty: Callable[[], VectorIndex]) -> None:
+    def __init__(self, folder: Path, database: Database, empty: Callable[[], VectorIndex]) -> None:
         self._folder = folder
-        self._truth = truth
+        self._database = database
         self._empty = empty
         self.index = empty()
         self._unsaved = 0
@@ -48,9 +48,9 @@ class IndexKeeper:
         return self._unsaved == 0
 
     def load(self) -> None:
-        """Read the file and catch up with the truth; without a good file, rebuild from the truth."""
-        bound = self._truth.index_file()
-        expected = self._truth.count("vector_digest IS NOT NULL")
+        """Read the file and catch up with the database; without a good file, rebuild from the database."""
+        bound = self._database.index_file()
+        expected = self._database.count("vector_digest IS NOT NULL")
         if bound is not None:
             try:
                 self._read(*bound)
@@ -70,8 +70,8 @@ class IndexKeeper:
         self.index.read(path)
 
     def catch_up(self) -> None:
-        """Make the index hold just the vectors of the truth's current commit."""
-        wanted = self._truth.vector_rows()
+        """Make the index hold just the vectors of the database's current commit."""
+        wanted = self._database.vector_rows()
         have = self.index.rows()
         # Rows never change and their numbers are never given twice, so the two sets tell all.
         gone = np.setdiff1d(have, wanted, assume_unique=True)
@@ -84,20 +84,20 @@ class IndexKeeper:
             self.remove(gone)
         for start in tqdm(range(0, len(new), _CHUNK), desc="index", unit_scale=_CHUNK, disable=_few(new)):
             rows = new[start : start + _CHUNK]
-            self.add(rows, self._truth.vectors(rows, dim=self.index.dim))
+            self.add(rows, self._database.vectors(rows, dim=self.index.dim))
 
     def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Add vectors that the truth has stored."""
+        """Add vectors that the database has stored."""
         self.index.add(rows, vectors)
         self._unsaved += len(rows)
 
     def remove(self, rows: np.ndarray) -> None:
-        """Remove rows that the truth no longer has."""
+        """Remove rows that the database no longer has."""
         self.index.remove(rows)
         self._unsaved += len(rows)
 
     def rebuild(self) -> None:
-        """Build the index from the truth, without dead vectors."""
+        """Build the index from the database, without dead vectors."""
         self.index = self._empty()
         self._unsaved = 1
         self.catch_up()
@@ -107,14 +107,16 @@ class IndexKeeper:
         return self._unsaved > max(_SAVE_AFTER, len(self.index) // 4)
 
     def save(self) -> None:
-        """Write the file, bind it to the truth, and remove the one before.
+        """Write the file, bind it to the database, and remove the one before.
 
         Raises:
-            StoreError: If it cannot be written; the truth is as it was.
+            StoreError: If it cannot be written; the database is as it was.
         """
         path = self._folder / f"index-{secrets.token_hex(8)}.faiss"
         temporary = path.with_name(path.name + TEMPORARY)
         try:
+            # Written, fsynced, hashed, renamed, and only then named by the database: a crash in between leaves a file that
+            # nothing names, and the one before stays valid.
             self.index.write(temporary)
             with explained(path):
                 sync_file(temporary)
@@ -123,19 +125,19 @@ class IndexKeeper:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        self._truth.bind_index_file(path.name, digest)
+        self._database.bind_index_file(path.name, digest)
         self._unsaved = 0
         self.remove_orphans()
 
     def remove_orphans(self) -> None:
-        """Remove what a crash left: temporary files, and FAISS files that the truth does not name."""
-        bound = self._truth.index_file()
+        """Remove what a crash left: temporary files, and FAISS files that the database does not name."""
+        bound = self._database.index_file()
         keep = bound[0] if bound else None
         try:
             for path in self._folder.iterdir():
                 name = path.name.removesuffix(TEMPORARY)
-                ours = _FILE.fullmatch(name) or name == RECORD
-                if ours and path.name not in (keep, RECORD):
+                ours = _FILE.fullmatch(name) or name == RECORD_FILE
+                if ours and path.name not in (keep, RECORD_FILE):
                     path.unlink(missing_ok=True)
         except OSError as exc:
             # They cost space and nothing else; the next one to open the store tries again.

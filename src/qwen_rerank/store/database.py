@@ -1,4 +1,4 @@
-"""The truth of a store: documents, metadata and vectors in SQLite, checked whenever they are opened."""
+"""The SQLite database of a store: documents, metadata and vectors, checked whenever they are opened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from qwen_rerank.errors import InvalidInputError, RerankError
-from qwen_rerank.store.commits import MODULUS, Change, Commit, Settings
+from qwen_rerank.store.commits import MODULUS, Change, Commit, StoreSettings
 from qwen_rerank.store.errors import (
     CorruptStoreError,
     StoreFullError,
@@ -23,8 +23,8 @@ from qwen_rerank.store.errors import (
 )
 from qwen_rerank.store.rows import Row, vector_digest
 
-NAME = "documents.sqlite3"
-JOURNAL = NAME + "-journal"
+DATABASE_FILE = "documents.sqlite3"
+JOURNAL_FILE = DATABASE_FILE + "-journal"
 
 _SCHEMA = (
     "CREATE TABLE state (settings TEXT NOT NULL, number INTEGER NOT NULL, next_row INTEGER NOT NULL, previous TEXT NOT NULL)",
@@ -37,7 +37,7 @@ _ROW = "row, id, text, metadata, vector_digest, digest"
 _BUSY_S = 60.0
 
 
-class Truth:
+class Database:
     """The database of one store.
 
     SQLite's write-ahead log loses commits when its file is damaged or gone and had a bug that corrupts databases in
@@ -52,7 +52,7 @@ class Truth:
     """
 
     def __init__(self, folder: Path, *, read_only: bool, writable: bool, create: bool = False) -> None:
-        self.path = folder / NAME
+        self.path = folder / DATABASE_FILE
         mode = "rwc" if create else "rw" if writable else "ro"
         with self.explained():
             self._connection = sqlite3.connect(
@@ -88,7 +88,7 @@ class Truth:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Map SQLite's errors."""
+        """Raise the store's error for every error of SQLite in the block."""
         try:
             yield
         except sqlite3.Error as exc:
@@ -117,7 +117,7 @@ class Truth:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Everything read inside is of one commit; nested ones are part of the outer."""
+        """Hold one commit: everything read inside is of it; nested ones are part of the outer."""
         if self._connection.in_transaction:
             yield
             return
@@ -130,7 +130,7 @@ class Truth:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything written inside is stored at its end, or nothing is."""
+        """Store everything that is written inside at its end, or nothing of it."""
         with self.explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -147,7 +147,7 @@ class Truth:
 
     # Reading
 
-    def settings(self) -> Settings:
+    def settings(self) -> StoreSettings:
         """Return what was fixed at creation.
 
         Raises:
@@ -156,7 +156,7 @@ class Truth:
         rows = self._all("SELECT settings FROM state")
         try:
             ((encoded,),) = rows
-            settings = Settings(**json.loads(encoded))
+            settings = StoreSettings(**json.loads(encoded))
         except (ValueError, TypeError, RecursionError) as exc:
             raise CorruptStoreError(self.path, "its settings cannot be read") from exc
         return settings
@@ -257,7 +257,7 @@ class Truth:
         return out
 
     def index_file(self) -> tuple[str, str] | None:
-        """Return name and SHA-256 of the FAISS file that belongs to this truth, or None."""
+        """Return name and SHA-256 of the FAISS file that belongs to this database, or None."""
         rows = self._all("SELECT name, sha256 FROM index_file")
         return (rows[-1][0].decode(errors="replace"), rows[-1][1].decode(errors="replace")) if rows else None
 
@@ -284,9 +284,9 @@ class Truth:
 
     # Writing
 
-    def create(self, settings: Settings, first: Commit) -> None:
+    def create(self, settings: StoreSettings, first: Commit) -> None:
         """Make the tables of an empty store."""
-        encoded = json.dumps({name: getattr(settings, name) for name in Settings.__slots__})
+        encoded = json.dumps({name: getattr(settings, name) for name in StoreSettings.__slots__})
         with self.transaction():
             for statement in _SCHEMA:
                 self._connection.execute(statement)
@@ -295,6 +295,7 @@ class Truth:
 
     def write(self, change: Change, commit: Commit) -> None:
         """Write a change and the state that it leads to; to be called inside `transaction`."""
+        # What goes goes first: an upsert removes and adds the same id, which is unique.
         gone = [(row.number,) for row in change.removed]
         self._connection.executemany("DELETE FROM documents WHERE row = ?", gone)
         self._connection.executemany("DELETE FROM vectors WHERE row = ?", gone)
@@ -310,7 +311,7 @@ class Truth:
         self._connection.execute("UPDATE state SET number = ?, next_row = ?, previous = ?", values)
 
     def bind_index_file(self, name: str, sha256: str) -> None:
-        """Declare which FAISS file belongs to this truth."""
+        """Declare which FAISS file belongs to this database."""
         with self.transaction():
             self._connection.execute("DELETE FROM index_file")
             self._connection.execute("INSERT INTO index_file VALUES (?, ?)", (name, sha256))

@@ -1,4 +1,4 @@
-"""Making a store's folder, and deciding whether what is in one is a sound store."""
+"""The folder of a store: making it, checking that what is in it is a sound store, and saying what is damaged."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import os
 import secrets
 import shutil
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from qwen_rerank.checks import check_count
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.protocols import Embedder
-from qwen_rerank.store import lock, record, truth
-from qwen_rerank.store.commits import Commit, Settings
+from qwen_rerank.store.access import LOCK_FILE
+from qwen_rerank.store.commits import RECORD_FILE, Commit, CommitRecord, StoreSettings, read_commit_record
+from qwen_rerank.store.database import DATABASE_FILE, JOURNAL_FILE, Database
 from qwen_rerank.store.errors import (
     CorruptStoreError,
     EmbedderMismatchError,
@@ -21,8 +25,7 @@ from qwen_rerank.store.errors import (
     StoreNotFoundError,
 )
 from qwen_rerank.store.files import explained, sync_folder
-from qwen_rerank.store.record import CommitRecord, read_record
-from qwen_rerank.store.truth import Truth
+from qwen_rerank.store.index import VectorIndex
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -42,7 +45,7 @@ def make_store(folder: Path, embedder: Embedder, *, metric: str, index: str) -> 
     Raises:
         StoreExistsError: If something is at that path already, other than an empty folder.
     """
-    settings = Settings(
+    settings = StoreSettings(
         store=uuid.uuid4().hex,
         embedder=str(getattr(embedder, "name", "")),
         fingerprint=embedder.fingerprint,
@@ -67,8 +70,8 @@ def make_store(folder: Path, embedder: Embedder, *, metric: str, index: str) -> 
         sync_folder(folder.parent)
 
 
-def _fill(folder: Path, settings: Settings, first: Commit) -> None:
-    database = Truth(folder, read_only=False, writable=True, create=True)
+def _fill(folder: Path, settings: StoreSettings, first: Commit) -> None:
+    database = Database(folder, read_only=False, writable=True, create=True)
     try:
         database.create(settings, first)
     finally:
@@ -91,18 +94,18 @@ def check_folder(folder: Path) -> CommitRecord:
             raise StoreNotFoundError(
                 f"No store is at {folder}; make one with FaissStore.create or `qwen-rerank index`."
             )
-        if not folder.is_dir() or not any((folder / name).exists() for name in (truth.NAME, record.NAME)):
+        if not folder.is_dir() or not any((folder / name).exists() for name in (DATABASE_FILE, RECORD_FILE)):
             raise NotAStoreError(f"{folder} is not a store; make one with FaissStore.create at another path.")
-        for name in (truth.NAME, truth.JOURNAL, record.NAME, lock.NAME):
+        for name in (DATABASE_FILE, JOURNAL_FILE, RECORD_FILE, LOCK_FILE):
             if (folder / name).is_symlink():
                 raise CorruptStoreError(folder / name, "it is a symbolic link")
-        if not (folder / truth.NAME).is_file():
-            raise CorruptStoreError(folder / truth.NAME, "it is missing")
-    return read_record(folder)
+        if not (folder / DATABASE_FILE).is_file():
+            raise CorruptStoreError(folder / DATABASE_FILE, "it is missing")
+    return read_commit_record(folder)
 
 
-def check_truth(database: Truth, folder: Path) -> tuple[Settings, Commit]:
-    """Return settings and last commit of a truth that is whole and not older than what was acknowledged.
+def check_database(database: Database, folder: Path) -> tuple[StoreSettings, Commit]:
+    """Return settings and last commit of a database that is whole and not older than what was acknowledged.
 
     To be called inside a snapshot of the database: while it lasts no commit can finish, so that the record is at most
     the one commit behind that a writer is about to acknowledge, or that a crash left unacknowledged.
@@ -113,9 +116,9 @@ def check_truth(database: Truth, folder: Path) -> tuple[Settings, Commit]:
     database.check_structure()
     settings = database.settings()
     commit = database.read_commit()
-    acknowledged = read_record(folder)
+    acknowledged = read_commit_record(folder)
     if settings.store != acknowledged.store:
-        raise CorruptStoreError(database.path, f"it is not of the store that {record.NAME} names, or is damaged")
+        raise CorruptStoreError(database.path, f"it is not of the store that {RECORD_FILE} names, or is damaged")
     if commit.number < acknowledged.commit:
         raise CorruptStoreError(
             database.path, f"it ends at commit {commit.number}, but {acknowledged.commit} was acknowledged"
@@ -124,7 +127,7 @@ def check_truth(database: Truth, folder: Path) -> tuple[Settings, Commit]:
     one_ahead = commit.number == acknowledged.commit + 1 and commit.previous == acknowledged.chain
     if not same and not one_ahead:
         raise CorruptStoreError(
-            database.path, f"its content is not what commit {acknowledged.commit} of {record.NAME} names"
+            database.path, f"its content is not what commit {acknowledged.commit} of {RECORD_FILE} names"
         )
     return settings, commit
 
@@ -137,7 +140,7 @@ def built_with(path: str | os.PathLike[str]) -> str:
     """
     folder = resolve(path)
     check_folder(folder)
-    database = Truth(folder, read_only=True, writable=os.access(folder, os.W_OK))
+    database = Database(folder, read_only=True, writable=os.access(folder, os.W_OK))
     try:
         return database.settings().embedder
     finally:
@@ -158,7 +161,7 @@ def check_embedder(embedder: object) -> None:
     check_count("embedder.dim", embedder.dim)
 
 
-def match_embedder(embedder: Embedder, settings: Settings) -> None:
+def match_embedder(embedder: Embedder, settings: StoreSettings) -> None:
     """Refuse another embedder than the one that built the store.
 
     Raises:
@@ -171,3 +174,70 @@ def match_embedder(embedder: Embedder, settings: Settings) -> None:
 
 def _is_empty(folder: Path) -> bool:
     return next(folder.iterdir(), None) is None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """The state of a store.
+
+    Attributes:
+        documents: How many documents were read.
+        damaged_ids: Ids of documents whose row or vector is damaged, as far as they can be read.
+        problems: One sentence for each thing that is wrong; empty when the store is sound.
+    """
+
+    documents: int
+    damaged_ids: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify_store(path: str | os.PathLike[str]) -> VerifyReport:
+    """Check every byte of a store's database, also of one that does not open; nothing is changed.
+
+    Raises:
+        StoreNotFoundError: If nothing is there.
+        NotAStoreError: If something else is.
+        FormatTooNewError: If a newer version wrote it.
+    """
+    folder = resolve(path)
+    try:
+        check_folder(folder)
+    except CorruptStoreError as exc:
+        return VerifyReport(0, (), (str(exc),))
+    database = Database(folder, read_only=True, writable=os.access(folder, os.W_OK))
+    try:
+        with database.snapshot():
+            return examine(database, folder, None)
+    except CorruptStoreError as exc:
+        return VerifyReport(0, (), (str(exc),))
+    finally:
+        database.close()
+
+
+def examine(database: Database, folder: Path, index: VectorIndex | None) -> VerifyReport:
+    """Return what is wrong with a database and, where given, with the index over it; inside a snapshot."""
+    problems: list[str] = []
+    try:
+        check_database(database, folder)
+    except CorruptStoreError as exc:
+        problems.append(f"{exc.file.name}: {exc.reason}")
+    documents, damaged = database.damaged()
+    problems += [reason for _, reason in damaged]
+    if index is not None and not damaged:
+        problems += _compare(database, index)
+    ids = [name for name, _ in damaged if name is not None]
+    return VerifyReport(documents, tuple(dict.fromkeys(ids)), tuple(problems))
+
+
+def _compare(database: Database, index: VectorIndex) -> list[str]:
+    rows = database.vector_rows()
+    if not np.array_equal(rows, index.rows()):
+        return [f"the FAISS index has {len(index)} vectors, not the {len(rows)} of the database"]
+    if not np.array_equal(index.vectors(), database.vectors(rows, dim=index.dim)):
+        return ["the vectors of the FAISS index are not those of the database"]
+    return []

@@ -6,7 +6,7 @@ import pytest
 
 from qwen_rerank.errors import MissingExtraError
 from qwen_rerank.store import FaissWheelsError, faiss_wheels
-from qwen_rerank.store.wheels import load_faiss
+from qwen_rerank.store.faiss_build import load_faiss
 
 
 def install(monkeypatch, **versions):
