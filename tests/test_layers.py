@@ -16,17 +16,18 @@ ROOT = Path(qwen_rerank.__file__).parent
 # A room is one module or folder; several names for one room stand together.
 LAYERS: list[list[set[str]]] = [
     [{"types", "protocols", "errors", "checks", "threaded", "tokenizer"}],
-    [{"prompt"}, {"packing"}, {"passages"}, {"calibration"}, {"files"}, {"samples"}, {"help"}, {"testing"}],
+    [{"prompt"}, {"packing"}, {"passages"}, {"calibration"}, {"files"}, {"samples"}, {"help"}],
+    [{"scorers", "scorers.base"}],
     [
-        {"scorers"},
         {"scorers.qwen"},
         {"scorers.cross_encoder"},
         {"scorers.http"},
         {"embedders"},
         {"store"},
         {"lexical"},
-        {"items"},
+        {"testing"},
     ],
+    [{"scorers.adapted", "scorers.loading", "scorers.pool"}],
     [{"reranker"}],
     [{"pipeline"}],
     [{"adapters", "descriptions", "langchain", "llama_index"}, {"serve"}, {"check"}, {"evaluation"}, {"training"}],

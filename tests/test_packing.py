@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packs import plan_packs
 
-from qwen_rerank.packing import Branch, Opening, Pack, Tree, Waiting, common_prefix, grow, plan_packs
+from qwen_rerank.packing import Branch, Opening, Pack, Tree, Waiting, common_prefix, grow
 
 
 def ids(*values: int) -> np.ndarray:

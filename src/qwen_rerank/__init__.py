@@ -17,6 +17,7 @@ _HOMES = {
     "Candidate": "qwen_rerank.types",
     "Cascade": "qwen_rerank.pipeline",
     "CrossEncoderScorer": "qwen_rerank.scorers.cross_encoder",
+    "DetailedScorer": "qwen_rerank.protocols",
     "Document": "qwen_rerank.types",
     "Embedder": "qwen_rerank.protocols",
     "FaissStore": "qwen_rerank.store",
@@ -28,6 +29,8 @@ _HOMES = {
     "RerankError": "qwen_rerank.errors",
     "Reranker": "qwen_rerank.reranker",
     "Scorer": "qwen_rerank.protocols",
+    "ScorerPool": "qwen_rerank.scorers.pool",
+    "Scores": "qwen_rerank.types",
     "TwoStageRetriever": "qwen_rerank.pipeline",
     "load_embedder": "qwen_rerank.embedders",
 }
@@ -41,18 +44,21 @@ if TYPE_CHECKING:  # `X as X` says to type checkers that X is public; they canno
     from qwen_rerank.lexical import BM25Index as BM25Index
     from qwen_rerank.pipeline import Cascade as Cascade
     from qwen_rerank.pipeline import TwoStageRetriever as TwoStageRetriever
+    from qwen_rerank.protocols import DetailedScorer as DetailedScorer
     from qwen_rerank.protocols import Embedder as Embedder
     from qwen_rerank.protocols import FirstStage as FirstStage
     from qwen_rerank.protocols import Scorer as Scorer
     from qwen_rerank.reranker import Reranker as Reranker
     from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer as CrossEncoderScorer
     from qwen_rerank.scorers.http import HttpScorer as HttpScorer
+    from qwen_rerank.scorers.pool import ScorerPool as ScorerPool
     from qwen_rerank.scorers.qwen import QwenScorer as QwenScorer
     from qwen_rerank.store import FaissStore as FaissStore
     from qwen_rerank.types import Candidate as Candidate
     from qwen_rerank.types import Document as Document
     from qwen_rerank.types import Fit as Fit
     from qwen_rerank.types import RankedDocument as RankedDocument
+    from qwen_rerank.types import Scores as Scores
 
 
 def __getattr__(name: str) -> Any:

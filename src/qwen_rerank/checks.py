@@ -36,11 +36,36 @@ def check_query(value: object, *, name: str = "query") -> str:
 
 def check_texts(name: str, values: object) -> list[str]:
     """Return `values` as a list of strings; a single string is refused, because its characters are not documents."""
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise InvalidInputError(
-            f"{name} must be a list of strings, not {type(values).__name__}; wrap one text as [text]."
-        )
-    return [check_text(f"{name}[{i}]", value) for i, value in enumerate(values)]
+    texts, bad = sift_texts(name, values)
+    if bad:
+        raise bad[min(bad)]
+    return texts
+
+
+def sift_texts(name: str, values: object) -> tuple[list[str], dict[int, InvalidTextError]]:
+    """Return `values` as a list of strings, with "" for each that is no text, and by place why it is none.
+
+    Raises:
+        InvalidInputError: If `values` is no list.
+    """
+    texts: list[str] = []
+    bad: dict[int, InvalidTextError] = {}
+    for i, value in enumerate(check_list(name, values, of="strings")):
+        try:
+            texts.append(check_text(f"{name}[{i}]", value))
+        except InvalidTextError as exc:
+            texts.append("")
+            bad[i] = exc
+    return texts, bad
+
+
+def check_list(name: str, values: object, *, of: str) -> Sequence[object]:
+    """Return `values` if it is a list or another sequence, and no string."""
+    if isinstance(values, str | bytes):
+        raise InvalidInputError(f"{name} must be a list of {of}, not {type(values).__name__}; wrap one text as [text].")
+    if not isinstance(values, Sequence):
+        raise InvalidInputError(f"{name} must be a list of {of}, not {type(values).__name__}; give list(…) of it.")
+    return values
 
 
 def check_count(name: str, value: object, *, minimum: int = 1) -> int:

@@ -37,11 +37,24 @@ class Tree:
         prefix: int32 `(n_prefix,)`, the token ids that all prompts of this query begin with.
         documents: The remaining ids of each prompt, int32 `(n,)` with n >= 1; each attends to the prefix and to itself.
         opening: What the prefix begins with and other queries share, shorter than the prefix; None where nothing is.
+        whole: The tree that this one is a part of, whose prefix is computed once for all parts; None for a whole one.
     """
 
     prefix: np.ndarray
     documents: tuple[np.ndarray, ...]
     opening: Opening | None = None
+    whole: Tree | None = None
+
+    @property
+    def root(self) -> Tree:
+        """The whole tree: what is kept of the prefix is kept under it."""
+        return self if self.whole is None else self.whole
+
+    def part(self, start: int, stop: int) -> Tree:
+        """Return the tree of the documents from `start` up to `stop`, which shares the prefix with the other parts."""
+        if (start, stop) == (0, len(self.documents)):
+            return self
+        return Tree(self.prefix, self.documents[start:stop], self.opening, self.root)
 
     @property
     def tokens(self) -> int:
@@ -156,7 +169,8 @@ class Waiting:
             room -= length
             self._tokens -= length
             chosen.append(self._order.popleft())
-        return Branch(self.tree, tuple(chosen), more=bool(self._order)) if chosen else None
+        more = bool(self._order) or self.tree.whole is not None  # another part may come
+        return Branch(self.tree, tuple(chosen), more=more) if chosen else None
 
 
 def fill(waiting: Iterable[Waiting], room: int, *, force: bool = False) -> list[Branch]:
@@ -169,12 +183,3 @@ def fill(waiting: Iterable[Waiting], room: int, *, force: bool = False) -> list[
         branches.append(branch)
         room -= branch.tokens
     return branches
-
-
-def plan_packs(trees: Sequence[Tree], *, token_budget: int) -> list[Pack]:
-    """Return packs of at most `token_budget` tokens; a document that is longer with its prefix lies alone."""
-    queue = [Waiting(tree) for tree in trees]
-    packs: list[Pack] = []
-    while queue := [item for item in queue if item.tokens]:
-        packs.append(Pack(tuple(fill(queue, token_budget, force=True))))
-    return packs

@@ -11,9 +11,8 @@ from tqdm.auto import tqdm
 
 from qwen_rerank.checks import check_count, check_query, check_texts
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.items import Rankable
 from qwen_rerank.protocols import FirstStage
-from qwen_rerank.reranker import Reranker
+from qwen_rerank.reranker import Rankable, Reranker
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
 

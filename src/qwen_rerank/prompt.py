@@ -167,8 +167,13 @@ class PromptEncoder:
             InvalidInputError: If a text is no string, holds a lone surrogate, or the query is empty.
             QueryTooLongError: If instruction and query leave no room for a document.
         """
+        _check_fields(query, instruction)
+        return self.encode_checked(query, check_texts("documents", documents), instruction)
+
+    def encode_checked(self, query: str, documents: Sequence[str], instruction: str | None) -> list[EncodedPrompt]:
+        """As `encode`, for a caller that has checked its texts."""
         head, lead, room = self._head(query, instruction)
-        pieces = self._tokenizer.pieces(lead, check_texts("documents", documents), room)
+        pieces = self._tokenizer.pieces(lead, documents, room)
         return [
             EncodedPrompt(
                 ids=np.concatenate((head, piece.ids, self.suffix_ids)),
@@ -186,18 +191,24 @@ class PromptEncoder:
             InvalidInputError: As `encode`.
             QueryTooLongError: As `encode`.
         """
+        _check_fields(query, instruction)
+        return self.fit_checked(query, check_texts("texts", texts), instruction)
+
+    def fit_checked(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:
+        """As `fit`, for a caller that has checked its texts."""
         _, lead, room = self._head(query, instruction)
-        pieces = self._tokenizer.pieces(lead, check_texts("texts", texts), room)
+        pieces = self._tokenizer.pieces(lead, texts, room)
         return [Fit(tokens=piece.tokens, room=room, kept_chars=piece.kept_chars) for piece in pieces]
 
     def query_prefix(self, query: str, *, instruction: str | None = None) -> np.ndarray:
         """Return the ids that every prompt of this query starts with, int32 `(n,)`; they depend on no document."""
+        _check_fields(query, instruction)
         return self._head(query, instruction)[0]
 
     def _head(self, query: str, instruction: str | None) -> tuple[np.ndarray, str, int]:
         """Return the ids up to the document, the text that is tokenized with it, and the tokens left for both."""
-        instruction = self.instruction if instruction is None else check_text("instruction", instruction)
-        text, lead = self.spec.split(instruction, check_query(query))
+        instruction = self.instruction if instruction is None else instruction
+        text, lead = self.spec.split(instruction, query)
         [piece] = self._tokenizer.pieces("", [text], self._body_room)
         if piece.tokens >= self._body_room:
             raise QueryTooLongError(
@@ -206,3 +217,9 @@ class PromptEncoder:
                 "fixed prefix and suffix, so no document fits; shorten the query or raise max_length."
             )
         return np.concatenate((self.prefix_ids, piece.ids)), lead, self._body_room - len(piece.ids)
+
+
+def _check_fields(query: object, instruction: object) -> None:
+    check_query(query)
+    if instruction is not None:
+        check_text("instruction", instruction)

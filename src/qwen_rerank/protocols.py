@@ -1,4 +1,7 @@
-"""The three seams: Embedder, FirstStage, Scorer. No base class is needed; having the methods is enough."""
+"""The three seams, Embedder, FirstStage and Scorer, and what only some of their implementations can do.
+
+No base class is needed; having the methods is enough. Nothing else of a caller's object is ever used.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from qwen_rerank.types import Candidate, Fit
+from qwen_rerank.types import Candidate, Fit, Scores
 
 
 @runtime_checkable
@@ -34,11 +37,47 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class NamedEmbedder(Embedder, Protocol):
+    """An embedder that can be loaded again by its name."""
+
+    @property
+    def name(self) -> str:
+        """What `load_embedder` takes."""
+        ...
+
+
+@runtime_checkable
 class FirstStage(Protocol):
     """Recalls candidates cheaply."""
 
     def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """Return at most `top_k` candidates, best first, ranks from 1."""
+        ...
+
+
+@runtime_checkable
+class AsyncFirstStage(FirstStage, Protocol):
+    """A first stage that can search without blocking the event loop."""
+
+    async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """As `search`, without blocking the event loop."""
+        ...
+
+
+@runtime_checkable
+class SimpleScorer(Protocol):
+    """The least that scores: a name and one method. Everything else of a `Scorer` is made from it.
+
+    `score` may take `instruction` by keyword; without it, a call that gives an instruction is refused.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for people, e.g. the model."""
+        ...
+
+    def score(self, query: str, documents: Sequence[str]) -> np.ndarray:
+        """Return log-odds of relevance, float32 `(n_documents,)`, input order, higher is better."""
         ...
 
 
@@ -90,4 +129,62 @@ class Scorer(Protocol):
         Raises:
             InvalidInputError: If this scorer has no tokenizer, so that it cannot tell.
         """
+        ...
+
+
+@runtime_checkable
+class DetailedScorer(Protocol):
+    """A scorer that tells what it did beside the log-odds."""
+
+    def score_details(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> Scores:
+        """Return log-odds, tokens read, characters kept, and the error of each document that failed."""
+        ...
+
+
+@runtime_checkable
+class BatchScorer(Protocol):
+    """A scorer that batches documents across queries."""
+
+    def score_many(
+        self, queries: Sequence[str], documents: Sequence[Sequence[str]], *, instruction: str | None = None
+    ) -> list[np.ndarray]:
+        """Return one array as `Scorer.score` gives for each query."""
+        ...
+
+
+@runtime_checkable
+class AsyncScorer(Protocol):
+    """A scorer that can be awaited."""
+
+    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+        """As `Scorer.score`, without blocking the event loop."""
+        ...
+
+
+@runtime_checkable
+class MeasuringScorer(Protocol):
+    """A scorer that can tell how much of a text fits beside a query."""
+
+    def fit(self, query: str, texts: Sequence[str], *, instruction: str | None = None) -> list[Fit]:
+        """Return for each text its tokens, the room beside this query, and how many characters are kept."""
+        ...
+
+
+@runtime_checkable
+class FingerprintedScorer(Protocol):
+    """A scorer that says when its scores may have changed."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that changes a score."""
+        ...
+
+
+@runtime_checkable
+class ScaledScorer(Protocol):
+    """A scorer that knows whether its scores are probabilities of relevance."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the sigmoid of a score is a probability of relevance; False where only the order means something."""
         ...

@@ -6,13 +6,14 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from qwen_rerank.checks import check_query, check_texts
-from qwen_rerank.errors import DocumentScoringError, ScorerError
-from qwen_rerank.threaded import ThreadedScorer
-from qwen_rerank.types import Fit
+from qwen_rerank.checks import check_texts
+from qwen_rerank.errors import ScorerError
+from qwen_rerank.scorers.base import BaseScorer, ScoreRequest, unscored
+from qwen_rerank.types import Fit, Scores
 
 _WORD = re.compile(r"[\u3400-\u9fff]|\w+")
 
@@ -22,12 +23,15 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-class TableScorer(ThreadedScorer):
+class TableScorer(BaseScorer):
     """Looks every text up in a table of log-odds; a text that is not there fails.
 
     Args:
         table: Text to log-odds.
-        delay_s: Seconds that each call takes, for tests of concurrency.
+        delay_s: Seconds that each query takes, for tests of concurrency.
+
+    Attributes:
+        calls: Query, distinct texts and instruction of everything that was scored.
     """
 
     def __init__(self, table: Mapping[str, float], *, delay_s: float = 0.0) -> None:
@@ -37,23 +41,23 @@ class TableScorer(ThreadedScorer):
         self._table = dict(table)
         self._delay_s = delay_s
 
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        """Return the table's values, float32 `(n_documents,)`."""
-        check_query(query)
-        texts = check_texts("documents", documents)
-        self.calls.append((query, texts, instruction))
+    def _compute(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        return [self._look_up(request) for request in requests]
+
+    def _look_up(self, request: ScoreRequest) -> Scores:
+        self.calls.append((request.query, request.texts, request.instruction))
         if self._delay_s:
             time.sleep(self._delay_s)
-        scores = np.array([self._table.get(text, np.nan) for text in texts], dtype=np.float32)
-        failed = {
-            i: ScorerError(f"{text!r} is not in the table") for i, text in enumerate(texts) if text not in self._table
+        errors = {
+            i: ScorerError(f"{text!r} is not in the table")
+            for i, text in enumerate(request.texts)
+            if text not in self._table
         }
-        if failed:
-            raise DocumentScoringError(failed, scores)
-        return scores
+        values = [self._table.get(text, np.nan) for text in request.texts]
+        return replace(unscored(len(values), errors), log_odds=np.array(values, dtype=np.float32))
 
 
-class OverlapScorer(ThreadedScorer):
+class OverlapScorer(BaseScorer):
     """Scores by the share of the query's words that a document holds: log-odds from -4 (none) to 4 (all).
 
     Args:
@@ -65,19 +69,25 @@ class OverlapScorer(ThreadedScorer):
         self.fingerprint = f"overlap-{max_words}"
         self.max_words = max_words
 
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        """Return log-odds, float32 `(n_documents,)`."""
-        wanted = set(words(check_query(query)))
-        scores = [
-            8.0 * len(wanted & set(words(text)[: self.max_words])) / max(1, len(wanted)) - 4.0
-            for text in check_texts("documents", documents)
-        ]
-        return np.array(scores, dtype=np.float32)
+    def _compute(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        return [self._overlap(request) for request in requests]
 
-    def fit(self, query: str, texts: Sequence[str], *, instruction: str | None = None) -> list[Fit]:
+    def _overlap(self, request: ScoreRequest) -> Scores:
+        wanted = set(words(request.query))
+        values = [
+            8.0 * len(wanted & set(words(text)[: self.max_words])) / max(1, len(wanted)) - 4.0 for text in request.texts
+        ]
+        fits = self._measure(request.query, request.texts, request.instruction)
+        return Scores(
+            log_odds=np.array(values, dtype=np.float32),
+            tokens=np.array([min(fit.tokens, fit.room) for fit in fits], dtype=np.int32),
+            kept_chars=np.array([fit.kept_chars for fit in fits], dtype=np.int32),
+        )
+
+    def _measure(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:
         """Count words as tokens."""
         fits = []
-        for text in check_texts("texts", texts):
+        for text in texts:
             ends = [match.end() for match in _WORD.finditer(text.lower())]
             kept = len(text) if len(ends) <= self.max_words else ends[self.max_words - 1]
             fits.append(Fit(tokens=len(ends), room=self.max_words, kept_chars=kept))

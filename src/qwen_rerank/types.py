@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def text_id(text: str) -> str:
@@ -66,6 +69,23 @@ class Fit:
     def fits(self) -> bool:
         """Whether the whole text is kept."""
         return self.tokens <= self.room
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What a scorer did with the documents of one query, in input order.
+
+    Attributes:
+        log_odds: float32 `(n_documents,)`, log-odds of relevance; NaN where a document failed.
+        tokens: int32 `(n_documents,)`, prompt tokens that were read, template included; -1 where nobody can tell.
+        kept_chars: int32 `(n_documents,)`, characters of the document that were read; -1 where nobody can tell.
+        errors: 0-based place of each document that failed to the reason.
+    """
+
+    log_odds: np.ndarray
+    tokens: np.ndarray
+    kept_chars: np.ndarray
+    errors: Mapping[int, Exception] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

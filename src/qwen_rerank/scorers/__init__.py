@@ -1,1 +1,1 @@
-"""Scorers: the local Qwen3-Reranker engine, sentence-transformers cross-encoders, and rerank servers."""
+"""Scorers: the local Qwen3-Reranker engine, other cross-encoders, rerank servers, and several of them as one."""

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packs import plan_packs
 
-from qwen_rerank.packing import Branch, Pack, Tree, plan_packs
+from qwen_rerank.packing import Branch, Pack, Tree
 from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.forward import Forward
 from qwen_rerank.scorers.qwen.layout import Span, lay_out

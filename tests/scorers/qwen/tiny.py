@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
+from packs import plan_packs
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from qwen_rerank.packing import Opening, Tree, plan_packs
+from qwen_rerank.packing import Opening, Tree
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.runner import Runner
 from qwen_rerank.scorers.qwen.weights import Weights, fuse

@@ -43,9 +43,9 @@ class Layout:
     Attributes:
         ids: int64 `(n_rows,)`, token of each row.
         positions: int64 `(n_rows,)`, place of each row's token in its prompt.
-        prefixes: Trees whose prefix is computed by this pass, with its part: what comes behind an opening at hand.
+        prefixes: Whole trees whose prefix is computed by this pass, with its part: what comes behind an opening at hand.
         openings: What is at hand of the openings; their rows come first among the kept ones.
-        kept: Trees whose whole prefix is at hand, in the order of their rows.
+        kept: Whole trees whose prefix is at hand, in the order of their rows.
         documents: One part a document, in the pack's order.
     """
 
@@ -79,21 +79,25 @@ def lay_out(pack: Pack, *, kept: Container[Tree] = (), openings: Sequence[Openin
     prefixes: list[tuple[Tree, Part]] = []
     at_hand: list[Tree] = []
     documents: list[Part] = []
+    seen_of: dict[Tree, tuple[Span, ...]] = {}
     opening_spans, kept_row = _spans(openings)
     row = 0
     for branch in pack.branches:
-        tree, n_prefix = branch.tree, len(branch.tree.prefix)
-        if tree in kept:
-            seen: tuple[Span, ...] = (Span(kept_row, kept_row := kept_row + n_prefix, kept=True),)
-            at_hand.append(tree)
+        tree, root, n_prefix = branch.tree, branch.tree.root, len(branch.tree.prefix)
+        if root in seen_of:  # another part of the same tree lies in this pack
+            seen = seen_of[root]
+        elif root in kept:
+            seen = (Span(kept_row, kept_row := kept_row + n_prefix, kept=True),)
+            at_hand.append(root)
         else:
             opening = (opening_spans[tree.opening],) if tree.opening in opening_spans else ()
             n_opening = sum(map(len, opening))
             part = Part(Span(row, row := row + n_prefix - n_opening), opening)
             seen = (*opening, part.own)
-            prefixes.append((tree, part))
+            prefixes.append((root, part))
             ids.append(tree.prefix[n_opening:])
             positions.append(np.arange(n_opening, n_prefix))
+        seen_of[root] = seen
         for index in branch.indices:
             document = tree.documents[index]
             documents.append(Part(Span(row, row := row + len(document)), seen))

@@ -57,7 +57,7 @@ class Runner:
             raise ours from exc
 
     def _together(self, pack: Pack) -> np.ndarray:
-        begins = dict.fromkeys(branch.tree.opening for branch in pack.branches if branch.tree not in self._kept)
+        begins = dict.fromkeys(branch.tree.opening for branch in pack.branches if branch.tree.root not in self._kept)
         openings = [opening for opening in begins if opening is not None and opening in self._openings]
         layout = lay_out(pack, kept=self._kept, openings=openings)
         past = [*map(self._opening, openings), *(self._kept[tree] for tree in layout.kept)]
@@ -75,13 +75,13 @@ class Runner:
     def _one_by_one(self, pack: Pack) -> np.ndarray:
         scores: list[np.ndarray] = []
         for branch in pack.branches:
-            tree = branch.tree
-            kept = {tree: self._kept.get(tree) or self._alone(tree)}
+            tree, root = branch.tree, branch.tree.root
+            kept = {root: self._kept.get(root) or self._alone(root)}
             if branch.more and self._has_room(len(tree.prefix)):
                 self._kept.update(kept)
             for index in branch.indices:
                 layout = lay_out(Pack((Branch(tree, (index,)),)), kept=kept)
-                scores.append(self._forward(layout, kept[tree])[0].cpu().numpy())
+                scores.append(self._forward(layout, kept[root])[0].cpu().numpy())
         return np.concatenate(scores)
 
     def _alone(self, tree: Tree) -> list[Keys]:
@@ -119,7 +119,7 @@ class Runner:
 
     def _worth_keeping(self, pack: Pack, layout: Layout) -> list[tuple[Tree, Part]]:
         """Return the prefixes of this pack that a later one needs, with their rows, as far as there is room."""
-        unfinished = {branch.tree for branch in pack.branches if branch.more}
+        unfinished = {branch.tree.root for branch in pack.branches if branch.more}
         wanted: list[tuple[Tree, Part]] = []
         total = 0
         for tree, part in layout.prefixes:

@@ -41,7 +41,7 @@ class _Order:
 
 @dataclass(eq=False)
 class Caller:
-    """One call of a user; its trees share one place in the queue. Made by `Scheduler.caller`."""
+    """One call of a user; its trees share one place in the queue."""
 
     cancelled: bool = False
     orders: list[_Order] = field(default_factory=list)

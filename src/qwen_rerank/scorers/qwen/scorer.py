@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 import numpy as np
 
-from qwen_rerank.checks import check_query, check_text, check_texts
-from qwen_rerank.errors import DocumentScoringError, QueryTooLongError
-from qwen_rerank.packing import Opening, common_prefix, grow
-from qwen_rerank.prompt import PromptEncoder
+from qwen_rerank.errors import QueryTooLongError
+from qwen_rerank.packing import Opening, Tree, common_prefix, grow
+from qwen_rerank.prompt import EncodedPrompt, PromptEncoder
+from qwen_rerank.scorers.base import BaseScorer, Call, Prepared, ScoreRequest, joined, mapped
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 from qwen_rerank.scorers.qwen.engine import build_engine
 from qwen_rerank.scorers.qwen.scheduler import Caller, Scheduler, TreeScores
 from qwen_rerank.scorers.qwen.settings import Dtype, QwenConfig, Template
-from qwen_rerank.threaded import check_pairs
-from qwen_rerank.types import Fit
-
-_TreeFutures = dict[str, "Future[TreeScores]"]
+from qwen_rerank.types import Fit, Scores
 
 _INSTRUCTIONS = 64  # whose opening needs no tokenizing; a few hundred bytes each
 
 
-class QwenScorer:
+class QwenScorer(BaseScorer):
     """Scores with a Qwen3-Reranker checkpoint, or any causal yes/no reranker of the same architecture.
 
     The model is loaded here and now. One worker thread owns the device; calls from threads and coroutines are packed
@@ -99,13 +95,18 @@ class QwenScorer:
         self.dtype = str(engine.dtype).removeprefix("torch.")
         self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, self.dtype)
         self._scheduler = Scheduler(engine.run, token_budget=engine.token_budget)
-        self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
+        self._threads = self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
         self._opening = _openings(self._encoder)
 
     @property
     def encoder(self) -> PromptEncoder:
         """Builds the prompts; for those who want to see them or count their tokens."""
         return self._encoder
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.config.max_length
 
     @property
     def token_budget(self) -> int:
@@ -117,43 +118,31 @@ class QwenScorer:
         """Tokens that callers wait for and no forward pass has taken yet."""
         return self._scheduler.waiting_tokens
 
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        """Return log-odds of relevance, float32 `(n_documents,)`, input order, higher is better.
+    def _begin(self, call: Call) -> Future[list[Scores]]:
+        """Tokenize and queue query after query, so that the device works while the rest is tokenized."""
+        caller = Caller()
+        call.on_cancel(lambda: self._scheduler.cancel(caller))
+        futures: list[Future[Scores]] = []
+        for request in call.requests:
+            if call.cancelled:  # nobody will read the scores
+                break
+            futures.append(self.prepare(request).submit(caller, 0, len(request.texts)))
+        return joined(futures)
 
-        Raises:
-            InvalidInputError: If an argument is wrong; `QueryTooLongError` when the query leaves no room.
-            DocumentScoringError: If some documents could not be scored; carries the others' scores.
-            ScorerError: If the scorer is closed or its worker failed.
-        """
-        return self._score([check_query(query)], [check_texts("documents", documents)], instruction)[0]
+    def prepare(self, request: ScoreRequest) -> PreparedPrompts:
+        """Return a request's prompts, tokenized once, whose slices share what the query's prompts begin with."""
+        self._check_open()
+        prompts = self._encoder.encode_checked(request.query, request.texts, request.instruction)
+        # The longest common prefix depends on the documents; a cut that the query alone fixes does not.
+        cut = prompts[0].document_start if self.config.deterministic else None
+        tree = grow([prompt.ids for prompt in prompts], cut=cut, opening=self._opening(request.instruction))
+        return PreparedPrompts(self._scheduler, prompts, tree)
 
-    def score_many(
-        self, queries: Sequence[str], documents: Sequence[Sequence[str]], *, instruction: str | None = None
-    ) -> list[np.ndarray]:
-        """Return one array as `score` gives for each query, batched across queries.
+    def _measure(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:
+        return self._encoder.fit_checked(query, texts, instruction)
 
-        Raises:
-            InvalidInputError: As `score`.
-            DocumentScoringError: Of the first query with a failed document; the error's note says which query.
-            ScorerError: As `score`.
-        """
-        return self._score(*_check_many(queries, documents), instruction)
-
-    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        """As `score`, without blocking the event loop; a cancelled call's documents are not computed."""
-        [scores] = await self._ascore([check_query(query)], [check_texts("documents", documents)], instruction)
-        return scores
-
-    async def ascore_many(
-        self, queries: Sequence[str], documents: Sequence[Sequence[str]], *, instruction: str | None = None
-    ) -> list[np.ndarray]:
-        """As `score_many`, without blocking the event loop."""
-        return await self._ascore(*_check_many(queries, documents), instruction)
-
-    def fit(self, query: str, texts: Sequence[str], *, instruction: str | None = None) -> list[Fit]:
-        """Return for each text its tokens, the room beside this query, and how many characters are kept."""
+    def _check_open(self) -> None:
         self._scheduler.check_open()
-        return self._encoder.fit(check_query(query), check_texts("texts", texts), instruction=instruction)
 
     def close(self) -> None:
         """Finish what waits, then end the worker; calls that come later get `ScorerClosedError`."""
@@ -168,47 +157,34 @@ class QwenScorer:
     ) -> None:
         self.close()
 
-    def _score(self, queries: list[str], documents: list[list[str]], instruction: str | None) -> list[np.ndarray]:
-        self._check(instruction)
-        caller, places = Caller(), _places(queries, documents)
-        try:
-            futures = self._submit(caller, places, instruction)
-            results = {query: future.result() for query, future in futures.items()}
-        except BaseException:  # also an interrupted wait: nobody will read the scores
-            self._scheduler.cancel(caller)
-            raise
-        return list(_unfold(queries, documents, places, results))
 
-    async def _ascore(
-        self, queries: list[str], documents: list[list[str]], instruction: str | None
-    ) -> list[np.ndarray]:
-        self._check(instruction)
-        caller, places = Caller(), _places(queries, documents)
-        loop = asyncio.get_running_loop()
-        try:
-            futures = await loop.run_in_executor(self._encoders, self._submit, caller, places, instruction)
-            scores = await asyncio.gather(*map(asyncio.wrap_future, futures.values()))
-        except BaseException:
-            self._scheduler.cancel(caller)
-            raise
-        return list(_unfold(queries, documents, places, dict(zip(futures, scores, strict=True))))
+class PreparedPrompts(Prepared):
+    """The prompts of one query on their way to the device.
 
-    def _check(self, instruction: str | None) -> None:
-        self._scheduler.check_open()
-        if instruction is not None:
-            check_text("instruction", instruction)
+    Attributes:
+        tokens: int32 `(n_texts,)`, tokens of each prompt.
+    """
 
-    def _submit(self, caller: Caller, places: dict[str, dict[str, int]], instruction: str | None) -> _TreeFutures:
-        """Tokenize and queue query after query, so that the device works while the rest is tokenized."""
-        futures: _TreeFutures = {}
-        for query, texts in places.items():
-            if texts and not caller.cancelled:
-                prompts = self._encoder.encode(query, list(texts), instruction=instruction)
-                # The longest common prefix depends on the documents; a cut that the query alone fixes does not.
-                cut = prompts[0].document_start if self.config.deterministic else None
-                tree = grow([prompt.ids for prompt in prompts], cut=cut, opening=self._opening(instruction))
-                futures[query] = self._scheduler.submit(caller, tree)
-        return futures
+    def __init__(self, scheduler: Scheduler, prompts: Sequence[EncodedPrompt], tree: Tree) -> None:
+        self.tokens = np.array([len(prompt.ids) for prompt in prompts], dtype=np.int32)
+        self._kept_chars = np.array([prompt.kept_chars for prompt in prompts], dtype=np.int32)
+        self._scheduler = scheduler
+        self._tree = tree
+
+    def begin(self, call: Call, start: int, stop: int) -> Future[Scores]:
+        """Queue the prompts from `start` up to `stop`."""
+        caller = Caller()
+        call.on_cancel(lambda: self._scheduler.cancel(caller))
+        return self.submit(caller, start, stop)
+
+    def submit(self, caller: Caller, start: int, stop: int) -> Future[Scores]:
+        """Queue the prompts from `start` up to `stop` in a caller's place."""
+        own = slice(start, stop)
+
+        def scores(result: TreeScores) -> Scores:
+            return Scores(result.scores, self.tokens[own], self._kept_chars[own], result.failed)
+
+        return mapped(self._scheduler.submit(caller, self._tree.part(start, stop)), scores)
 
 
 def opening_of(encoder: PromptEncoder, instruction: str | None) -> Opening | None:
@@ -226,46 +202,6 @@ def opening_of(encoder: PromptEncoder, instruction: str | None) -> Opening | Non
 def _openings(encoder: PromptEncoder) -> Callable[[str | None], Opening | None]:
     """Return what remembers each instruction's opening, without holding the scorer."""
     return functools.lru_cache(maxsize=_INSTRUCTIONS)(functools.partial(opening_of, encoder))
-
-
-def _check_many(queries: object, documents: object) -> tuple[list[str], list[list[str]]]:
-    query_list, document_lists = check_pairs(queries, documents)
-    return [check_query(query, name=f"queries[{i}]") for i, query in enumerate(query_list)], document_lists
-
-
-def _places(queries: list[str], documents: list[list[str]]) -> dict[str, dict[str, int]]:
-    """Return for each query its texts, each once, with their places: equal texts are computed once and score the same."""
-    places: dict[str, dict[str, int]] = {}
-    for query, texts in zip(queries, documents, strict=True):
-        known = places.setdefault(query, {})
-        for text in texts:
-            known.setdefault(text, len(known))
-    return places
-
-
-def _unfold(
-    queries: list[str],
-    documents: list[list[str]],
-    places: dict[str, dict[str, int]],
-    results: dict[str, TreeScores],
-) -> Iterator[np.ndarray]:
-    """Yield each query's scores in input order.
-
-    Raises:
-        DocumentScoringError: Of the first query with a failed document.
-    """
-    for i, (query, texts) in enumerate(zip(queries, documents, strict=True)):
-        if not texts:
-            yield np.zeros(0, dtype=np.float32)
-            continue
-        result, order = results[query], [places[query][text] for text in texts]
-        scores = result.scores[order]
-        failed = {index: result.failed[place] for index, place in enumerate(order) if place in result.failed}
-        if failed:
-            error = DocumentScoringError(failed, scores)
-            error.add_note(f"queries[{i}]")
-            raise error
-        yield scores
 
 
 def _fingerprint(*parts: str) -> str:
