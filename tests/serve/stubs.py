@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from qwen_rerank.threaded import ThreadedScorer
 
 from qwen_rerank.errors import DocumentScoringError, NonFiniteScoreError, ScorerError
+from qwen_rerank.threaded import ThreadedScorer
 from qwen_rerank.types import Fit
 
 MAX_LENGTH = 100
