@@ -9,6 +9,7 @@ import pytest
 from qwen_rerank import Candidate, Cascade, Document, Reranker, TwoStageRetriever
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.pipeline import FusedFirstStage, rank_fusion
+from qwen_rerank.protocols import SecondStage
 from qwen_rerank.testing import TableScorer
 
 SMALL = TableScorer({"a": 1.0, "b": 4.0, "c": 3.0, "d": 2.0})
@@ -128,6 +129,22 @@ async def test_a_first_stage_is_awaited_where_it_can_be():
 
     assert await plain.aretrieve("q") == plain.retrieve("q")
     assert [hit.index for hit in await native.aretrieve("q")] == [3, 0, 1, 2]
+
+
+async def test_both_rounds_are_there_for_who_shows_both():
+    retriever = TwoStageRetriever(ListFirstStage("abcd"), Reranker(LARGE), top_k=3, top_n=2)
+    rounds = retriever.retrieve_rounds("q")
+
+    assert texts(rounds.candidates) == ["a", "b", "c"]
+    assert rounds.ranked == retriever.retrieve("q")
+    assert [rounds.candidates[hit.index].document for hit in rounds.ranked] == [hit.document for hit in rounds.ranked]
+    assert await retriever.aretrieve_rounds("q") == rounds
+
+
+def test_rerankers_and_cascades_say_what_a_second_stage_must():
+    for stage in (Reranker(LARGE, top_n=2), cascade(top_n=2)):
+        assert isinstance(stage, SecondStage)
+        assert (stage.name, stage.top_n) == ("table", 2)
 
 
 def test_many_queries_are_retrieved_as_each_alone():

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from qwen_rerank.checks import check_count, check_query, check_texts
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.protocols import FirstStage
+from qwen_rerank.protocols import AsyncFirstStage, FirstStage, SecondStage
 from qwen_rerank.reranker import Rankable, Reranker
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
@@ -34,6 +34,16 @@ class Cascade:
             raise InvalidInputError(f"stages must be a list of at least one Reranker, not {self.stages!r}.")
         *first, last = self.stages
         object.__setattr__(self, "stages", (*(replace(stage, threshold=None) for stage in first), last))
+
+    @property
+    def name(self) -> str:
+        """The last stage's name."""
+        return self.stages[-1].name
+
+    @property
+    def top_n(self) -> int | None:
+        """The last stage's longest result; None for all."""
+        return self.stages[-1].top_n
 
     def rerank(
         self,
@@ -100,19 +110,32 @@ def _trace(passes: Sequence[Sequence[RankedDocument]], hits: list[RankedDocument
     return hits
 
 
+@dataclass(frozen=True, slots=True)
+class TwoRounds:
+    """What both stages made of one query.
+
+    Attributes:
+        candidates: What the first stage found, best first.
+        ranked: What the reranker made of it, most relevant first; `index` is a place in `candidates`.
+    """
+
+    candidates: list[Candidate]
+    ranked: list[RankedDocument]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TwoStageRetriever:
     """A query in, its best documents out: the first stage recalls `top_k`, the reranker keeps `top_n`.
 
     Args:
         first_stage: Anything with `search(query, top_k, *, filter=None)`; an `asearch` is used where it has one.
-        reranker: A `Reranker` or a `Cascade`.
+        reranker: A `Reranker`, a `Cascade`, or anything else with their methods.
         top_k: Candidates that are recalled.
         top_n: Documents that are returned.
     """
 
     first_stage: FirstStage
-    reranker: Reranker | Cascade
+    reranker: SecondStage
     _: KW_ONLY
     top_k: int = 100
     top_n: int = 10
@@ -139,9 +162,7 @@ class TwoStageRetriever:
             filter: Given to the first stage: which documents may be recalled.
             instruction: What relevance means in this call; None for the reranker's own.
         """
-        top_k, top_n = self._limits(query, top_k, top_n)
-        candidates = self.first_stage.search(query, top_k, filter=filter)[:top_k]
-        return self.reranker.rerank(query, candidates, top_n=top_n, instruction=instruction)
+        return self.retrieve_rounds(query, top_k=top_k, top_n=top_n, filter=filter, instruction=instruction).ranked
 
     async def aretrieve(
         self,
@@ -153,13 +174,41 @@ class TwoStageRetriever:
         instruction: str | None = None,
     ) -> list[RankedDocument]:
         """As `retrieve`, without blocking the event loop."""
+        rounds = await self.aretrieve_rounds(query, top_k=top_k, top_n=top_n, filter=filter, instruction=instruction)
+        return rounds.ranked
+
+    def retrieve_rounds(
+        self,
+        query: str,
+        *,
+        top_k: int | None = None,
+        top_n: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        instruction: str | None = None,
+    ) -> TwoRounds:
+        """Return what `retrieve` does and the candidates it was chosen from, for those who show both."""
         top_k, top_n = self._limits(query, top_k, top_n)
-        asearch = getattr(self.first_stage, "asearch", None)
-        if asearch is None:
-            candidates = await asyncio.to_thread(self.first_stage.search, query, top_k, filter=filter)
+        candidates = self.first_stage.search(query, top_k, filter=filter)[:top_k]
+        return TwoRounds(candidates, self.reranker.rerank(query, candidates, top_n=top_n, instruction=instruction))
+
+    async def aretrieve_rounds(
+        self,
+        query: str,
+        *,
+        top_k: int | None = None,
+        top_n: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        instruction: str | None = None,
+    ) -> TwoRounds:
+        """As `retrieve_rounds`, without blocking the event loop."""
+        top_k, top_n = self._limits(query, top_k, top_n)
+        if isinstance(self.first_stage, AsyncFirstStage):
+            candidates = await self.first_stage.asearch(query, top_k, filter=filter)
         else:
-            candidates = await asearch(query, top_k, filter=filter)
-        return await self.reranker.arerank(query, candidates[:top_k], top_n=top_n, instruction=instruction)
+            candidates = await asyncio.to_thread(self.first_stage.search, query, top_k, filter=filter)
+        candidates = candidates[:top_k]
+        ranked = await self.reranker.arerank(query, candidates, top_n=top_n, instruction=instruction)
+        return TwoRounds(candidates, ranked)
 
     def retrieve_many(
         self,

@@ -1,4 +1,4 @@
-"""The three seams, Embedder, FirstStage and Scorer, and what only some of their implementations can do.
+"""The seams, Embedder, FirstStage, Scorer and SecondStage, and what only some of their implementations can do.
 
 No base class is needed; having the methods is enough. Nothing else of a caller's object is ever used.
 """
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from qwen_rerank.types import Candidate, Fit, Scores
+from qwen_rerank.types import Candidate, Document, Fit, RankedDocument, Scores
 
 
 @runtime_checkable
@@ -187,4 +187,52 @@ class ScaledScorer(Protocol):
     @property
     def calibrated(self) -> bool:
         """Whether the sigmoid of a score is a probability of relevance; False where only the order means something."""
+        ...
+
+
+@runtime_checkable
+class SecondStage(Protocol):
+    """Puts candidates in order: a `Reranker`, a `Cascade`, or anything else with the same methods."""
+
+    @property
+    def name(self) -> str:
+        """Short name for people, e.g. the model that decides."""
+        ...
+
+    @property
+    def top_n(self) -> int | None:
+        """Longest result; None for all."""
+        ...
+
+    def rerank(
+        self,
+        query: str,
+        candidates: Sequence[str | Document | Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Return the candidates, most relevant first."""
+        ...
+
+    async def arerank(
+        self,
+        query: str,
+        candidates: Sequence[str | Document | Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """As `rerank`, without blocking the event loop."""
+        ...
+
+    def rerank_many(
+        self,
+        queries: Sequence[str],
+        candidates: Sequence[Sequence[str | Document | Candidate]],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[list[RankedDocument]]:
+        """Return `rerank` of every query with its candidates, scored together."""
         ...
