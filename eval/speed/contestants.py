@@ -248,7 +248,6 @@ def as_checkpoint(model: Any, tokenizer: Path) -> Checkpoint:
         ),
         weights=weights,
         head=(rows[YES].float() - rows[NO].float()).cpu(),
-        head_bias=0.0,
         tokenizer=PromptTokenizer(text),
         tokenizer_json=text,
         prompt={},

@@ -210,6 +210,15 @@ def auto_map(folder):
     edit_json(folder / "config.json", lambda config: config.update(auto_map={"AutoModel": "evil.Model"}))
 
 
+def adapter(folder):
+    """Transformers would fetch the base model that it names."""
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
+
+
+def kernel_of_the_hub(folder):
+    edit_json(folder / "config.json", lambda config: config.update(attn_implementation="someone/kernel"))
+
+
 def only_pickles(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -260,12 +269,14 @@ def other_shape(folder):
     [
         (own_class, UnsafeModelError, "names the class evil.Module"),
         (auto_map, UnsafeModelError, "auto_map"),
-        (only_pickles, UnsafeModelError, "only as pickles"),
+        (only_pickles, UnsafeModelError, r"only as pytorch_model\.bin"),
         (path_outside, UnsafeModelError, "outside the model"),
+        (adapter, ModelIncompleteError, "merge it into its base model"),
+        (kernel_of_the_hub, UnsafeModelError, "code from elsewhere"),
         (no_modules, ModelIncompleteError, "no modules.json"),
         (no_weights, ModelIncompleteError, "no model.safetensors"),
         (no_json, ModelCorruptError, "cannot be read as JSON"),
-        (another_json, ModelCorruptError, "not a list of modules"),
+        (another_json, ModelCorruptError, "must hold a JSON list"),
         (short_weights, ModelCorruptError, "is cut short"),
         (dropped_weight, ModelIncompleteError, "no weight for .*output.dense.weight"),
         (huge_header, ModelCorruptError, "no safetensors file"),
@@ -282,12 +293,12 @@ def test_a_model_that_is_broken_or_unsafe_is_refused(copy, break_it, error, mess
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "../up", "no spaces please", __file__])
 def test_what_is_no_model_is_named(name):
-    with pytest.raises(ModelNotFoundError, match="no folder and no hub name"):
+    with pytest.raises(ModelNotFoundError, match="folder and no hub name"):
         load_embedder(name)
 
 
 def test_a_hub_that_cannot_be_reached_is_a_model_error():
-    with pytest.raises(ModelNotFoundError, match="give its folder"):
+    with pytest.raises(ModelNotFoundError, match="pass its folder"):
         load_embedder("nobody/has-such-an-embedder")
 
 

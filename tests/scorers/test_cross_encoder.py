@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from checkpoints import small_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -293,7 +294,7 @@ def test_code_of_the_model_is_never_run(copy):
         auto_map={"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"},
     )
 
-    with pytest.raises(UnsafeModelError, match="needs code of its own"):
+    with pytest.raises(UnsafeModelError, match="asks for code of its own"):
         load(copy)
     assert not (copy / "ran").exists()
 
@@ -309,8 +310,8 @@ def test_an_attention_kernel_from_the_hub_is_refused(copy):
     ("file", "content", "error", "message"),
     [
         ("model.safetensors", b"\xff" * 8, ModelCorruptError, "cannot be loaded"),
-        ("config.json", b"{", ModelCorruptError, r"config\.json cannot be read"),
-        ("config.json", b"[]", ModelCorruptError, "no JSON object"),
+        ("config.json", b"{", ModelCorruptError, r"config\.json cannot be read as JSON"),
+        ("config.json", b"[]", ModelCorruptError, "must hold a JSON object"),
         ("tokenizer.json", b"{}", TokenizerError, "tokenizer"),
         ("adapter_config.json", b"{}", ModelError, "merge it into its base model"),
         ("modules.json", b'[{"type": "a.Transformer"}, {"type": "a.LogitScore"}]', ModelError, "several modules"),
@@ -331,10 +332,16 @@ def test_a_causal_model_is_sent_to_the_qwen_scorer(copy):
         load(copy)
 
 
+def test_a_qwen_reranker_is_never_scored_without_its_prompt(tmp_path):
+    """Its conversion to a classifier is one by architecture and one label, but was trained behind a prompt."""
+    with pytest.raises(ModelError, match="mean nothing without its prompt; use QwenScorer"):
+        load(small_checkpoint(tmp_path / "m", kind="seq-cls"))
+
+
 def test_an_empty_folder_and_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ModelIncompleteError, match=r"no config\.json"):
         load(tmp_path)
-    with pytest.raises(ModelNotFoundError, match="is no folder and cannot be had from the model hub"):
+    with pytest.raises(ModelNotFoundError, match="is no folder and no hub name"):
         load(tmp_path / "nothing here")
 
 

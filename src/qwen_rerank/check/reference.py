@@ -46,7 +46,6 @@ class Reference:
         rows = embedding[self.encoder.yes_id].float() - embedding[self.encoder.no_id].float()
         self.heads = {"true": checkpoint.head, "embedding": rows}
         self.untied = checkpoint.config.kind != "seq-cls" and not torch.equal(checkpoint.head, rows)
-        self._bias = checkpoint.head_bias
         self._model = _load(str(checkpoint.path), checkpoint.config.kind)
         self._states: dict[bytes, torch.Tensor] = {}
         layers = sum(p.numel() for p in self._model.parameters()) - embedding.numel()
@@ -81,7 +80,7 @@ class Reference:
 
     def of_hidden(self, states: Sequence[torch.Tensor], *, head: str = "true") -> np.ndarray:
         """Return the log-odds of hidden states, float64 `(n,)`."""
-        return np.array([float(state @ self.heads[head]) + self._bias for state in states])
+        return np.array([float(state @ self.heads[head]) for state in states])
 
     def _last(self, ids: np.ndarray) -> torch.Tensor:
         out = self._model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)

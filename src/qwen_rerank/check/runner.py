@@ -13,9 +13,10 @@ from qwen_rerank.check.pairs import GROUPS
 from qwen_rerank.check.reference import Reference
 from qwen_rerank.check.subjects import LocalSubject, Scores, ServerSubject, Subject
 from qwen_rerank.errors import InvalidInputError, ProtocolError, RerankError
+from qwen_rerank.models.folder import read_tokenizer
+from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
 from qwen_rerank.scorers.http import HttpScorer
-from qwen_rerank.scorers.http.tokenizer_file import read_tokenizer_json
 from qwen_rerank.scorers.qwen import QwenScorer
 
 
@@ -160,8 +161,8 @@ def _encoder(
         return reference.encoder, reference.tokenizer
     if options.tokenizer is None:
         return None, None
-    text, source = read_tokenizer_json(options.tokenizer)
-    tokenizer = PromptTokenizer(text, source=source)
+    path = find_tokenizer(options.tokenizer)
+    tokenizer = PromptTokenizer(read_tokenizer(path), source=str(path))
     return PromptEncoder(tokenizer, max_length=32_768), tokenizer
 
 

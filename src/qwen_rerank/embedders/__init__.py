@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qwen_rerank.checks import check_text
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.models.names import SHIPPED, find_model
 from qwen_rerank.protocols import Embedder
 
 __all__ = ["load_embedder"]
-
-_POCKET = Path(__file__).resolve().parents[1] / "pocket" / "embedder"
 
 
 def load_embedder(name: str, *, device: str = "auto", revision: str | None = None) -> Embedder:
@@ -28,10 +25,10 @@ def load_embedder(name: str, *, device: str = "auto", revision: str | None = Non
     """
     if not check_text("name", name):
         raise InvalidInputError("name is empty; give 'pocket' or a sentence-transformers model.")
-    if name == "pocket":
+    if name in SHIPPED:
         from qwen_rerank.embedders.static import StaticEmbedder
 
-        return StaticEmbedder(_POCKET, name=name)
+        return StaticEmbedder(find_model(name, kind="embedder", revision=revision).path, name=name)
     from qwen_rerank.embedders.sentence_transformer import SentenceTransformerEmbedder
 
     return SentenceTransformerEmbedder(name, device=device, revision=revision)

@@ -15,8 +15,16 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from qwen_rerank.checks import check_choice, check_count, check_text, check_texts
-from qwen_rerank.embedders.folder import check_folder, find_folder, folder_digest, weight_names
 from qwen_rerank.errors import MissingExtraError, ModelCorruptError, ModelError, ModelIncompleteError, UnsafeModelError
+from qwen_rerank.models.folder import (
+    folder_digest,
+    has_pickles,
+    read_json,
+    read_settings,
+    weight_files,
+    weight_names,
+)
+from qwen_rerank.models.names import find_model, first_line
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -64,8 +72,8 @@ class SentenceTransformerEmbedder:
         self.name = model
         self._batch_size = check_count("batch_size", batch_size)
         self._lock = threading.Lock()
-        folder = find_folder(check_text("model", model), revision)
-        check_folder(folder)
+        folder = find_model(model, kind="embedder", revision=revision).path
+        _check_modules(folder)
         digest = folder_digest(folder)
         self._model = _load(str(folder), device=device, dtype=dtype)
         _check_complete(self._model, folder)
@@ -117,6 +125,26 @@ class SentenceTransformerEmbedder:
         return bool(text.strip()) and bool(self._model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def _check_modules(folder: Path) -> None:
+    """Check that loading the folder runs no code of its own and unpickles nothing."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        raise ModelIncompleteError(f"{folder} has no modules.json, so it is no sentence-transformers model.")
+    modules = read_json(path, list)
+    if not all(isinstance(module, dict) for module in modules):
+        raise ModelCorruptError(f"{path} must hold a JSON list of modules.")
+    for module in modules:
+        kind, name = str(module.get("type")), str(module.get("path", ""))
+        if not kind.startswith("sentence_transformers."):
+            raise UnsafeModelError(f"{path} names the class {kind}: code of its own is never run.")
+        place = (folder / name).resolve()
+        if not place.is_relative_to(folder.resolve()):
+            raise UnsafeModelError(f"{path} names the path {name!r}, which is outside the model.")
+        settings = read_settings(place) if (place / "config.json").is_file() else {}
+        if "model_type" in settings or (place.is_dir() and has_pickles(place)):
+            weight_files(place)
+
+
 def _load(folder: str, *, device: str, dtype: str) -> SentenceTransformer:
     try:
         return SentenceTransformer(
@@ -137,12 +165,8 @@ def _load(folder: str, *, device: str, dtype: str) -> SentenceTransformer:
         SafetensorError,
     ) as exc:
         if "trust_remote_code" in str(exc):
-            raise UnsafeModelError(
-                f"{folder} needs code of its own, which is never run ({type(exc).__name__})."
-            ) from exc
-        raise ModelCorruptError(
-            f"{folder} cannot be loaded as an embedding model ({type(exc).__name__}: {exc})."
-        ) from exc
+            raise UnsafeModelError(f"{folder} needs code of its own, which is never run ({first_line(exc)}).") from exc
+        raise ModelCorruptError(f"{folder} cannot be loaded as an embedding model ({first_line(exc)}).") from exc
 
 
 def _check_complete(model: SentenceTransformer, folder: Path) -> None:

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 
 from qwen_rerank.checks import check_texts
 from qwen_rerank.errors import ModelCorruptError, ModelIncompleteError, ModelNotFoundError
+from qwen_rerank.models.folder import SINGLE, read_tokenizer
 
-WEIGHTS = "model.safetensors"
+WEIGHTS = SINGLE
 TOKENIZER = "tokenizer.json"
 _KEY = "embedding.weight"  # as sentence-transformers' StaticEmbedding saves it
 _TOKENS_AT_ONCE = 200_000  # rows gathered in one step; bounds memory for long texts
@@ -93,10 +94,9 @@ def _read_vectors(path: Path) -> np.ndarray:
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise ModelIncompleteError(f"{path} is missing; a static embedder is made of {WEIGHTS} and {TOKENIZER}.")
+    text = read_tokenizer(path)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as exc:  # the library raises bare Exception
         raise ModelCorruptError(f"{path} is not a readable tokenizer ({exc}).") from exc
     tokenizer.no_padding()

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from qwen_rerank.checks import check_choice, check_count
 from qwen_rerank.embedders.static import TOKENIZER, WEIGHTS, StaticEmbedder
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
+from qwen_rerank.models.names import find_model
 from qwen_rerank.training.data import Example
 
 try:
@@ -28,8 +29,6 @@ try:
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 except ImportError as exc:
     raise MissingExtraError("train_embedder", package="sentence-transformers", extra="train", cause=exc) from exc
-
-_POCKET = Path(__file__).resolve().parents[1] / "pocket" / "embedder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +127,7 @@ def _device() -> str:
 
 
 def _read(name: str | Path) -> tuple[Tokenizer, np.ndarray]:
-    folder = _POCKET if name == "pocket" else Path(name)
+    folder = find_model(str(name), kind="embedder").path
     StaticEmbedder(folder)  # says what is wrong with a folder that is no static embedder
     vectors = load_file(folder / WEIGHTS)["embedding.weight"].float().numpy()
     return Tokenizer.from_file(str(folder / TOKENIZER)), vectors

@@ -9,17 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from checkpoints import small_checkpoint, write_weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from qwen_rerank.errors import InvalidInputError, ModelCorruptError, ModelError, ModelNotFoundError, TokenizerError
+from qwen_rerank.errors import InvalidInputError, ModelCorruptError, ModelError, TokenizerError
 from qwen_rerank.prompt import PromptSpec
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint, weights_sha256
-from qwen_rerank.scorers.qwen.hub import PINNED, resolve
 
 KINDS = ("tied", "untied", "seq-cls")
 
@@ -173,7 +171,7 @@ def test_a_checkpoint_may_bring_its_own_prompt(folder):
         ({"yes": 1}, "yes must be a string"),
         ({"yes": "no"}, "two different labels"),
         ({"document_label": ""}, "a place where a word ends"),
-        ([], "must hold one JSON object"),
+        ([], "must hold a JSON object"),
     ],
 )
 def test_a_prompt_file_is_strictly_checked(folder, own, message):
@@ -198,41 +196,6 @@ def test_a_folder_of_sentence_transformers_must_agree_on_the_labels(folder):
     path.write_text(json.dumps({"true_token_id": no, "false_token_id": yes}))
     with pytest.raises(ModelError, match="name the labels"):
         load_checkpoint(str(folder))
-
-
-def test_official_names_are_pinned(monkeypatch, tmp_path):
-    asked = []
-
-    def snapshot_download(name, *, revision, allow_patterns):
-        asked.append((name, revision))
-        assert not any("bin" in pattern or pattern == "*" for pattern in allow_patterns)
-        return str(tmp_path / (revision or "main"))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    for name, commit in PINNED.items():
-        assert resolve(name).revision == commit
-    assert resolve("someone/fine-tuned", "a" * 40).revision == "a" * 40
-    assert resolve("Qwen/Qwen3-Reranker-0.6B", "main").revision == "main"
-    assert asked[:3] == list(PINNED.items())
-
-
-def test_a_hub_that_cannot_be_reached_says_the_way_out():
-    with pytest.raises(ModelNotFoundError, match=r"not in the local cache.*pass its folder, or set HF_ENDPOINT"):
-        load_checkpoint("nobody/no-such-model")
-
-
-def test_foreign_errors_of_the_hub_become_ours(monkeypatch):
-    def snapshot_download(*args, **options):
-        raise RuntimeError("proxy says no\nand more")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(ModelNotFoundError, match=r"nobody/x \(revision main\).*RuntimeError: proxy says no\)"):
-        load_checkpoint("nobody/x")
-
-
-def test_a_revision_is_for_hub_names_only(folder):
-    with pytest.raises(InvalidInputError, match="local folder"):
-        load_checkpoint(str(folder), revision="main")
 
 
 def test_links_out_of_a_hub_cache_are_followed(tmp_path, folder):

@@ -90,4 +90,4 @@ def tiny_weights(stored: dict[str, torch.Tensor], *, dtype: torch.dtype, device:
     """Take the weights out of a state dict, fused."""
     head = stored["lm_head.weight"][YES].float() - stored["lm_head.weight"][NO].float()
     place = {"dtype": dtype, "device": torch.device(device), "max_length": MAX_LENGTH}
-    return fuse(stored, head, 0.0, tiny_config(), **place)
+    return fuse(stored, head, tiny_config(), **place)

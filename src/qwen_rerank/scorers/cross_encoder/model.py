@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as progress
 
-from qwen_rerank.errors import (
-    ModelCorruptError,
-    ModelError,
-    ModelIncompleteError,
-    ModelNotFoundError,
-    TokenizerError,
-    UnsafeModelError,
-)
+from qwen_rerank.errors import ModelCorruptError, ModelError, ModelIncompleteError, TokenizerError
+from qwen_rerank.models.folder import folder_digest, read_json, read_settings, weight_files
+from qwen_rerank.models.names import find_model, first_line
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _OFFSET_FAMILIES = ("roberta", "camembert", "mpnet")  # their positions begin after the padding id
 
 
@@ -40,7 +31,7 @@ class LoadedModel:
         inputs: Which of `input_ids`, `token_type_ids`, `attention_mask` it takes.
         pad_id: Fills shorter prompts of a batch.
         max_length: Longest prompt it was made for, in tokens; None where the files do not say.
-        fingerprint: Hash of configuration, tokenizer and weights.
+        fingerprint: 32 hex digits over configuration, tokenizer and weights.
     """
 
     network: torch.nn.Module
@@ -61,11 +52,11 @@ def load_model(model: str, *, revision: str | None, dtype: torch.dtype) -> Loade
         UnsafeModelError: If the weights are pickled or the model needs code of its own.
         ModelError: If it is no classifier with one label.
     """
-    path = _resolve(model, revision)
-    _check_files(path)
-    settings = _read_json(path / "config.json")
-    _check_settings(path, settings)
-    network = _load_network(path, settings, dtype)
+    path = find_model(model, revision=revision).path
+    settings = read_settings(path)
+    check_classifier(path, settings)
+    weight_files(path)
+    network = _load_network(path, dtype)
     tokenizer = _load_tokenizer(path)
     tokenizer_json = tokenizer.backend_tokenizer.to_str()
     return LoadedModel(
@@ -74,38 +65,34 @@ def load_model(model: str, *, revision: str | None, dtype: torch.dtype) -> Loade
         inputs=frozenset(tokenizer.model_input_names),
         pad_id=tokenizer.pad_token_id or 0,
         max_length=_longest(path, settings, tokenizer.model_max_length),
-        fingerprint=_fingerprint(path, tokenizer_json),
+        fingerprint=hashlib.sha256((folder_digest(path) + tokenizer_json).encode()).hexdigest()[:32],
     )
 
 
-def _resolve(model: str, revision: str | None) -> Path:
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_FILES))
-    except (OSError, HFValidationError) as exc:
-        raise ModelNotFoundError(
-            f"{model} is no folder and cannot be had from the model hub ({type(exc).__name__}); check the name and "
-            "revision, or download the model elsewhere and pass its folder."
-        ) from exc
+def check_classifier(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse what is no sequence classifier with one label, or one that needs a prompt around its texts.
 
-
-def _check_files(path: Path) -> None:
-    """Refuse a folder without safetensors weights, or with modules that are more than a classifier."""
-    if not (path / "config.json").is_file():
-        raise ModelIncompleteError(f"{path} has no config.json; pass the folder of a cross-encoder.")
-    if (path / "adapter_config.json").is_file():
-        raise ModelError(f"{path} holds an adapter and no whole model; merge it into its base model first.")
-    if not list(path.glob("*.safetensors")):
-        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-        if pickles:
-            raise UnsafeModelError(
-                f"{path} has weights only as {pickles[0]}, and loading that file could run code; convert it to safetensors."
-            )
-        raise ModelIncompleteError(f"{path} has no *.safetensors file; download the model again.")
+    Raises:
+        ModelError: If it is such a model.
+    """
+    architectures = settings.get("architectures")
+    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{path} is a {architecture} and no sequence classifier, so it has no score; "
+            "pass a cross-encoder, or use QwenScorer for a Qwen3-Reranker."
+        )
+    if settings.get("model_type") == "qwen3":
+        raise ModelError(
+            f"{path} is a Qwen3-Reranker as a sequence classifier, whose scores mean nothing without its prompt; use "
+            "QwenScorer, which builds the prompt."
+        )
+    labels = settings.get("id2label")
+    n_labels = len(labels) if isinstance(labels, dict) else settings.get("num_labels", 2)  # 2 is transformers' default
+    if n_labels != 1:
+        raise ModelError(f"{path} has {n_labels} labels; a reranker has one, whose value is the log-odds of relevance.")
     if (path / "modules.json").is_file():
-        modules = _read_json(path / "modules.json", kind=list)
+        modules = read_json(path / "modules.json", list)
         types = [str(module.get("type")) if isinstance(module, dict) else str(module) for module in modules]
         others = [name for name in types if not name.endswith(".Transformer")]
         if others:
@@ -114,31 +101,14 @@ def _check_files(path: Path) -> None:
                 "here. A Qwen3-Reranker goes into QwenScorer."
             )
     if (path / "config_sentence_transformers.json").is_file():
-        prompt = _read_json(path / "config_sentence_transformers.json").get("default_prompt_name")
+        prompt = read_json(path / "config_sentence_transformers.json").get("default_prompt_name")
         if prompt is not None:
             raise ModelError(f"{path} puts its prompt {prompt!r} before every text, which CrossEncoderScorer cannot.")
 
 
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    architecture = str((settings.get("architectures") or ["none"])[0])
-    if not architecture.endswith("ForSequenceClassification"):
-        raise ModelError(
-            f"{path} is a {architecture} and no sequence classifier, so it has no score; "
-            "pass a cross-encoder, or use QwenScorer for a Qwen3-Reranker."
-        )
-    # The name of an attention implementation on the hub would download code and run it.
-    for name in ("attn_implementation", "_attn_implementation"):
-        if "/" in str(settings.get(name)):
-            raise UnsafeModelError(f"{path}/config.json names {name} {settings[name]!r}, which is code from elsewhere.")
-
-
-def _load_network(path: Path, settings: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+def _load_network(path: Path, dtype: torch.dtype) -> torch.nn.Module:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        if config.num_labels != 1:
-            raise ModelError(
-                f"{path} has {config.num_labels} labels; a reranker has one, whose value is the log-odds of relevance."
-            )
         with _without_progress_bar():
             network, report = AutoModelForSequenceClassification.from_pretrained(
                 path,
@@ -149,14 +119,8 @@ def _load_network(path: Path, settings: dict[str, Any], dtype: torch.dtype) -> t
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except ModelError:
-        raise
     except Exception as exc:  # transformers raises whatever a malformed file leads to
-        if "auto_map" in settings:
-            raise UnsafeModelError(
-                f"{path} needs code of its own (auto_map in config.json), which is never run ({_first_line(exc)})."
-            ) from exc
-        raise ModelCorruptError(f"{path} cannot be loaded ({_first_line(exc)}); download the model again.") from exc
+        raise ModelCorruptError(f"{path} cannot be loaded ({first_line(exc)}); download the model again.") from exc
     absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     if absent:
         raise ModelIncompleteError(
@@ -183,7 +147,7 @@ def _load_tokenizer(path: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except Exception as exc:  # as above
-        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({_first_line(exc)}).") from exc
+        raise TokenizerError(f"{path}: the tokenizer cannot be loaded ({first_line(exc)}).") from exc
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise TokenizerError(f"{path}: {type(tokenizer).__name__} has no tokenizer.json; save the tokenizer with one.")
     return tokenizer
@@ -198,31 +162,6 @@ def _longest(path: Path, settings: dict[str, Any], tokenizer_limit: int) -> int 
         limits.append(positions - int(settings.get("pad_token_id") or 0) - 1 if is_offset else positions)
     saved = path / "sentence_bert_config.json"
     if saved.is_file():
-        limits.append(_read_json(saved).get("max_seq_length") or tokenizer_limit)
+        limits.append(read_json(saved).get("max_seq_length") or tokenizer_limit)
     shortest = min(limits)
     return shortest if shortest < 1_000_000 else None  # a tokenizer without a limit says 10**30
-
-
-def _fingerprint(path: Path, tokenizer_json: str) -> str:
-    digest = hashlib.blake2b(tokenizer_json.encode(), digest_size=16)
-    for file in (path / "config.json", *sorted(path.glob("*.safetensors"))):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "blake2b").digest())
-    return digest.hexdigest()
-
-
-def _read_json(path: Path, kind: type = dict) -> Any:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ModelCorruptError(f"{path} cannot be read ({_first_line(exc)}); download the model again.") from exc
-    if not isinstance(data, kind):
-        raise ModelCorruptError(
-            f"{path} holds no JSON {'object' if kind is dict else 'list'}; download the model again."
-        )
-    return data
-
-
-def _first_line(exc: Exception) -> str:
-    text = str(exc).strip()
-    return f"{type(exc).__name__}: {text.splitlines()[0] if text else 'no details'}"

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from qwen_rerank.errors import BackendRejectedError, InvalidInputError, ProtocolError
+from qwen_rerank.models.folder import read_tokenizer
+from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptSpec, PromptTokenizer
 from qwen_rerank.scorers.http import dialects
 from qwen_rerank.scorers.http.answers import parse, refusal
@@ -20,7 +22,6 @@ from qwen_rerank.scorers.http.config import HttpConfig
 from qwen_rerank.scorers.http.dialects.base import Ask, Dialect
 from qwen_rerank.scorers.http.dialects.token_routes import Labels, TokenRoute
 from qwen_rerank.scorers.http.log_odds import ScoreKind
-from qwen_rerank.scorers.http.tokenizer_file import read_tokenizer_json
 from qwen_rerank.scorers.http.transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,8 @@ def load_encoder(config: HttpConfig, length: int | None = None) -> PromptEncoder
 
 @lru_cache(maxsize=4)
 def _tokenizer(source: str) -> PromptTokenizer:
-    text, name = read_tokenizer_json(source)
-    return PromptTokenizer(text, source=name)
+    path = find_tokenizer(source)
+    return PromptTokenizer(read_tokenizer(path), source=str(path))
 
 
 async def open_session(config: HttpConfig, transport: Transport, deadline: float) -> Session:

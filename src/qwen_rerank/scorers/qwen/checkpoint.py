@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from qwen_rerank.checks import check_query
 from qwen_rerank.errors import (
     InvalidInputError,
     ModelCorruptError,
@@ -19,15 +19,16 @@ from qwen_rerank.errors import (
     ModelNotFoundError,
     TokenizerError,
 )
+from qwen_rerank.models.folder import INDEX, read_index, read_json, read_tokenizer, weight_files
+from qwen_rerank.models.names import find_model
 from qwen_rerank.prompt import PromptSpec
-from qwen_rerank.scorers.qwen.config import PROMPT_FILE, QwenModelConfig, read_config, read_json, read_prompt_file
-from qwen_rerank.scorers.qwen.hub import resolve
-from qwen_rerank.scorers.qwen.shards import SINGLE, read_shards
+from qwen_rerank.scorers.qwen.config import PROMPT_FILE, QwenModelConfig, read_config, read_prompt_file
 from qwen_rerank.tokenizer import PromptTokenizer
 
 _EMBEDDING = "model.embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"
 _CLASS_HEAD = "score.weight"
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SAMPLE_BYTES = 4096
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -43,7 +44,6 @@ class Checkpoint:
         config: The model's shape.
         weights: Hugging Face name to tensor, on the CPU, in the stored dtype, memory-mapped; without the output head.
         head: float32 `(hidden_size,)`: the output row of "yes" minus that of "no", or the only row of a classifier.
-        head_bias: Added to every log-odds; these models have none, so 0.0.
         tokenizer: The tokenizer, for `PromptEncoder`.
         tokenizer_json: Content of `tokenizer.json`.
         prompt: Strings of `qwen_rerank.json`, `{}` for an official checkpoint.
@@ -58,7 +58,6 @@ class Checkpoint:
     config: QwenModelConfig
     weights: dict[str, torch.Tensor]
     head: torch.Tensor
-    head_bias: float
     tokenizer: PromptTokenizer
     tokenizer_json: str
     prompt: dict[str, str]
@@ -93,22 +92,19 @@ def load_checkpoint(model: str, *, revision: str | None = None, sha256: str | No
     """
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         raise InvalidInputError(f"sha256 must be 64 lower-case hex digits, not {sha256!r}.")
-    source = resolve(check_query(model, name="model"), revision)
+    source = find_model(model, revision=revision)
     folder = source.path
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
-    if len(missing) == 2:
+    if not any(folder.iterdir()):
         raise ModelNotFoundError(f"{folder} is no checkpoint: config.json, tokenizer.json and weights are missing.")
-    if missing:
-        raise ModelIncompleteError(f"{folder / missing[0]} is missing; download the checkpoint again.")
-    config = read_config(folder / "config.json")
+    config = read_config(folder)
     prompt = read_prompt_file(folder / PROMPT_FILE)
-    tokenizer_json = _read_text(folder / "tokenizer.json")
+    tokenizer_json = read_tokenizer(folder / "tokenizer.json")
     tokenizer = PromptTokenizer(tokenizer_json, source=str(folder / "tokenizer.json"))
     labels = _check_tokens(tokenizer, _spec("transformers", prompt), config, folder)
     _check_logit_score(folder, labels)
     if sha256 is not None:
         _check_sha256(folder, sha256)
-    stored = read_shards(folder)
+    stored = _read_weights(folder)
     head = _take_head(stored, config, labels, folder)
     _check_weights(stored, config, folder)
     return Checkpoint(
@@ -118,7 +114,6 @@ def load_checkpoint(model: str, *, revision: str | None = None, sha256: str | No
         config=config,
         weights=stored,
         head=head,
-        head_bias=0.0,
         tokenizer=tokenizer,
         tokenizer_json=tokenizer_json,
         prompt=prompt,
@@ -129,8 +124,7 @@ def load_checkpoint(model: str, *, revision: str | None = None, sha256: str | No
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 over the weights files of a folder, in name order; for a single file that of `sha256sum`."""
     digest = hashlib.sha256()
-    paths = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("model-*.safetensors"))
-    for path in paths:
+    for path in weight_files(folder):
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
@@ -173,11 +167,32 @@ def _spec(template: str, prompt: dict[str, str]) -> PromptSpec:
     return replace(PromptSpec.for_template(template), **own)
 
 
-def _read_text(path: Path) -> str:
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return every stored tensor by name, on the CPU, in its stored dtype, memory-mapped."""
+    tensors: dict[str, torch.Tensor] = {}
+    paths, places = weight_files(folder), read_index(folder)
+    for path in paths:
+        found = _read_safetensors(path)
+        if places and (odd := found.keys() ^ {name for name, shard in places.items() if shard == path.name}):
+            raise ModelIncompleteError(
+                f"{path} and {INDEX} disagree: {min(odd)} is {'only in the shard' if min(odd) in found else 'not in it'}."
+            )
+        tensors |= found
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return path.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise TokenizerError(f"{path} cannot be read ({exc}); download the checkpoint again.") from exc
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as exc:
+        raise ModelCorruptError(f"{path} cannot be read as safetensors ({exc}); download it again.") from exc
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ModelCorruptError(
+                f"{path}: {name} is stored as {tensor.dtype}; float32, float16 or bfloat16 is needed."
+            )
+    return tensors
 
 
 def _check_tokens(

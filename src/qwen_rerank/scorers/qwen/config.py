@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from qwen_rerank.checks import check_text
-from qwen_rerank.errors import InvalidInputError, ModelCorruptError, ModelError, UnsafeModelError
+from qwen_rerank.errors import InvalidInputError, ModelCorruptError, ModelError
+from qwen_rerank.models.folder import read_json, read_settings
 from qwen_rerank.prompt import PromptSpec
 
 PROMPT_FILE = "qwen_rerank.json"
@@ -38,7 +38,6 @@ _LIMITS = {
     "vocab_size": 4_194_304,
     "max_position_embeddings": 16_777_216,
 }
-_MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,30 +63,13 @@ class QwenModelConfig:
     max_positions: int
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        ModelCorruptError: If it cannot be read, is absurdly large, or holds anything but one object.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ModelCorruptError(f"{path} is larger than {_MAX_JSON_BYTES:,} bytes; download the checkpoint again.")
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ModelCorruptError(f"{path} is not valid JSON ({exc}); download the checkpoint again.") from exc
-    if not isinstance(data, dict):
-        raise ModelCorruptError(f"{path} must hold one JSON object, not {type(data).__name__}.")
-    return data
-
-
-def read_config(path: Path) -> QwenModelConfig:
-    """Return the checked content of a `config.json`.
+def read_config(folder: Path) -> QwenModelConfig:
+    """Return the checked content of a folder's `config.json`.
 
     Raises:
         ModelError: If the model is no Qwen3 reranker, or uses something that would change the scores unseen.
     """
-    data = read_json(path)
+    data, path = read_settings(folder), folder / "config.json"
     kind = _check_supported(data, path)
     sizes = {name: _size(data, name, limit, path) for name, limit in _LIMITS.items()}
     if sizes["num_attention_heads"] % sizes["num_key_value_heads"] or sizes["head_dim"] % 2:
@@ -136,10 +118,6 @@ def read_prompt_file(path: Path) -> dict[str, str]:
 
 def _check_supported(data: Mapping[str, Any], path: Path) -> Literal["causal", "seq-cls"]:
     """Refuse whatever the forward pass does not compute; ignoring it would give other scores without a word."""
-    if data.get("auto_map"):
-        raise UnsafeModelError(
-            f"{path} asks for code of its own (auto_map), which is never run; use a plain checkpoint."
-        )
     if data.get("model_type") != "qwen3":
         raise ModelError(f"{path}: model_type is {data.get('model_type')!r}; only 'qwen3' checkpoints can be scored.")
     architectures = data.get("architectures")

@@ -70,7 +70,6 @@ def build_engine(checkpoint: Checkpoint, config: QwenConfig) -> Engine:
             weights = fuse(
                 checkpoint.weights,
                 checkpoint.head,
-                checkpoint.head_bias,
                 shape,
                 dtype=dtype,
                 device=device,

@@ -87,7 +87,7 @@ class Forward:
                 mixed = self._attention.all_rows(query, (key, value), past, plan)
             self._advance(layer, hidden, mixed.flatten(1))
         hidden = self._norm(hidden, weights.norm)
-        return hidden.float() @ weights.head + weights.head_bias, saved
+        return hidden.float() @ weights.head, saved
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, (x.shape[-1],), weight, self._config.rms_norm_eps)

@@ -40,7 +40,6 @@ class Weights:
         layers: The decoder layers.
         norm: The last norm, `(hidden_size,)`.
         head: float32 `(hidden_size,)`, the row of "yes" minus the row of "no".
-        head_bias: Added to every score.
         cosine: `(max_length, head_dim // 2)`, of the rotary positions.
         sine: As `cosine`.
     """
@@ -49,7 +48,6 @@ class Weights:
     layers: tuple[Layer, ...]
     norm: torch.Tensor
     head: torch.Tensor
-    head_bias: float
     cosine: torch.Tensor
     sine: torch.Tensor
 
@@ -57,7 +55,6 @@ class Weights:
 def fuse(
     stored: MutableMapping[str, torch.Tensor],
     head: torch.Tensor,
-    head_bias: float,
     config: QwenModelConfig,
     *,
     dtype: torch.dtype,
@@ -95,7 +92,6 @@ def fuse(
         layers=tuple(layers),
         norm=take("model.norm.weight"),
         head=head.to(device=device, dtype=torch.float32, copy=True),
-        head_bias=head_bias,
         cosine=cosine.to(device=device, dtype=dtype),
         sine=sine.to(device=device, dtype=dtype),
     )
