@@ -51,8 +51,10 @@ def small_tokenizer(folder: Path) -> int:
 
 
 def small_checkpoint(folder: Path, *, kind: Literal["tied", "untied", "seq-cls"] = "tied", **options: Any) -> Path:
-    """Write a checkpoint of a few kilobytes with `small_tokenizer`."""
+    """Write a checkpoint of a few kilobytes with `small_tokenizer`, marked as a reranker by an empty `qwen_rerank.json`."""
     tokenizer_dir = folder.parent / "small-tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "qwen_rerank.json").write_text("{}")
     return make_checkpoint(
         folder,
         kind=kind,

@@ -33,6 +33,7 @@ _HOMES = {
     "Scores": "qwen_rerank.types",
     "TwoStageRetriever": "qwen_rerank.pipeline",
     "load_embedder": "qwen_rerank.embedders",
+    "load_scorer": "qwen_rerank.scorers.loading",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # `X as X` says to type checkers that X is public; they canno
     from qwen_rerank.reranker import Reranker as Reranker
     from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer as CrossEncoderScorer
     from qwen_rerank.scorers.http import HttpScorer as HttpScorer
+    from qwen_rerank.scorers.loading import load_scorer as load_scorer
     from qwen_rerank.scorers.pool import ScorerPool as ScorerPool
     from qwen_rerank.scorers.qwen import QwenScorer as QwenScorer
     from qwen_rerank.store import FaissStore as FaissStore

@@ -13,10 +13,11 @@ from qwen_rerank.models.names import GGUF_ADVICE
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PROMPT_FILE = "qwen_rerank.json"  # of a fine-tuned Qwen3-Reranker, whose prompt is its own
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _HASHED = (".json", ".safetensors", ".txt", ".model")
 _MAX_JSON_BYTES = 64 * 1024**2
-_MAX_TOKENIZER_BYTES = 256 * 1024**2
+_MAX_TEXT_BYTES = 256 * 1024**2
 _MAX_HEADER_BYTES = 100_000_000
 _SAMPLE_BYTES = 4096
 
@@ -38,19 +39,24 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return data
 
 
-def read_tokenizer(path: Path) -> str:
-    """Return the text of a `tokenizer.json`.
+def read_text(path: Path, *, error: type[ModelError] = ModelCorruptError) -> str:
+    """Return a text file's content.
 
     Raises:
         ModelIncompleteError: If it is missing.
-        TokenizerError: If it cannot be read.
+        ModelError: The class that `error` names, if it cannot be read, is no regular file, absurdly large, or not UTF-8.
     """
     if not path.exists():
         raise ModelIncompleteError(f"{path} is missing; download the model again.")
     try:
-        return _read(path, _MAX_TOKENIZER_BYTES).decode()
+        return _read(path, _MAX_TEXT_BYTES).decode()
     except (OSError, UnicodeDecodeError) as exc:
-        raise TokenizerError(f"{path} cannot be read ({exc}); download the model again.") from exc
+        raise error(f"{path} cannot be read ({exc}); download the model again.") from exc
+
+
+def read_tokenizer(path: Path) -> str:
+    """Return the text of a `tokenizer.json`; what makes it unreadable is a `TokenizerError`."""
+    return read_text(path, error=TokenizerError)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from qwen_rerank.models.folder import PROMPT_FILE
 from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PromptSpec
 from qwen_rerank.scorers.qwen.checkpoint import Checkpoint
-from qwen_rerank.scorers.qwen.config import PROMPT_FILE
 from qwen_rerank.training.recipe import RecipeModel
 
 _CARRIED = ("tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from checkpoints import make_checkpoint
+from checkpoints import make_checkpoint, small_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference_log_odds
@@ -318,6 +318,18 @@ def test_fit_says_what_is_kept(scorer):
 def test_wrong_settings_are_refused(checkpoint_of, options, message):
     with pytest.raises(InvalidInputError, match=message):
         QwenScorer(str(checkpoint_of()), **{"device": "cpu", **options})
+
+
+def test_the_default_length_is_the_models_where_that_is_less(tmp_path):
+    """Only a length that somebody asked for can be too long."""
+    folder = small_checkpoint(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    with QwenScorer(str(folder), device="cpu") as short:
+        assert short.max_length == short.config.max_length == 1024
+        assert short.fit("q", ["word " * 2000])[0].kept_chars < 1024
+    with pytest.raises(InvalidInputError, match=r"max_length \(2048\) must be at most the 1024 positions"):
+        QwenScorer(str(folder), device="cpu", max_length=2048)
 
 
 def test_wrong_arguments_are_refused(scorer):

@@ -52,10 +52,7 @@ def load_model(model: str, *, revision: str | None, dtype: torch.dtype) -> Loade
         UnsafeModelError: If the weights are pickled or the model needs code of its own.
         ModelError: If it is no classifier with one label.
     """
-    path = find_model(model, revision=revision).path
-    settings = read_settings(path)
-    check_classifier(path, settings)
-    weight_files(path)
+    path, settings = open_classifier(model, revision=revision)
     network = _load_network(path, dtype)
     tokenizer = _load_tokenizer(path)
     tokenizer_json = tokenizer.backend_tokenizer.to_str()
@@ -69,12 +66,20 @@ def load_model(model: str, *, revision: str | None, dtype: torch.dtype) -> Loade
     )
 
 
-def check_classifier(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse what is no sequence classifier with one label, or one that needs a prompt around its texts.
+def open_classifier(model: str, *, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return folder and `config.json` of a sequence classifier with one label that needs no prompt around its texts.
 
     Raises:
-        ModelError: If it is such a model.
+        ModelError: If it is something else, or cannot be loaded without pickle or code.
     """
+    path = find_model(model, revision=revision).path
+    settings = read_settings(path)
+    _check_classifier(path, settings)
+    weight_files(path)
+    return path, settings
+
+
+def _check_classifier(path: Path, settings: Mapping[str, Any]) -> None:
     architectures = settings.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else "none"
     if not architecture.endswith("ForSequenceClassification"):

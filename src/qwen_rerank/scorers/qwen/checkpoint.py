@@ -19,10 +19,10 @@ from qwen_rerank.errors import (
     ModelNotFoundError,
     TokenizerError,
 )
-from qwen_rerank.models.folder import INDEX, read_index, read_json, read_tokenizer, weight_files
+from qwen_rerank.models.folder import INDEX, PROMPT_FILE, read_index, read_json, read_tokenizer, weight_files
 from qwen_rerank.models.names import find_model
 from qwen_rerank.prompt import PromptSpec
-from qwen_rerank.scorers.qwen.config import PROMPT_FILE, QwenModelConfig, read_config, read_prompt_file
+from qwen_rerank.scorers.qwen.config import QwenModelConfig, read_config, read_prompt_file
 from qwen_rerank.tokenizer import PromptTokenizer
 
 _EMBEDDING = "model.embed_tokens.weight"

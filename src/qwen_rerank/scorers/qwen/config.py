@@ -12,7 +12,6 @@ from qwen_rerank.errors import InvalidInputError, ModelCorruptError, ModelError
 from qwen_rerank.models.folder import read_json, read_settings
 from qwen_rerank.prompt import PromptSpec
 
-PROMPT_FILE = "qwen_rerank.json"
 _PROMPT_KEYS = (
     "prefix",
     "suffix",

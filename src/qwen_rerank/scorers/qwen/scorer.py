@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -17,7 +18,7 @@ from qwen_rerank.scorers.base import BaseScorer, Call, Prepared, ScoreRequest, j
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 from qwen_rerank.scorers.qwen.engine import build_engine
 from qwen_rerank.scorers.qwen.scheduler import Caller, Scheduler, TreeScores
-from qwen_rerank.scorers.qwen.settings import Dtype, QwenConfig, Template
+from qwen_rerank.scorers.qwen.settings import DEFAULT_MAX_LENGTH, Dtype, QwenConfig, Template
 from qwen_rerank.types import Fit, Scores
 
 _INSTRUCTIONS = 64  # whose opening needs no tokenizing; a few hundred bytes each
@@ -39,7 +40,8 @@ class QwenScorer(BaseScorer):
             checkpoint was trained with, else the model card's.
         template: "transformers" (model card) or "vllm". A fine-tuned checkpoint brings a prompt and labels of its
             own in `qwen_rerank.json`.
-        max_length: Tokens of one prompt, template included; longer documents are cut at their end.
+        max_length: Tokens of one prompt, template included; longer documents are cut at their end. None is 8192, or
+            what the model was made for where that is less.
         revision: Commit of the hub repository; the three official names are pinned where it is None.
         deterministic: Scores are bit-identical whatever else is computed, for the same build, device and thread
             count. Slower.
@@ -64,7 +66,7 @@ class QwenScorer(BaseScorer):
         dtype: Dtype = "auto",
         instruction: str | None = None,
         template: Template = "transformers",
-        max_length: int = 8192,
+        max_length: int | None = None,
         revision: str | None = None,
         deterministic: bool = False,
         token_budget: int | None = None,
@@ -76,18 +78,20 @@ class QwenScorer(BaseScorer):
             dtype=dtype,
             instruction=instruction,
             template=template,
-            max_length=max_length,
+            max_length=DEFAULT_MAX_LENGTH if max_length is None else max_length,
             revision=revision,
             deterministic=deterministic,
             token_budget=token_budget,
             gpu_memory_gb=gpu_memory_gb,
         )
         checkpoint = load_checkpoint(model, revision=revision)
+        if max_length is None:
+            self.config = replace(self.config, max_length=min(DEFAULT_MAX_LENGTH, checkpoint.config.max_positions))
         self._encoder = PromptEncoder(
             checkpoint.tokenizer,
             spec=checkpoint.prompt_spec(template),
             instruction=checkpoint.instruction if instruction is None else instruction,
-            max_length=max_length,
+            max_length=self.config.max_length,
         )
         engine = build_engine(checkpoint, self.config)
         self.name = checkpoint.name

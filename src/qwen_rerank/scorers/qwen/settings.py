@@ -10,6 +10,7 @@ from qwen_rerank.checks import check_choice, check_count, check_query, check_tex
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.prompt import TEMPLATES
 
+DEFAULT_MAX_LENGTH = 8192  # tokens of one prompt, as in the model card
 Template = Literal["transformers", "vllm"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -23,7 +24,7 @@ class QwenConfig:
     dtype: Dtype = "auto"
     instruction: str | None = None  # the checkpoint's own, else the model card's
     template: Template = "transformers"
-    max_length: int = 8192  # tokens of one prompt, template included
+    max_length: int = DEFAULT_MAX_LENGTH  # tokens of one prompt, template included
     revision: str | None = None
     deterministic: bool = False
     token_budget: int | None = None  # tokens of one forward pass; None: measured
