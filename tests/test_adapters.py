@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from langchain_core.documents import Document
+from llama_index.core.schema import NodeWithScore, TextNode
 
 from qwen_rerank.adapters import DEFAULT_MODEL
 from qwen_rerank.errors import InvalidInputError, RerankError
 from qwen_rerank.langchain import QwenRerankCompressor
+from qwen_rerank.llama_index import QwenRerankPostprocessor
 from qwen_rerank.reranker import Reranker
 from qwen_rerank.testing import OverlapScorer
 
@@ -24,6 +26,10 @@ from qwen_rerank.testing import OverlapScorer
     [
         pytest.param({"scorer": OverlapScorer(), "model": "m"}, "one of model, scorer and reranker", id="two parts"),
         pytest.param({"scorer": "BAAI/bge-reranker-base"}, "a model name goes into model", id="a name as scorer"),
+        pytest.param(
+            {"scorer": OverlapScorer}, r"must have name and score\(query, documents\)", id="a class as scorer"
+        ),
+        pytest.param({"scorer": len}, r"must have name and score\(query, documents\)", id="a function as scorer"),
         pytest.param({"reranker": OverlapScorer()}, "must be a Reranker or Cascade", id="a scorer as reranker"),
         pytest.param(
             {"scorer": OverlapScorer(), "device": "cpu"}, "scorer brings its own device", id="device of a scorer"
@@ -105,6 +111,38 @@ def test_a_model_name_survives_pickle_and_the_copy_behaves_the_same():
     reranks = QwenRerankCompressor(model="pocket", top_n=7, threshold=0.25, instruction="Find fruit")
 
     assert pickle.loads(pickle.dumps(reranks)) == reranks
+
+
+class Shortest:
+    """The least that scores: a name and one method."""
+
+    name = "shortest"
+
+    def score(self, query, documents):
+        return np.array([-len(text) for text in documents])
+
+
+async def test_any_object_with_a_name_and_score_ranks_in_both_frameworks():
+    compressor, postprocessor = QwenRerankCompressor(scorer=Shortest()), QwenRerankPostprocessor(scorer=Shortest())
+    documents = [Document("a longer one"), Document("short")]
+    nodes = [NodeWithScore(node=TextNode(text=document.page_content)) for document in documents]
+
+    for found in (compressor.compress_documents(documents, "q"), await compressor.acompress_documents(documents, "q")):
+        assert [document.page_content for document in found] == ["short", "a longer one"]
+    for found in (
+        postprocessor.postprocess_nodes(nodes, query_str="q"),
+        await postprocessor.apostprocess_nodes(nodes, query_str="q"),
+    ):
+        assert [node.text for node in found] == ["short", "a longer one"]
+    assert compressor.scorer_name == postprocessor.scorer_name == "shortest"
+
+
+def test_a_top_n_of_none_is_all_also_where_the_reranker_would_give_fewer():
+    documents = [Document(text) for text in ("a", "b", "c")]
+    reranker = Reranker(OverlapScorer(), top_n=2)
+
+    assert len(QwenRerankCompressor(reranker=reranker).compress_documents(documents, "a")) == 2
+    assert len(QwenRerankCompressor(reranker=reranker, top_n=None).compress_documents(documents, "a")) == 3
 
 
 def test_windows_of_long_documents_are_scored():

@@ -14,6 +14,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests
 from tracing import Runs
 
+from qwen_rerank import langchain
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.langchain import QwenRerankCompressor, QwenRerankRetriever, from_langchain
 from qwen_rerank.pipeline import TwoStageRetriever
@@ -116,6 +117,35 @@ def test_there_are_never_fewer_candidates_than_answers():
     QwenRerankRetriever(first_stage=shelf, scorer=OverlapScorer(), fetch_k=2).invoke(QUERY, k=4)
 
     assert shelf.asked == [(QUERY, 4, None)]
+
+
+async def test_a_first_stage_is_awaited_where_it_can_be():
+    class Waiting(Shelf):
+        def search(self, query, top_k, *, filter=None):
+            raise AssertionError("asearch is there")
+
+        async def asearch(self, query, top_k, *, filter=None):
+            return Shelf().search(query, top_k)
+
+    retriever = QwenRerankRetriever(first_stage=Waiting(), scorer=OverlapScorer(), k=1)
+
+    assert texts(await retriever.ainvoke(QUERY)) == ["red apple"]
+
+
+@pytest.mark.parametrize("stage", ["first_stage", "base_retriever"])
+def test_documents_are_converted_once_on_the_way_in_and_once_on_the_way_out(stage, monkeypatch):
+    made = []
+    for name in ("Document", "PlainDocument"):
+        kind = getattr(langchain, name)
+        monkeypatch.setattr(
+            langchain, name, lambda *args, kind=kind, **fields: made.append(kind) or kind(*args, **fields)
+        )
+
+    QwenRerankRetriever(**{stage: Shelf() if stage == "first_stage" else Listed()}, scorer=OverlapScorer(), k=2).invoke(
+        QUERY
+    )
+
+    assert made == ([Document] * 2 if stage == "first_stage" else [PlainDocument] * len(TEXTS))
 
 
 def test_a_vector_store_gives_its_own_number_of_candidates_or_fetch_k(store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -23,13 +24,14 @@ from qwen_rerank.checks import check_count, check_probability, check_text
 from qwen_rerank.descriptions import Described, build_reranker, build_scorer, check_description, describe
 from qwen_rerank.errors import InvalidInputError, RerankError
 from qwen_rerank.passages import Aggregate
-from qwen_rerank.protocols import FirstStage, Scorer
+from qwen_rerank.protocols import SecondStage, SimpleScorer
 from qwen_rerank.reranker import LongDocuments, Reranker
 from qwen_rerank.types import Candidate, RankedDocument
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 _OF_A_MODEL = ("model", "device", "dtype", "template", "max_length", "revision", "deterministic")
 _OF_A_RERANKER = ("threshold", "long_documents", "aggregate")
+ALL = sys.maxsize  # a count that cuts nothing off
 _building = threading.Lock()  # a model is loaded once, however many threads ask for it first
 
 
@@ -44,7 +46,11 @@ class RerankSettings(BaseModel):
         description="Qwen3-Reranker checkpoint, as a hub name, a folder or 'pocket'; loaded on first use. "
         f"{DEFAULT_MODEL} where neither scorer nor reranker is given.",
     )
-    scorer: Any = Field(default=None, frozen=True, description="A scorer, instead of a model name.")
+    scorer: Any = Field(
+        default=None,
+        frozen=True,
+        description="A scorer, or any object with name and score(query, documents), instead of a model name.",
+    )
     reranker: Any = Field(default=None, frozen=True, description="A Reranker or Cascade, instead of a model name.")
     threshold: float | None = Field(default=None, description="Least score of a result, in [0, 1]; None keeps all.")
     instruction: str | None = Field(default=None, description="What relevance means; None for the scorer's default.")
@@ -63,7 +69,7 @@ class RerankSettings(BaseModel):
         default=False, frozen=True, description="Scores that depend on nothing else in a batch."
     )
 
-    _built: Any = PrivateAttr(default=None)  # the scorer, or the reranker where one was given
+    _built: SimpleScorer | SecondStage | None = PrivateAttr(default=None)  # the reranker where one was given
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -100,9 +106,12 @@ class RerankSettings(BaseModel):
         given = [name for name in ("model", "scorer", "reranker") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InvalidInputError(f"Give one of model, scorer and reranker, not {' and '.join(given)}.")
-        if self.scorer is not None and not isinstance(self.scorer, Scorer | Described):
-            raise InvalidInputError(f"scorer must be a Scorer, not {self.scorer!r:.80}; a model name goes into model.")
-        if self.reranker is not None and not isinstance(self.reranker, Described) and not _can_rerank(self.reranker):
+        if self.scorer is not None and not _is_a(self.scorer, SimpleScorer):
+            raise InvalidInputError(
+                f"scorer must have name and score(query, documents), not be {self.scorer!r:.80}; "
+                "a model name goes into model."
+            )
+        if self.reranker is not None and not _is_a(self.reranker, SecondStage):
             raise InvalidInputError(f"reranker must be a Reranker or Cascade, not {self.reranker!r:.80}.")
         misplaced = self._changed(_OF_A_MODEL if self.scorer is not None else (*_OF_A_MODEL, *_OF_A_RERANKER))
         if misplaced and (self.scorer is not None or self.reranker is not None):
@@ -118,49 +127,31 @@ class RerankSettings(BaseModel):
     @property
     def scorer_name(self) -> str:
         """The model or scorer as events and traces show it."""
-        if self.reranker is None and self.scorer is None:
-            return self.model or DEFAULT_MODEL
-        part = self.scorer if self.reranker is None else _last_stage(self.reranker)
-        return str(getattr(getattr(part, "scorer", part), "name", type(part).__name__))
+        part: SecondStage | SimpleScorer | Described | None = self.reranker or self.scorer
+        return str(part.name) if part is not None else self.model or DEFAULT_MODEL
 
-    def rank(self, query: str, candidates: Sequence[Candidate], top_n: int | None) -> list[RankedDocument]:
-        """Return what `Reranker.rerank` gives; the first call builds the scorer and loads its model."""
-        hits: list[RankedDocument] = self._ready().rerank(query, candidates, top_n=top_n, instruction=self.instruction)
-        return hits
-
-    async def arank(self, query: str, candidates: Sequence[Candidate], top_n: int | None) -> list[RankedDocument]:
-        """As `rank`, without blocking the event loop, not even while a model loads."""
-        if self._built is None:
-            await asyncio.to_thread(self._build)
-        hits: list[RankedDocument] = await self._ready().arerank(
-            query, candidates, top_n=top_n, instruction=self.instruction
-        )
-        return hits
-
-    def _ready(self) -> Any:
+    def _ready(self) -> SecondStage:
         """Return the reranker; over a scorer it is made anew, so that a changed threshold counts at once."""
-        built = self._build()
+        built: Any = self._build()
         if self.reranker is not None:
-            return built
+            ready: SecondStage = built
+            return ready
         return Reranker(built, threshold=self.threshold, long_documents=self.long_documents, aggregate=self.aggregate)
 
-    def _build(self) -> Any:
+    def _build(self) -> SimpleScorer | SecondStage:
         if self._built is None:
             with _building:
                 if self._built is None:
                     self._built = self._make()
         return self._built
 
-    def _make(self) -> Any:
-        if isinstance(self.reranker, Described):
-            return build_reranker(self.reranker)
-        if isinstance(self.scorer, Described):
-            return build_scorer(self.scorer)
-        if self.reranker is not None:
-            return self.reranker
-        return self.scorer if self.scorer is not None else self._make_model()
+    def _make(self) -> SimpleScorer | SecondStage:
+        part: SimpleScorer | SecondStage | Described | None = self.reranker or self.scorer
+        if isinstance(part, Described):
+            return build_scorer(part) if self.reranker is None else build_reranker(part)
+        return part if part is not None else self._make_model()
 
-    def _make_model(self) -> Scorer:
+    def _make_model(self) -> SimpleScorer:
         from qwen_rerank.scorers.qwen import QwenScorer  # brings torch
 
         settings = {name: getattr(self, name) for name in _OF_A_MODEL if name != "model"}
@@ -171,26 +162,78 @@ class RerankSettings(BaseModel):
         return [name for name in names if getattr(self, name) != RerankSettings.model_fields[name].default]
 
 
+class LazyReranker:
+    """The second stage that settings describe. A model named there loads when it is first needed, for no documents never.
+
+    Args:
+        settings: Read anew in every call.
+    """
+
+    def __init__(self, settings: RerankSettings) -> None:
+        self._settings = settings
+
+    @property
+    def name(self) -> str:
+        """The model or scorer."""
+        return self._settings.scorer_name
+
+    @property
+    def top_n(self) -> int | None:
+        """The reranker's own, where one was given."""
+        return own_top_n(self._settings.reranker, None)
+
+    def rerank(
+        self,
+        query: str,
+        candidates: Sequence[Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Return the candidates, most relevant first; `instruction` is the settings' by default."""
+        if not candidates:
+            return []
+        instruction = self._settings.instruction if instruction is None else instruction
+        return self._settings._ready().rerank(query, candidates, top_n=top_n, instruction=instruction)
+
+    async def arerank(
+        self,
+        query: str,
+        candidates: Sequence[Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """As `rerank`, without blocking the event loop, not even while a model loads."""
+        if not candidates:
+            return []
+        instruction = self._settings.instruction if instruction is None else instruction
+        if self._settings._built is None:
+            await asyncio.to_thread(self._settings._build)
+        return await self._settings._ready().arerank(query, candidates, top_n=top_n, instruction=instruction)
+
+    def rerank_many(
+        self,
+        queries: Sequence[str],
+        candidates: Sequence[Sequence[Candidate]],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[list[RankedDocument]]:
+        """Return `rerank` of every query with its candidates, scored together."""
+        instruction = self._settings.instruction if instruction is None else instruction
+        return self._settings._ready().rerank_many(queries, candidates, top_n=top_n, instruction=instruction)
+
+
 def check_top_n(value: object) -> int | None:
     """Return `value` if it is None or a count of at least 1."""
     return None if value is None else check_count("top_n", value)
 
 
-def own_top_n(reranker: Any, default: int | None) -> int | None:
-    """Return the `top_n` of a reranker or of a cascade's last stage, or `default` where there is none."""
-    top_n: int | None = getattr(_last_stage(reranker), "top_n", None)
+def own_top_n(reranker: SecondStage | Described | None, default: int | None) -> int | None:
+    """Return the `top_n` of a reranker, or `default` where there is none."""
+    top_n = reranker.top_n if isinstance(reranker, SecondStage) else None
     return default if top_n is None else top_n
-
-
-async def search_async(
-    stage: FirstStage, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None
-) -> list[Candidate]:
-    """Return `stage.search`, by its own `asearch` where it has one, else in a thread."""
-    asearch = getattr(stage, "asearch", None)
-    if asearch is None:
-        return await asyncio.to_thread(stage.search, query, top_k, filter=filter)
-    found: list[Candidate] = await asearch(query, top_k, filter=filter)
-    return found
 
 
 def copied(values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -210,13 +253,9 @@ def _copied(value: Any) -> Any:
         return value
 
 
-def _last_stage(reranker: Any) -> Any:
-    """Return the last stage of a cascade, or the reranker itself."""
-    return getattr(reranker, "stages", [reranker])[-1]
-
-
-def _can_rerank(part: object) -> bool:
-    return all(callable(getattr(part, name, None)) for name in ("rerank", "arerank"))
+def _is_a(part: object, kind: type) -> bool:
+    """Return whether `part` is of this kind or described as one; a class instead of an instance is not."""
+    return isinstance(part, kind | Described) and not isinstance(part, type)
 
 
 def _restored(cls: type[RerankSettings], data: Mapping[str, Any]) -> RerankSettings:

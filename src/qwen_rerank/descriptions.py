@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
@@ -46,7 +45,7 @@ def describe(part: Any) -> dict[str, Any]:
     if isinstance(part, Described):
         return dict(part.data)
     if type(part) is Reranker:
-        settings = {f.name: getattr(part, f.name) for f in fields(part) if f.name not in ("scorer", "calibration")}
+        settings = {f.name: getattr(part, f.name) for f in fields(part) if f.init and f.name != "scorer"}
         settings["calibration"] = None if part.calibration is None else asdict(part.calibration)
         return {"class": "Reranker", "scorer": describe(part.scorer), "config": _plain(settings)}
     if not _is_ours(part):
@@ -104,9 +103,8 @@ def build_reranker(described: Described) -> Reranker:
 
 def _is_ours(part: object) -> bool:
     """Return whether `part` is of exactly one of our scorer classes; a subclass may need more than its configuration."""
-    name = type(part).__name__
-    loaded = sys.modules.get(_HOMES.get(name, ""))
-    return getattr(loaded, name, None) is type(part)
+    kind = type(part)
+    return kind.__module__.startswith(_HOMES.get(kind.__name__, " "))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from qwen_rerank.adapters import RerankSettings, check_top_n, copied, own_top_n, score_of, search_async
+from qwen_rerank.adapters import ALL, LazyReranker, RerankSettings, check_top_n, copied, own_top_n, score_of
 from qwen_rerank.checks import check_count, check_query
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
+from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.types import Candidate, RankedDocument, text_id
 from qwen_rerank.types import Document as PlainDocument
@@ -100,7 +101,19 @@ class QwenRerankCompressor(RerankSettings, BaseDocumentCompressor):
         chain = RunnableParallel(documents=retriever, query=RunnablePassthrough()) | compressor.as_runnable()
         ```
         """
-        return _rerank_step(self, self.top_n)
+        second_stage = LazyReranker(self)
+
+        def rerank(inputs: dict[str, Any]) -> list[Document]:
+            documents, query = _read(inputs)
+            hits = second_stage.rerank(query, _candidates(documents), top_n=self.top_n or ALL)
+            return [_scored(documents[hit.index], hit) for hit in hits]
+
+        async def arerank(inputs: dict[str, Any]) -> list[Document]:
+            documents, query = _read(inputs)
+            hits = await second_stage.arerank(query, _candidates(documents), top_n=self.top_n or ALL)
+            return [_scored(documents[hit.index], hit) for hit in hits]
+
+        return RunnableLambda(rerank, arerank, name="rerank")
 
 
 class QwenRerankRetriever(RerankSettings, BaseRetriever):
@@ -164,14 +177,8 @@ class QwenRerankRetriever(RerankSettings, BaseRetriever):
         fetch_k: int | None = None,
         filter: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        answers, candidates = self._counts(k, fetch_k)
-        config: RunnableConfig = {"callbacks": run_manager.get_child()}
-        if self.base_retriever is None:
-            found = self.first_stage.search(check_query(query), candidates, filter=filter)
-            documents = [_from_candidate(candidate) for candidate in found]
-        else:
-            documents = self.base_retriever.invoke(query, config=config, **self._arguments(candidates, filter))
-        return self._step(answers).invoke({"query": query, "documents": documents[:candidates]}, config=config)
+        line = self._line(run_manager.get_child(), k, fetch_k, filter)
+        return _answers(line.first_stage, line.retrieve(query, filter=filter))
 
     async def _aget_relevant_documents(
         self,
@@ -182,32 +189,90 @@ class QwenRerankRetriever(RerankSettings, BaseRetriever):
         fetch_k: int | None = None,
         filter: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        answers, candidates = self._counts(k, fetch_k)
-        config: RunnableConfig = {"callbacks": run_manager.get_child()}
-        if self.base_retriever is None:
-            found = await search_async(self.first_stage, check_query(query), candidates or FETCH_K, filter=filter)
-            documents = [_from_candidate(candidate) for candidate in found]
-        else:
-            documents = await self.base_retriever.ainvoke(query, config=config, **self._arguments(candidates, filter))
-        return await self._step(answers).ainvoke({"query": query, "documents": documents[:candidates]}, config=config)
+        line = self._line(run_manager.get_child(), k, fetch_k, filter)
+        return _answers(line.first_stage, await line.aretrieve(query, filter=filter))
 
-    def _counts(self, k: int | None, fetch_k: int | None) -> tuple[int, int | None]:
-        """Return the answers and candidates of one call; None: as many candidates as the base retriever gives."""
+    def _line(
+        self, callbacks: Callbacks, k: int | None, fetch_k: int | None, filter: Mapping[str, Any] | None
+    ) -> TwoStageRetriever:
+        """Return the two stages of one call, each a run of its own in every trace."""
         answers = self.k if k is None else check_count("k", k)
         candidates = self.fetch_k if fetch_k is None else check_count("fetch_k", fetch_k)
-        if candidates is None and self.base_retriever is not None:
-            return answers, None
-        return answers, max(candidates or FETCH_K, answers)
-
-    def _arguments(self, candidates: int | None, filter: Mapping[str, Any] | None) -> dict[str, int]:
+        second_stage = _TracedReranker(self if self.compressor is None else self.compressor, {"callbacks": callbacks})
+        if self.base_retriever is None:
+            top_k = max(candidates or FETCH_K, answers)
+            return TwoStageRetriever(self.first_stage, second_stage, top_k=top_k, top_n=answers)
         if filter is not None:
             raise InvalidInputError(
                 "filter works with a first_stage; give a base_retriever its filter where you make it."
             )
-        return _count_argument(self.base_retriever, candidates)
+        first_stage = _Recall(self.base_retriever, {"callbacks": callbacks})
+        top_k = ALL if candidates is None else max(candidates, answers)
+        return TwoStageRetriever(first_stage, second_stage, top_k=top_k, top_n=answers)
 
-    def _step(self, answers: int) -> Runnable[dict[str, Any], list[Document]]:
-        return _rerank_step(self if self.compressor is None else self.compressor, answers)
+
+@dataclass(slots=True)
+class _Recall:
+    """A LangChain retriever as the first stage of one call; keeps the documents that it gave."""
+
+    retriever: RetrieverLike
+    config: RunnableConfig
+    found: list[Document] = field(default_factory=list)
+
+    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """Return at most `top_k` candidates; for `ALL`, as many as the retriever gives by itself."""
+        found = self.retriever.invoke(query, self.config, **_count_argument(self.retriever, top_k))
+        return self._keep(found, top_k)
+
+    async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """As `search`, without blocking the event loop."""
+        found = await self.retriever.ainvoke(query, self.config, **_count_argument(self.retriever, top_k))
+        return self._keep(found, top_k)
+
+    def _keep(self, found: list[Document], top_k: int) -> list[Candidate]:
+        self.found = found[:top_k]
+        return _candidates(self.found)
+
+
+class _TracedReranker(LazyReranker):
+    """The second stage of one call, whose work is a run of its own."""
+
+    def __init__(self, settings: RerankSettings, config: RunnableConfig) -> None:
+        super().__init__(settings)
+        self._config = config
+
+    def rerank(
+        self,
+        query: str,
+        candidates: Sequence[Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Return the candidates, most relevant first."""
+        return self._run(top_n, instruction).invoke({"query": query, "documents": candidates}, self._config)
+
+    async def arerank(
+        self,
+        query: str,
+        candidates: Sequence[Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """As `rerank`, without blocking the event loop."""
+        return await self._run(top_n, instruction).ainvoke({"query": query, "documents": candidates}, self._config)
+
+    def _run(self, top_n: int | None, instruction: str | None) -> Runnable[dict[str, Any], list[RankedDocument]]:
+        now, awaited = super().rerank, super().arerank
+
+        def rerank(inputs: dict[str, Any]) -> list[RankedDocument]:
+            return now(inputs["query"], inputs["documents"], top_n=top_n, instruction=instruction)
+
+        async def arerank(inputs: dict[str, Any]) -> list[RankedDocument]:
+            return await awaited(inputs["query"], inputs["documents"], top_n=top_n, instruction=instruction)
+
+        return RunnableLambda(rerank, arerank, name="rerank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +289,13 @@ class LangChainFirstStage:
         """
         arguments = self._arguments(top_k, filter)
         found = self.retriever.invoke(check_query(query), None, **arguments)
-        return [_to_candidate(document, rank) for rank, document in enumerate(found[:top_k], start=1)]
+        return _candidates(found[:top_k])
 
     async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """As `search`, without blocking the event loop."""
         arguments = self._arguments(top_k, filter)
         found = await self.retriever.ainvoke(check_query(query), None, **arguments)
-        return [_to_candidate(document, rank) for rank, document in enumerate(found[:top_k], start=1)]
+        return _candidates(found[:top_k])
 
     def _arguments(self, top_k: int, filter: Mapping[str, Any] | None) -> dict[str, int]:
         if filter is not None:
@@ -256,22 +321,8 @@ def from_langchain(retriever: RetrieverLike) -> LangChainFirstStage:
     return LangChainFirstStage(retriever)
 
 
-def _rerank_step(settings: RerankSettings, top_n: int | None) -> Runnable[dict[str, Any], list[Document]]:
-    """Return the rerank step as a runnable, which gives it a run of its own in every trace."""
-
-    def rerank(inputs: dict[str, Any]) -> list[Document]:
-        documents, query, candidates = _read(inputs)
-        return _answers(documents, settings.rank(query, candidates, top_n) if candidates else [])
-
-    async def arerank(inputs: dict[str, Any]) -> list[Document]:
-        documents, query, candidates = _read(inputs)
-        return _answers(documents, await settings.arank(query, candidates, top_n) if candidates else [])
-
-    return RunnableLambda(rerank, arerank, name="rerank")
-
-
-def _read(inputs: Any) -> tuple[Sequence[Document], str, list[Candidate]]:
-    """Return the step's documents and query, checked, and the documents as candidates."""
+def _read(inputs: Any) -> tuple[Sequence[Document], str]:
+    """Return the step's documents and query, checked."""
     if not isinstance(inputs, Mapping) or not {"query", "documents"} <= set(inputs):
         raise InvalidInputError('the rerank step takes {"query": str, "documents": [...]}.')
     documents, query = inputs["documents"], check_query(inputs["query"])
@@ -280,11 +331,26 @@ def _read(inputs: Any) -> tuple[Sequence[Document], str, list[Candidate]]:
     for i, document in enumerate(documents):
         if not isinstance(document, Document):
             raise InvalidInputError(f"documents[{i}] must be a LangChain document, not {type(document).__name__}.")
-    return documents, query, [_to_candidate(document, rank) for rank, document in enumerate(documents, start=1)]
+    return documents, query
 
 
-def _answers(documents: Sequence[Document], hits: Sequence[RankedDocument]) -> list[Document]:
-    return [_scored(documents[hit.index], hit) for hit in hits]
+def _candidates(documents: Sequence[Document]) -> list[Candidate]:
+    candidates = []
+    for rank, document in enumerate(documents, start=1):
+        text, metadata = document.page_content, document.metadata
+        plain = PlainDocument(text_id(text) if document.id is None else document.id, text, metadata)
+        candidates.append(Candidate(plain, _retrieval_score(metadata), rank))
+    return candidates
+
+
+def _answers(first_stage: FirstStage, hits: Sequence[RankedDocument]) -> list[Document]:
+    """Return the result as LangChain's documents: copies of what a base retriever gave, else new ones."""
+    if isinstance(first_stage, _Recall):
+        return [_scored(first_stage.found[hit.index], hit) for hit in hits]
+    return [
+        _scored(Document(hit.document.text, id=hit.document.id, metadata=dict(hit.document.metadata)), hit)
+        for hit in hits
+    ]
 
 
 def _scored(document: Document, hit: RankedDocument) -> Document:
@@ -292,25 +358,11 @@ def _scored(document: Document, hit: RankedDocument) -> Document:
     metadata = copied(document.metadata)
     metadata.pop("rerank_error", None)
     if hit.first_stage_score is not None:
-        metadata["retrieval_score"] = hit.first_stage_score
+        metadata["retrieval_score"] = float(hit.first_stage_score)
     metadata["relevance_score"] = score_of(hit)
     if hit.error is not None:
         metadata["rerank_error"] = str(hit.error)
     return document.model_copy(update={"metadata": metadata})
-
-
-def _to_candidate(document: Document, rank: int) -> Candidate:
-    text = document.page_content
-    plain = PlainDocument(text_id(text) if document.id is None else document.id, text, document.metadata)
-    return Candidate(plain, _retrieval_score(document.metadata), rank)
-
-
-def _from_candidate(candidate: Candidate) -> Document:
-    plain = candidate.document
-    metadata = copied(plain.metadata)
-    if candidate.score is not None:
-        metadata["retrieval_score"] = float(candidate.score)
-    return Document(plain.text, id=plain.id, metadata=metadata)
 
 
 def _retrieval_score(metadata: Mapping[Any, Any]) -> float | None:
@@ -322,9 +374,9 @@ def _retrieval_score(metadata: Mapping[Any, Any]) -> float | None:
     return None
 
 
-def _count_argument(retriever: RetrieverLike, count: int | None) -> dict[str, int]:
+def _count_argument(retriever: RetrieverLike, count: int) -> dict[str, int]:
     """Return `{"k": count}` for a retriever whose calls take it; the others would fail or ignore it."""
-    if count is None or not isinstance(retriever, BaseRetriever):
+    if count == ALL or not isinstance(retriever, BaseRetriever):
         return {}
     parameters = inspect.signature(retriever._get_relevant_documents).parameters
     takes_k = "k" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

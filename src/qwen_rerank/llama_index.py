@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from qwen_rerank.adapters import RerankSettings, check_top_n, copied, own_top_n, score_of, search_async
+from qwen_rerank.adapters import ALL, LazyReranker, RerankSettings, check_top_n, copied, own_top_n, score_of
 from qwen_rerank.checks import check_count, check_query
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
+from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
@@ -83,28 +84,41 @@ class QwenRerankPostprocessor(RerankSettings, BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query, candidates = _read(nodes, query_bundle)
-        if not candidates:
-            return []
-        with self._reported(query, nodes) as answers:
-            answers += self._answers(nodes, self.rank(query, candidates, self.top_n))
-        return answers
+        query = _query(query_bundle)
+        return self._rank(query, nodes, _candidates(nodes), self.top_n)[1]
 
     @_dispatcher.span
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query, candidates = _read(nodes, query_bundle)
+        query = _query(query_bundle)
+        return (await self._arank(query, nodes, _candidates(nodes), self.top_n))[1]
+
+    def _rank(
+        self, query: str, nodes: list[NodeWithScore], candidates: Sequence[Candidate], top_n: int | None
+    ) -> tuple[list[RankedDocument], list[NodeWithScore]]:
+        """Return the result, and the same as copies of the nodes that the candidates were made from."""
         if not candidates:
-            return []
-        with self._reported(query, nodes) as answers:
-            answers += self._answers(nodes, await self.arank(query, candidates, self.top_n))
-        return answers
+            return [], []
+        with self._reported(query, nodes, top_n) as answers:
+            hits = LazyReranker(self).rerank(query, candidates, top_n=top_n or ALL)
+            answers += self._answers(nodes, hits)
+        return hits, answers
+
+    async def _arank(
+        self, query: str, nodes: list[NodeWithScore], candidates: Sequence[Candidate], top_n: int | None
+    ) -> tuple[list[RankedDocument], list[NodeWithScore]]:
+        if not candidates:
+            return [], []
+        with self._reported(query, nodes, top_n) as answers:
+            hits = await LazyReranker(self).arerank(query, candidates, top_n=top_n or ALL)
+            answers += self._answers(nodes, hits)
+        return hits, answers
 
     @contextmanager
-    def _reported(self, query: str, nodes: list[NodeWithScore]) -> Iterator[list[NodeWithScore]]:
+    def _reported(self, query: str, nodes: list[NodeWithScore], top_n: int | None) -> Iterator[list[NodeWithScore]]:
         """Report the step to both of LlamaIndex's event systems; every start gets its end, after errors too."""
-        top_n = len(nodes) if self.top_n is None else self.top_n  # the event wants a number
+        top_n = len(nodes) if top_n in (None, ALL) else top_n  # the event wants a number
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.scorer_name,
@@ -179,28 +193,92 @@ class QwenRerankRetriever(BaseRetriever):
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        query = check_query(query_bundle.query_str)
-        if self._base_retriever is not None:
-            nodes = self._base_retriever.retrieve(query_bundle)
-        else:
-            nodes = [_from_candidate(found) for found in self._first_stage.search(query, self._candidates())]
-        return self._postprocessor.postprocess_nodes(nodes[: self._candidates()], query_bundle)
+        line, second_stage = self._line(query_bundle)
+        line.retrieve(query_bundle.query_str)
+        return second_stage.answers
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        query = check_query(query_bundle.query_str)
-        if self._base_retriever is not None:
-            nodes = await self._base_retriever.aretrieve(query_bundle)
-        else:
-            nodes = [
-                _from_candidate(c) for c in await search_async(self._first_stage, query, self._candidates() or TOP_K)
-            ]
-        return await self._postprocessor.apostprocess_nodes(nodes[: self._candidates()], query_bundle)
+        line, second_stage = self._line(query_bundle)
+        await line.aretrieve(query_bundle.query_str)
+        return second_stage.answers
 
-    def _candidates(self) -> int | None:
-        """Return how many candidates are taken; None for what the base retriever gives."""
-        if self._top_k is None and self._first_stage is None:
-            return None
-        return max(self._top_k or TOP_K, self._postprocessor.top_n or 1)
+    def _line(self, query_bundle: QueryBundle) -> tuple[TwoStageRetriever, _NodeReranker]:
+        """Return the two stages of one call, and the second one by itself."""
+        answers, candidates = self._postprocessor.top_n, self._top_k
+        if self._base_retriever is None:
+            second_stage = _NodeReranker(self._postprocessor)
+            first_stage, top_k = self._first_stage, max(candidates or TOP_K, answers or 1)
+        else:
+            first_stage = _Recall(self._base_retriever, query_bundle)
+            second_stage = _NodeReranker(self._postprocessor, first_stage.found)
+            top_k = ALL if candidates is None else max(candidates, answers or 1)
+        return TwoStageRetriever(first_stage, second_stage, top_k=top_k, top_n=answers or ALL), second_stage
+
+
+@dataclass(frozen=True, slots=True)
+class _Recall:
+    """A LlamaIndex retriever as the first stage of one call; adds what it gives to `found`."""
+
+    retriever: BaseRetriever
+    query_bundle: QueryBundle
+    found: list[NodeWithScore] = field(default_factory=list)
+
+    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """Return at most `top_k` candidates."""
+        self.found.extend(self.retriever.retrieve(self.query_bundle)[:top_k])
+        return _candidates(self.found)
+
+    async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        """As `search`, without blocking the event loop."""
+        self.found.extend((await self.retriever.aretrieve(self.query_bundle))[:top_k])
+        return _candidates(self.found)
+
+
+class _NodeReranker(LazyReranker):
+    """The second stage of one call, which reports itself as the postprocessor does and makes nodes of its result.
+
+    Args:
+        postprocessor: Its settings.
+        found: The candidates as nodes; None where the first stage gives documents of this package.
+
+    Attributes:
+        answers: The result.
+    """
+
+    def __init__(self, postprocessor: QwenRerankPostprocessor, found: list[NodeWithScore] | None = None) -> None:
+        super().__init__(postprocessor)
+        self.answers: list[NodeWithScore] = []
+        self._postprocessor = postprocessor
+        self._found = found
+
+    @_dispatcher.span
+    def rerank(
+        self,
+        query: str,
+        candidates: Sequence[Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Return the candidates, most relevant first."""
+        hits, self.answers = self._postprocessor._rank(query, self._nodes(candidates), candidates, top_n)
+        return hits
+
+    @_dispatcher.span
+    async def arerank(
+        self,
+        query: str,
+        candidates: Sequence[Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """As `rerank`, without blocking the event loop."""
+        hits, self.answers = await self._postprocessor._arank(query, self._nodes(candidates), candidates, top_n)
+        return hits
+
+    def _nodes(self, candidates: Sequence[Candidate]) -> list[NodeWithScore]:
+        return [_from_candidate(found) for found in candidates] if self._found is None else self._found
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +296,13 @@ class LlamaIndexFirstStage:
         """
         _check_limits(top_k, filter)
         found = self.retriever.retrieve(check_query(query))
-        return [_to_candidate(node, index) for index, node in enumerate(found[:top_k])]
+        return _candidates(found[:top_k])
 
     async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """As `search`, without blocking the event loop."""
         _check_limits(top_k, filter)
         found = await self.retriever.aretrieve(check_query(query))
-        return [_to_candidate(node, index) for index, node in enumerate(found[:top_k])]
+        return _candidates(found[:top_k])
 
 
 def from_llama_index(retriever: BaseRetriever) -> LlamaIndexFirstStage:
@@ -280,12 +358,14 @@ def _second_stage(
     return QwenRerankPostprocessor(**settings)
 
 
-def _read(nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None) -> tuple[str, list[Candidate]]:
-    """Return the query, checked, and the nodes as candidates."""
+def _query(query_bundle: QueryBundle | None) -> str:
     if query_bundle is None:
         raise InvalidInputError("query_bundle is missing; give query_bundle=QueryBundle(...) or query_str='...'.")
-    query = check_query(query_bundle.query_str)
-    return query, [_to_candidate(node, index) for index, node in enumerate(nodes)]
+    return check_query(query_bundle.query_str)
+
+
+def _candidates(nodes: Sequence[NodeWithScore]) -> list[Candidate]:
+    return [_to_candidate(node, index) for index, node in enumerate(nodes)]
 
 
 def _to_candidate(scored: NodeWithScore, index: int) -> Candidate:

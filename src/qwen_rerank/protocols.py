@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from qwen_rerank.types import Candidate, Document, Fit, RankedDocument, Scores
+from qwen_rerank.types import Candidate, Fit, RankedDocument, Scores
 
 
 @runtime_checkable
@@ -207,7 +207,7 @@ class SecondStage(Protocol):
     def rerank(
         self,
         query: str,
-        candidates: Sequence[str | Document | Candidate],
+        candidates: Sequence[Candidate],
         *,
         top_n: int | None = None,
         instruction: str | None = None,
@@ -218,7 +218,7 @@ class SecondStage(Protocol):
     async def arerank(
         self,
         query: str,
-        candidates: Sequence[str | Document | Candidate],
+        candidates: Sequence[Candidate],
         *,
         top_n: int | None = None,
         instruction: str | None = None,
@@ -229,7 +229,7 @@ class SecondStage(Protocol):
     def rerank_many(
         self,
         queries: Sequence[str],
-        candidates: Sequence[Sequence[str | Document | Candidate]],
+        candidates: Sequence[Sequence[Candidate]],
         *,
         top_n: int | None = None,
         instruction: str | None = None,
