@@ -16,7 +16,19 @@ ROOT = Path(qwen_rerank.__file__).parent
 # A room is one module or folder; several names for one room stand together.
 LAYERS: list[list[set[str]]] = [
     [{"types", "protocols", "errors", "checks", "threaded", "tokenizer"}],
-    [{"prompt"}, {"packing"}, {"passages"}, {"calibration"}, {"files"}, {"models"}, {"samples"}, {"help"}],
+    [
+        {"prompt"},
+        {"packing"},
+        {"passages"},
+        {"calibration"},
+        {"files"},
+        {"filters"},
+        {"fusion"},
+        {"words"},
+        {"models"},
+        {"samples"},
+        {"help"},
+    ],
     [{"scorers", "scorers.base"}],
     [
         {"scorers.qwen"},

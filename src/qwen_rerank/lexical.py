@@ -11,6 +11,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_count, check_query, check_text
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
+from qwen_rerank.filters import matches, parse_filter
 from qwen_rerank.types import Candidate, Document
 
 try:
@@ -106,17 +107,19 @@ class BM25Index:
         Args:
             query: What is searched for.
             top_k: Longest result.
-            filter: Metadata that a document must have, for example `{"language": "zh"}`; None for all documents.
+            filter: What a document's metadata must be, for example `{"language": "zh", "year": {"$gte": 2020}}`, as
+                `qwen_rerank.filters` describes it; None for all documents.
         """
         check_query(query)
         check_count("top_k", top_k)
+        condition = None if filter is None else parse_filter(filter)
         known = [term for term in terms(query) if self._has_terms and term in self._index.vocab_dict]
         if not known:
             return []
         scores = self._index.get_scores(known)
         found = np.flatnonzero(scores > 0)
-        if filter is not None:
-            found = np.array([i for i in found if _matches(self._documents[i], filter)], dtype=np.intp)
+        if condition is not None:
+            found = np.array([i for i in found if matches(condition, self._documents[i].metadata)], dtype=np.intp)
         best = found[np.argsort(-scores[found], kind="stable")][:top_k]
         return [Candidate(self._documents[i], float(scores[i]), rank) for rank, i in enumerate(best, start=1)]
 
@@ -138,7 +141,3 @@ def _check_ids(documents: list[Document]) -> None:
                 f"documents[{index}] repeats the id {document.id!r}; give every document its own id."
             )
         seen.add(document.id)
-
-
-def _matches(document: Document, filter: Mapping[str, Any]) -> bool:
-    return all(name in document.metadata and document.metadata[name] == value for name, value in filter.items())

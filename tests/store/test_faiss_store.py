@@ -291,12 +291,12 @@ def test_open_refuses_a_newer_format(store, path, embedder):
     from qwen_rerank.store.commits import CommitRecord
 
     store.close()
-    newer = CommitRecord(store="0" * 32, commit=0, chain="0" * 64, format=2)
+    newer = CommitRecord(store="0" * 32, commit=0, chain="0" * 64, format=3)
     newer.acknowledge(path, newer.prepare(path))
 
     with pytest.raises(FormatTooNewError, match="upgrade") as caught:
         FaissStore.open(path, embedder)
-    assert (caught.value.found, caught.value.supported) == (2, 1)
+    assert (caught.value.found, caught.value.supported) == (3, 2)
 
 
 @pytest.mark.parametrize("dim", [31, 33])

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +23,14 @@ from qwen_rerank.store.files import explained, publish, read_plain, write_tempor
 from qwen_rerank.store.rows import Row, encode_row
 from qwen_rerank.types import Document
 
-FORMAT = 1
+FORMAT = 2  # 2: declared fields
 RECORD_FILE = "commit.json"
 MODULUS = 1 << 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
-    """What is fixed when a store is created.
+    """What holds for the whole store; it changes in commits only, as documents do.
 
     Attributes:
         store: Identity of the store, 32 hex digits.
@@ -38,6 +39,7 @@ class StoreSettings:
         dim: Length of a vector.
         metric: "cosine" or "ip".
         index: FAISS factory string.
+        indexed_fields: Metadata fields that have an index for filters.
     """
 
     store: str
@@ -46,6 +48,25 @@ class StoreSettings:
     dim: int
     metric: str
     index: str
+    indexed_fields: tuple[str, ...] = ()
+
+    def encoded(self) -> dict[str, Any]:
+        """Return what JSON keeps of it, without what was not known to format 1 and is not used."""
+        named = asdict(self)
+        return named if self.format > 1 else {name: named[name] for name in _FORMAT_1}
+
+    @property
+    def format(self) -> int:
+        """Number of the store format that it needs."""
+        return 2 if self.indexed_fields else 1
+
+    @classmethod
+    def decoded(cls, fields: dict[str, Any]) -> StoreSettings:
+        """Return the settings that `encoded` gave."""
+        return cls(**{**fields, "indexed_fields": tuple(fields.get("indexed_fields", ()))})
+
+
+_FORMAT_1 = ("store", "embedder", "fingerprint", "dim", "metric", "index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +100,13 @@ class Commit:
             self.documents,
             self.without_vector,
         ]
-        named = {name: getattr(settings, name) for name in StoreSettings.__slots__}
-        return hashlib.sha256(json.dumps([named, fields], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([settings.encoded(), fields], sort_keys=True).encode()).hexdigest()
 
     def record(self, settings: StoreSettings) -> CommitRecord:
         """Return what the commit record must say of it."""
-        return CommitRecord(store=settings.store, commit=self.number, chain=self.chain(settings))
+        return CommitRecord(
+            store=settings.store, commit=self.number, chain=self.chain(settings), format=settings.format
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +181,7 @@ class CommitRecord:
     store: str
     commit: int
     chain: str
-    format: int = FORMAT
+    format: int = 1
 
     def prepare(self, folder: Path) -> Path:
         """Write the record durably under a temporary name, so that only a rename is left once the commit is done."""
@@ -194,10 +216,10 @@ def read_commit_record(folder: Path) -> CommitRecord:
         raise CorruptStoreError(path, "it is not a commit record") from exc
     if not isinstance(found, int) or found > FORMAT:
         raise FormatTooNewError(folder, found=found, supported=FORMAT)
-    return _parsed(path, fields)
+    return _parsed(path, fields, found)
 
 
-def _parsed(path: Path, fields: dict[str, object]) -> CommitRecord:
+def _parsed(path: Path, fields: dict[str, object], found: int) -> CommitRecord:
     store, commit, chain = fields.get("store"), fields.get("commit"), fields.get("chain")
     if (
         set(fields) == {"store", "commit", "chain", "format"}
@@ -207,7 +229,7 @@ def _parsed(path: Path, fields: dict[str, object]) -> CommitRecord:
         and re.fullmatch("[0-9a-f]{64}", chain)
         and isinstance(commit, int)
     ):
-        return CommitRecord(store=store, commit=commit, chain=chain)
+        return CommitRecord(store=store, commit=commit, chain=chain, format=found)
     raise CorruptStoreError(path, "it is not a commit record")
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from qwen_rerank.errors import InvalidInputError, RerankError
+from qwen_rerank.filters import moment
 from qwen_rerank.store.commits import MODULUS, Change, Commit, StoreSettings
 from qwen_rerank.store.errors import (
     CorruptStoreError,
@@ -21,6 +22,7 @@ from qwen_rerank.store.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
+from qwen_rerank.store.filters import INDEX_PATTERN, field_index
 from qwen_rerank.store.rows import Row, vector_digest
 
 DATABASE_FILE = "documents.sqlite3"
@@ -70,10 +72,11 @@ class Database:
 
     def _prepare(self, *, read_only: bool, create: bool) -> None:
         self._connection.text_factory = bytes
-        # A file of a hostile or damaged store can carry its own triggers and functions; the schema is compared
+        # A hostile store can carry its own views and triggers. No pragma keeps them from running (`trusted_schema`
+        # would also forbid the JSON functions of our indexes); `check_structure` compares the schema word for word
         # before anything else is read.
-        self._connection.execute("PRAGMA trusted_schema = OFF")
         self._connection.execute("PRAGMA cell_size_check = ON")
+        self._connection.create_function("moment", 1, moment, deterministic=True)
         if create:
             self._connection.execute("PRAGMA page_size = 8192")
         if not read_only:
@@ -148,7 +151,7 @@ class Database:
     # Reading
 
     def settings(self) -> StoreSettings:
-        """Return what was fixed at creation.
+        """Return the settings of the last commit.
 
         Raises:
             CorruptStoreError: If it is not there or is not what was written.
@@ -156,7 +159,7 @@ class Database:
         rows = self._all("SELECT settings FROM state")
         try:
             ((encoded,),) = rows
-            settings = StoreSettings(**json.loads(encoded))
+            settings = StoreSettings.decoded(json.loads(encoded))
         except (ValueError, TypeError, RecursionError) as exc:
             raise CorruptStoreError(self.path, "its settings cannot be read") from exc
         return settings
@@ -166,18 +169,24 @@ class Database:
         with self.explained():
             return int(self._connection.execute("SELECT number FROM state").fetchone()[0])
 
-    def check_structure(self) -> None:
-        """Check schema, pages and the index of ids.
+    def check_structure(self) -> StoreSettings:
+        """Check schema, pages and indexes, and return the settings.
 
         Raises:
             CorruptStoreError: If anything is not as it was written.
         """
-        found = {sql for (sql,) in self._all("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
-        if found != {sql.encode() for sql in _SCHEMA}:
+        # Tables first, and nothing but known indexes besides: a hostile view or trigger must not come to run.
+        found = {sql.decode() for (sql,) in self._all("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+        indexes = found - set(_SCHEMA)
+        if not found.issuperset(_SCHEMA) or not all(map(INDEX_PATTERN.fullmatch, indexes)):
             raise CorruptStoreError(self.path, "its tables are not those of a store")
+        settings = self.settings()
+        if indexes != {field_index(n, field) for n, field in enumerate(settings.indexed_fields)}:
+            raise CorruptStoreError(self.path, "its indexes are not those of its declared fields")
         report = self._all("PRAGMA integrity_check(3)")
         if report != [(b"ok",)]:
             raise CorruptStoreError(self.path, "; ".join(line.decode(errors="replace") for (line,) in report))
+        return settings
 
     def read_commit(self) -> Commit:
         """Return the last commit, counted and summed up from every row, each checked against its digest.
@@ -231,7 +240,8 @@ class Database:
 
     def matching_rows(self, condition: str, parameters: Sequence[Any]) -> np.ndarray:
         """Return the numbers of all rows under an SQL condition, int64, ascending."""
-        return self._numbers(f"SELECT row FROM documents WHERE {condition} ORDER BY row", parameters)
+        # Sorted here: SQLite would read the documents in order rather than an index of the condition's fields.
+        return np.sort(self._numbers(f"SELECT row FROM documents WHERE {condition}", parameters))
 
     def vectors(self, numbers: np.ndarray, *, dim: int) -> np.ndarray:
         """Return the vectors of these ascending rows, float32 `(n, dim)`, each checked against its digest.
@@ -286,11 +296,11 @@ class Database:
 
     def create(self, settings: StoreSettings, first: Commit) -> None:
         """Make the tables of an empty store."""
-        encoded = json.dumps({name: getattr(settings, name) for name in StoreSettings.__slots__})
         with self.transaction():
             for statement in _SCHEMA:
                 self._connection.execute(statement)
-            values = (encoded, first.number, first.next_row, first.previous)
+            self._make_indexes(settings, start=0)
+            values = (json.dumps(settings.encoded()), first.number, first.next_row, first.previous)
             self._connection.execute("INSERT INTO state VALUES (?, ?, ?, ?)", values)
 
     def write(self, change: Change, commit: Commit) -> None:
@@ -309,6 +319,15 @@ class Database:
         self._connection.executemany("INSERT INTO vectors VALUES (?, ?)", change.vectors)
         values = (commit.number, commit.next_row, commit.previous)
         self._connection.execute("UPDATE state SET number = ?, next_row = ?, previous = ?", values)
+
+    def change_settings(self, before: StoreSettings, after: StoreSettings) -> None:
+        """Write new settings and make the indexes that they declare; to be called inside `transaction`."""
+        self._connection.execute("UPDATE state SET settings = ?", (json.dumps(after.encoded()),))
+        self._make_indexes(after, start=len(before.indexed_fields))
+
+    def _make_indexes(self, settings: StoreSettings, *, start: int) -> None:
+        for number, field in enumerate(settings.indexed_fields[start:], start=start):
+            self._connection.execute(field_index(number, field))
 
     def bind_index_file(self, name: str, sha256: str) -> None:
         """Declare which FAISS file belongs to this database."""

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,11 +17,11 @@ from qwen_rerank.checks import check_choice, check_count, check_query
 from qwen_rerank.errors import InvalidInputError, StoreError
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.store.access import Guard, WriterLock
-from qwen_rerank.store.commits import Change, DeleteReport, read_commit_record
+from qwen_rerank.store.commits import Change, DeleteReport, StoreSettings, read_commit_record
 from qwen_rerank.store.database import Database
 from qwen_rerank.store.errors import DuplicateIdError, StoreFullError, StoreLockedError, StoreReadOnlyError
 from qwen_rerank.store.faiss_build import DEVICES, gpu_resources, load_faiss
-from qwen_rerank.store.filters import compile_filter
+from qwen_rerank.store.filters import Sql, check_fields, compile_filter
 from qwen_rerank.store.folder import (
     VerifyReport,
     check_database,
@@ -29,6 +30,7 @@ from qwen_rerank.store.folder import (
     examine,
     make_store,
     match_embedder,
+    new_settings,
     resolve,
 )
 from qwen_rerank.store.index import VectorIndex, parse_factory
@@ -47,6 +49,7 @@ from qwen_rerank.types import Candidate, Document
 _log = logging.getLogger(__name__)
 
 METRICS = ("cosine", "ip")
+_FILTERS_REMEMBERED = 8
 _INDEX_BEHIND = "the index in memory could not be updated"
 
 
@@ -89,6 +92,7 @@ class FaissStore:
             )
             self._index_file.load()
             self._seen = self._commit.number
+            self._filtered: dict[tuple[int, str], np.ndarray] = {}
         if not self.read_only:
             self._recover()
 
@@ -107,6 +111,7 @@ class FaissStore:
         *,
         index: str = "auto",
         metric: str = "cosine",
+        indexed_fields: Iterable[str] = (),
         device: str = "auto",
     ) -> FaissStore:
         """Make an empty store and return it open for writing; it never opens one that is there.
@@ -117,6 +122,7 @@ class FaissStore:
             index: "auto" is "Flat": exact, every search reads all vectors. "HNSW32" (4 to 128) is a graph: approximate,
                 for collections where Flat is too slow, from some 200,000 documents on.
             metric: "cosine", or "ip" for the inner product of vectors as they are.
+            indexed_fields: Metadata fields that get an index, so that a filter on them reads few documents and not all.
             device: "auto" searches on the GPU where FAISS's GPU build works, "cpu" or "cuda" insist.
 
         Raises:
@@ -126,12 +132,13 @@ class FaissStore:
         folder = resolve(path)
         check_embedder(embedder)
         check_choice("device", device, DEVICES)
-        make_store(
-            folder,
+        settings = new_settings(
             embedder,
             metric=check_choice("metric", metric, METRICS),
             index=parse_factory(index),
+            indexed_fields=check_fields(indexed_fields),
         )
+        make_store(folder, settings)
         return cls.open(folder, embedder, device=device)
 
     @classmethod
@@ -249,9 +256,24 @@ class FaissStore:
         if self._index_file.due():
             self._try_to_save()
 
-    def _write(self, change: Change) -> None:
+    def declare(self, fields: Iterable[str]) -> None:
+        """Give metadata fields an index, so that a filter on them reads few documents and not all.
+
+        Args:
+            fields: Names; those that have an index already are passed over.
+        """
+        wanted = check_fields(fields)
+        with self._guard.using(write=True):
+            names = tuple(dict.fromkeys((*self._settings.indexed_fields, *wanted)))
+            if names != self._settings.indexed_fields:
+                self._write(Change([], [], []), replace(self._settings, indexed_fields=names))
+                self._guard.fault = None
+
+    def _write(self, change: Change, settings: StoreSettings | None = None) -> None:
+        """Commit a change, and settings where they change with it; what is in memory is up to the caller."""
+        settings = settings or self._settings
         after = change.apply(self._commit, self._settings)
-        record = after.record(self._settings)
+        record = after.record(settings)
         # 1. The record of the commit to come, durable under a temporary name: whatever may fail for want of space fails
         #    before the commit, and nothing but a rename is left after it.
         prepared = record.prepare(self.path)
@@ -260,13 +282,15 @@ class FaissStore:
             # 2. The commit. From here on the change is there after any crash, acknowledged or not.
             with self._database.transaction():
                 self._database.write(change, after)
+                if settings != self._settings:
+                    self._database.change_settings(self._settings, settings)
         except (StoreFullError, StoreLockedError, StoreReadOnlyError, InvalidInputError):
             # Rolled back: disk and handle are as they were.
             self._guard.fault = None
             raise
         # 3. The acknowledgement, only now: a record that ran ahead of its database would look like a lost commit.
         record.acknowledge(self.path, prepared)
-        self._commit = after
+        self._commit, self._settings = after, settings
         self._guard.fault = _INDEX_BEHIND  # until the caller has updated it
 
     @contextmanager
@@ -291,8 +315,9 @@ class FaissStore:
         Args:
             query: What to look for. A query without tokens finds nothing.
             top_k: At least 1; more than there are gives all.
-            filter: Metadata that documents must have, such as `{"lang": "en"}`. It is applied before the search, so
-                that there are still `top_k` where the store has as many.
+            filter: What the metadata of documents must be, such as `{"lang": "en", "year": {"$gte": 2020}}`; the
+                module `qwen_rerank.filters` describes the language. It is applied before the search, so that there are
+                still `top_k` where as many match.
 
         Returns:
             Candidates with the similarity as score (the cosine, in [-1, 1] up to rounding) and ranks from 1.
@@ -319,9 +344,9 @@ class FaissStore:
         return self._search(check_not_zero(check_vectors(vectors, dim=self._settings.dim)), top_k, filter)
 
     def _search(self, vectors: np.ndarray, top_k: int, filter: Mapping[str, Any] | None) -> list[list[Candidate]]:
-        condition = compile_filter(filter) if filter else None
+        condition = None if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
         with self._reading():
-            allowed = self._database.matching_rows(*condition) if condition else None
+            allowed = None if condition is None else self._allowed(condition)
             hits = self._index_file.index.search(self._scaled(vectors), top_k, allowed)
             rows = self._database.rows({int(row) for numbers, _ in hits for row in numbers})
         return [
@@ -331,6 +356,15 @@ class FaissStore:
             ]
             for numbers, scores in hits
         ]
+
+    def _allowed(self, condition: Sql) -> np.ndarray:
+        """Return the rows under a condition; those of the last few conditions are remembered until the next commit."""
+        key = (self._seen, repr(condition))
+        if key not in self._filtered:
+            while len(self._filtered) >= _FILTERS_REMEMBERED:
+                del self._filtered[next(iter(self._filtered))]
+            self._filtered[key] = self._database.matching_rows(*condition)
+        return self._filtered[key]
 
     def __len__(self) -> int:
         """Return how many documents there are, those without a vector included."""
@@ -397,8 +431,11 @@ class FaissStore:
     def _reading(self) -> Iterator[None]:
         """Hold one commit as a whole, with the index at just that commit."""
         with self._guard.using(), self._database.snapshot():
-            if self.read_only and (number := self._database.number()) != self._seen:
-                with self._indexing():
-                    self._index_file.catch_up()
-                    self._seen = number
+            if (number := self._database.number()) != self._seen:
+                if self.read_only:
+                    with self._indexing():
+                        self._settings = self._database.settings()
+                        self._index_file.catch_up()
+                self._seen = number
+                self._filtered.clear()
             yield

@@ -39,20 +39,25 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise InvalidInputError(f"path must be the path of a folder, not {path!r}: {exc}.") from exc
 
 
-def make_store(folder: Path, embedder: Embedder, *, metric: str, index: str) -> None:
-    """Make an empty store; it is there as a whole or not at all.
-
-    Raises:
-        StoreExistsError: If something is at that path already, other than an empty folder.
-    """
-    settings = StoreSettings(
+def new_settings(embedder: Embedder, *, metric: str, index: str, indexed_fields: tuple[str, ...]) -> StoreSettings:
+    """Return the settings of a new store, with an identity of its own."""
+    return StoreSettings(
         store=uuid.uuid4().hex,
         embedder=str(getattr(embedder, "name", "")),
         fingerprint=embedder.fingerprint,
         dim=embedder.dim,
         metric=metric,
         index=index,
+        indexed_fields=indexed_fields,
     )
+
+
+def make_store(folder: Path, settings: StoreSettings) -> None:
+    """Make an empty store; it is there as a whole or not at all.
+
+    Raises:
+        StoreExistsError: If something is at that path already, other than an empty folder.
+    """
     first = Commit(number=0, next_row=1, previous="", content=0, documents=0, without_vector=0)
     with explained(folder):
         if folder.exists() and not (folder.is_dir() and _is_empty(folder)):
@@ -113,8 +118,7 @@ def check_database(database: Database, folder: Path) -> tuple[StoreSettings, Com
     Raises:
         CorruptStoreError: If anything is damaged, missing or another store's.
     """
-    database.check_structure()
-    settings = database.settings()
+    settings = database.check_structure()
     commit = database.read_commit()
     acknowledged = read_commit_record(folder)
     if settings.store != acknowledged.store:

@@ -125,15 +125,23 @@ class VectorIndex:
         Args:
             vectors: The queries.
             top_k: At least 1; more than there are is all there are.
-            allowed: Row numbers to choose from, int64; None is all.
+            allowed: Row numbers to choose from, int64, ascending; None is all.
         """
-        mask = self._alive if allowed is None else self._alive & np.isin(self._rows, allowed)
+        mask = self._alive if allowed is None else self._among(allowed)
         count = int(mask.sum())
         wanted = min(top_k, count)
         if wanted == 0 or len(vectors) == 0:
             return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in vectors]
         scores, positions = self._nearest(vectors, wanted, mask, count)
         return [self._ordered(*pair) for pair in zip(positions, scores, strict=True)]
+
+    def _among(self, allowed: np.ndarray) -> np.ndarray:
+        """Return which positions are alive and of these ascending rows, bool `(n_positions,)`."""
+        mask = np.zeros(len(self._rows), dtype=bool)
+        positions = np.searchsorted(self._rows, allowed)
+        positions[positions == len(self._rows)] = 0
+        mask[positions[self._rows[positions] == allowed] if len(self._rows) else positions[:0]] = True
+        return mask & self._alive
 
     def _ordered(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         order = np.lexsort((positions, -scores))
