@@ -32,7 +32,7 @@ RUN uv pip install --no-cache "torch==${TORCH_VERSION}"
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src ./src
-RUN uv pip install --no-cache ".[serve]"
+RUN uv pip install --no-cache ".[serve,local]"
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS runtime-cpu
 

@@ -35,7 +35,7 @@ $(VENV)/bin/python:
 # torch first: the pin decides which build everything else is resolved against.
 $(VENV)/.demo: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[faiss-cpu]'
+	$(PIP) -e '.[local,faiss-cpu]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python

@@ -7,7 +7,7 @@ A label is one line of JSON: {"query": "when does the lease end", "relevant": ["
 search_a_folder.py prints. Without arguments the shipped texts are searched, with their titles as questions and their bodies as the
 answers: an easy task, good enough to see the method. 'pocket', the default, is for learning; it is not Qwen3-Reranker.
 
-Needs: pip install 'qwen-rerank[eval]'.
+Needs: pip install 'qwen-rerank[local,eval]'.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python examples/langchain_rerank.py
     python examples/langchain_rerank.py --model Qwen/Qwen3-Reranker-0.6B --embedder Qwen/Qwen3-Embedding-0.6B
 
-Needs: pip install 'qwen-rerank[faiss-cpu,langchain]'. 'pocket', the default, is a pair of small models for learning; it is not
-Qwen3-Reranker.
+Needs: pip install 'qwen-rerank[local,faiss-cpu,langchain]'. 'pocket', the default, is a pair of small models for learning; it is
+not Qwen3-Reranker.
 """
 
 from __future__ import annotations

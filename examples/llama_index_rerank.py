@@ -3,7 +3,7 @@
     python examples/llama_index_rerank.py
     python examples/llama_index_rerank.py --model Qwen/Qwen3-Reranker-0.6B --embedder Qwen/Qwen3-Embedding-0.6B
 
-Needs: pip install 'qwen-rerank[llama-index]'. 'pocket', the default, is a pair of small models for learning; it is not
+Needs: pip install 'qwen-rerank[local,llama-index]'. 'pocket', the default, is a pair of small models for learning; it is not
 Qwen3-Reranker.
 """
 

@@ -6,6 +6,8 @@
 
 Without files, three agreements of the same boilerplate are compared; what differs stands at their ends, where a reader that cuts
 long documents never comes. 'pocket', the default, is a small model for learning; it is not Qwen3-Reranker.
+
+Needs: pip install 'qwen-rerank[local]'.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
 
 With --store the index is kept, and the next run embeds only what is new. 'pocket', the default, is a pair of small models for
 learning; it is not Qwen3-Reranker.
+
+Needs: pip install 'qwen-rerank[local,faiss-cpu]'.
 """
 
 from __future__ import annotations

@@ -60,21 +60,6 @@ def test_the_default_model_is_named_and_nothing_loads_before_first_use():
     assert shown.split() == [DEFAULT_MODEL, "False"]
 
 
-@pytest.mark.parametrize(
-    ("module", "absent", "package"),
-    [
-        ("qwen_rerank.langchain", "langchain_core", "langchain-core"),
-        ("qwen_rerank.llama_index", "llama_index", "llama-index-core"),
-    ],
-)
-def test_without_the_framework_the_error_says_what_to_install(module, absent, package):
-    code = f"import sys; sys.modules[{absent!r}] = None; import {module}"
-
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
-
-    assert f"MissingExtraError: {module} needs `{package}`: pip install 'qwen-rerank[" in shown
-
-
 def test_a_model_name_brings_its_settings_and_loads_once_for_many_threads(monkeypatch):
     made = []
 

@@ -33,6 +33,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qwen_rerank.extras import pip_line
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -80,7 +82,7 @@ class MissingExtraError(RerankError, ImportError):
 
     def __init__(self, feature: str, *, package: str, extra: str, cause: BaseException | None = None) -> None:
         reason = f" (the import failed with: {cause})" if cause is not None else ""
-        super().__init__(f"{feature} needs `{package}`: pip install 'qwen-rerank[{extra}]'{reason}")
+        super().__init__(f"{feature} needs `{package}`: {pip_line(extra)}{reason}")
         self.feature = feature
         self.package = package
         self.extra = extra

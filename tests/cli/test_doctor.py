@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from qwen_rerank.cli import app, doctor
 from qwen_rerank.errors import ModelNotFoundError, RerankError
+from qwen_rerank.extras import pip_line
 from qwen_rerank.help import sections
 
 
@@ -28,7 +29,19 @@ def test_both_faiss_wheels_at_once_are_a_problem_with_its_cure():
 def test_a_missing_faiss_is_a_note_with_its_extra():
     (finding,) = doctor._faiss({})
 
-    assert (finding.level, finding.cure) == ("note", "pip install 'qwen-rerank[faiss-cpu]'")
+    assert (finding.level, finding.cure) == ("note", pip_line("faiss-cpu"))
+
+
+def test_a_base_install_has_no_problem_and_says_what_torch_would_bring(monkeypatch):
+    monkeypatch.setattr(
+        doctor, "installed_version", {"tokenizers": "1", "safetensors": "1", "huggingface-hub": "1"}.get
+    )
+
+    findings = {finding.subject: finding for finding in (*doctor._core(), *doctor._extras(), *doctor._hardware())}
+
+    assert {finding.level for finding in findings.values()} == {"ok", "note"}
+    assert findings["extra local"].cure == pip_line("local")
+    assert "without torch only a server scores" in findings["largest model"].seen
 
 
 @pytest.mark.parametrize(

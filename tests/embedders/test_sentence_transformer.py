@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from qwen_rerank.errors import (
     ModelNotFoundError,
     UnsafeModelError,
 )
+from qwen_rerank.extras import pip_line
 from qwen_rerank.store import EmbedderMismatchError
 
 WORDS = [
@@ -312,7 +314,7 @@ def test_without_sentence_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     monkeypatch.delitem(sys.modules, "qwen_rerank.embedders.sentence_transformer", raising=False)
 
-    with pytest.raises(MissingExtraError, match=r"qwen-rerank\[dense\]"):
+    with pytest.raises(MissingExtraError, match=re.escape(pip_line("dense"))):
         load_embedder("some/model")
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from importlib import metadata
 
 import pytest
 
 from qwen_rerank.errors import MissingExtraError
+from qwen_rerank.extras import pip_line
 from qwen_rerank.store import FaissWheelsError, faiss_wheels
 from qwen_rerank.store.faiss_build import load_faiss
 
@@ -25,9 +27,8 @@ def test_the_installed_wheel_is_named():
 def test_two_wheels_at_once_are_refused_with_the_cure(monkeypatch):
     install(monkeypatch, faiss_cpu="1.15.1", faiss_gpu="1.15.1")
 
-    with pytest.raises(
-        FaissWheelsError, match=r"pip uninstall -y faiss-cpu faiss-gpu && pip install 'qwen-rerank\[faiss-gpu\]'"
-    ):
+    cure = re.escape(f"pip uninstall -y faiss-cpu faiss-gpu && {pip_line('faiss-gpu')}")
+    with pytest.raises(FaissWheelsError, match=cure):
         load_faiss()
     assert faiss_wheels() == {"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"}
 
@@ -35,5 +36,5 @@ def test_two_wheels_at_once_are_refused_with_the_cure(monkeypatch):
 def test_a_missing_faiss_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
 
-    with pytest.raises(MissingExtraError, match=r"pip install 'qwen-rerank\[faiss-cpu\]'"):
+    with pytest.raises(MissingExtraError, match=re.escape(pip_line("faiss-cpu"))):
         load_faiss()

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from qwen_rerank.errors import MissingExtraError, ModelCorruptError
+
+try:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+except ImportError as exc:
+    raise MissingExtraError("a reference model", package="transformers", extra="transformers", cause=exc) from exc
 
 from qwen_rerank.check.variants import RECIPE, Variant
-from qwen_rerank.errors import ModelCorruptError
 from qwen_rerank.prompt import PromptEncoder, PromptSpec
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 

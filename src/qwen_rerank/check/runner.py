@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,14 +11,15 @@ from qwen_rerank.check import probes, tokens
 from qwen_rerank.check.agreement import Agreement, compare, compare_instruction
 from qwen_rerank.check.findings import Finding, Report
 from qwen_rerank.check.pairs import GROUPS
-from qwen_rerank.check.reference import Reference
+from qwen_rerank.check.scales import CLOSE
 from qwen_rerank.check.subjects import LocalSubject, Scores, ServerSubject, Subject
 from qwen_rerank.errors import InvalidInputError, ProtocolError, RerankError
 from qwen_rerank.models.folder import read_tokenizer
 from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
-from qwen_rerank.scorers.http import HttpScorer
-from qwen_rerank.scorers.qwen import QwenScorer
+
+if TYPE_CHECKING:
+    from qwen_rerank.check.reference import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,8 @@ def check(target: str, options: CheckOptions | None = None) -> Report:
 
 
 def _check_server(url: str, options: CheckOptions) -> Report:
+    from qwen_rerank.scorers.http import HttpScorer  # brings httpx2, which a local model's check does without
+
     with HttpScorer(
         url,
         dialect=options.dialect,
@@ -76,13 +80,19 @@ def _check_server(url: str, options: CheckOptions) -> Report:
 
 
 def _check_local(model: str, options: CheckOptions) -> Report:
+    from qwen_rerank.scorers.qwen import QwenScorer  # brings torch, which a server's check does without
+
     subject = LocalSubject(QwenScorer(model))
     # The slow path of the very checkpoint is what the engine must equal.
     return _run(model, subject, _open(options.reference or model), options)
 
 
 def _open(reference: str | Reference | None) -> Reference | None:
-    return Reference(reference) if isinstance(reference, str) else reference
+    if not isinstance(reference, str):
+        return reference
+    from qwen_rerank.check.reference import Reference  # brings torch and transformers
+
+    return Reference(reference)
 
 
 def _run(target: str, subject: Subject, reference: Reference | None, options: CheckOptions) -> Report:
@@ -97,10 +107,11 @@ def _run(target: str, subject: Subject, reference: Reference | None, options: Ch
     findings.append(probes.constant(seen))
     findings.append(probes.value_range(seen, scale.key if scale else None, local=local))
     findings.append(_order(seen, agreement))
-    findings.append(_instruction(subject, reference, agreement))
+    instruction = _instruction(subject, reference, agreement)
+    findings.append(instruction)
     findings += _texts(subject, reference, agreement, options, first[GROUPS[0].query])
     cause = agreement.cause if agreement is not None else ""
-    if cause == "recipe" and findings[6].status == "wrong":
+    if cause == "recipe" and instruction.status == "wrong":
         cause = "instruction-ignored"
     facts = {
         "dialect": subject.dialect,
@@ -171,6 +182,8 @@ def _exact_prompts(subject: ServerSubject, reference: Reference | None, options:
     source = options.tokenizer or (reference.path if reference is not None else None)
     if not subject.session.dialect.token_routes or source is None:
         return []
+    from qwen_rerank.scorers.http import HttpScorer
+
     config = subject.scorer.config
     try:
         with HttpScorer(
@@ -192,7 +205,7 @@ def _exact_prompts(subject: ServerSubject, reference: Reference | None, options:
     prompts = [ids for group in GROUPS for ids in _recipe_ids(reference, group.query, group.documents)]
     gap = float(np.sqrt(np.mean((got - reference.log_odds(prompts)) ** 2)))
     saw = f"{route} with token ids is {gap:.4f} (root mean square of log-odds) away from the reference."
-    if gap <= 0.35:
+    if gap <= CLOSE:
         note = "HttpScorer with tokenizer= gives right scores on this server, whatever its template."
         return [Finding("exact prompts", "ok", saw, note)]
     return [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from qwen_rerank.scorers.http import HttpScorer
-from qwen_rerank.scorers.http.session import Session
-from qwen_rerank.scorers.qwen import QwenScorer
+if TYPE_CHECKING:
+    from qwen_rerank.scorers.http import HttpScorer
+    from qwen_rerank.scorers.http.session import Session
+    from qwen_rerank.scorers.qwen import QwenScorer
 
 
 @dataclass(frozen=True, slots=True)

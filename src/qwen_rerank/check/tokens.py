@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from qwen_rerank.check.agreement import Agreement
 from qwen_rerank.check.findings import Finding
 from qwen_rerank.check.pairs import CAPITAL, CONTROL, FILLER, GROUPS
-from qwen_rerank.check.reference import Reference
 from qwen_rerank.check.scales import CLEARLY, Hypothesis, match
 from qwen_rerank.check.subjects import Scores, Subject
 from qwen_rerank.check.variants import RECIPE, VARIANTS, Variant
 from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, DocumentScoringError
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
+
+if TYPE_CHECKING:
+    from qwen_rerank.check.reference import Reference
 
 _SAFE = "send exact prompts: HttpScorer(url, tokenizer=...), or use qwen-rerank serve"
 

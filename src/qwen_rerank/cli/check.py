@@ -35,15 +35,15 @@ def check(
 
     Exit status: 0 the scores are right, 1 they are wrong, 2 nothing odd was seen but nothing proves them.
     """
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar
 
     from qwen_rerank.check import CheckOptions
     from qwen_rerank.check import check as run
     from qwen_rerank.check.show import show
 
     if not sys.stderr.isatty():
-        disable_progress_bar()
+        disable_progress_bars()  # Transformers' too, which asks for this when it is imported
     report = run(
         target,
         CheckOptions(

@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from qwen_rerank.extras import EXTRAS, pip_line
+
 # Parameters of the published checkpoints (their safetensors indices).
 MODELS = {
     "Qwen/Qwen3-Reranker-0.6B": 595_776_512,
@@ -23,17 +25,6 @@ MODELS = {
 }
 _BYTES = {"bfloat16": 2, "float32": 4}
 _ROOM_BYTES = 2 * 1024**3  # beside the weights: activations of one pack, the CUDA context, the tokenizer
-
-EXTRAS = {
-    "dense": ("sentence-transformers",),
-    "lexical": ("bm25s",),
-    "langchain": ("langchain-core",),
-    "llama-index": ("llama-index-core",),
-    "serve": ("fastapi", "uvicorn", "prometheus-client"),
-    "client": ("httpx2",),
-    "eval": ("ir-measures", "scipy", "scikit-learn", "matplotlib"),
-    "train": ("sentence-transformers", "datasets", "accelerate", "peft"),
-}
 
 _NEXT = """\
 Both rounds on texts that come with the package:  qwen-rerank demo
@@ -124,7 +115,7 @@ def _python() -> Finding:
 
 def _core() -> list[Finding]:
     findings = []
-    for name in ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub"):
+    for name in ("tokenizers", "safetensors", "huggingface-hub"):
         version = installed_version(name)
         if version is None:
             findings.append(Finding("problem", name, "not installed", "pip install --force-reinstall qwen-rerank"))
@@ -137,10 +128,10 @@ def _faiss(wheels: Mapping[str, str]) -> list[Finding]:
     """Say which FAISS is there, given the installed wheels with their versions."""
     if len(wheels) > 1:
         named = " and ".join(f"{name} {version}" for name, version in wheels.items())
-        cure = f"pip uninstall -y {' '.join(wheels)}, then install one: pip install 'qwen-rerank[faiss-cpu]'"
+        cure = f"pip uninstall -y {' '.join(wheels)}, then install one: {pip_line('faiss-cpu')}"
         return [Finding("problem", "faiss", f"{named} overwrite each other's files", cure)]
     if not wheels:
-        return [Finding("note", "faiss", "not installed: no FaissStore", "pip install 'qwen-rerank[faiss-cpu]'")]
+        return [Finding("note", "faiss", "not installed: no FaissStore", pip_line("faiss-cpu"))]
     [(name, version)] = wheels.items()
     try:
         import faiss
@@ -149,7 +140,7 @@ def _faiss(wheels: Mapping[str, str]) -> list[Finding]:
 
         reason = gpu_or_reason(faiss)[1]
     except (ImportError, AttributeError) as exc:
-        cure = f"pip uninstall -y {name}, then pip install 'qwen-rerank[faiss-cpu]'"
+        cure = f"pip uninstall -y {name}, then {pip_line('faiss-cpu')}"
         return [Finding("problem", "faiss", f"{name} {version} is installed, but broken ({exc})", cure)]
     return [Finding("ok", "faiss", f"{name} {version}, searches on the {f'CPU: {reason}' if reason else 'GPU'}")]
 
@@ -162,19 +153,25 @@ def _extras() -> list[Finding]:
     findings = [Finding("ok", "extras", f"complete: {', '.join(complete)}")] if complete else []
     for extra, missing in lacks.items():
         if missing:
-            cure = f"pip install 'qwen-rerank[{extra}]'"
-            findings.append(Finding("note", f"extra {extra}", f"not there: {', '.join(missing)}", cure))
+            findings.append(Finding("note", f"extra {extra}", f"not there: {', '.join(missing)}", pip_line(extra)))
     return findings
 
 
 def _hardware() -> list[Finding]:
+    version = installed_version("torch")
+    if version is None:
+        return [Finding("note", "largest model", "none here: without torch only a server scores (--server URL)")]
     try:
         import torch
     except (ImportError, OSError) as exc:
         return [Finding("problem", "torch", f"cannot be imported ({exc})", "pip install --force-reinstall torch")]
+    findings = [Finding("ok", "torch", version)]
     if not torch.cuda.is_available():
-        return [_cpu_only(cuda_build=torch.version.cuda), _fitting("memory", _memory_bytes(), dtype="float32")]
-    findings = []
+        return [
+            *findings,
+            _cpu_only(cuda_build=torch.version.cuda),
+            _fitting("memory", _memory_bytes(), dtype="float32"),
+        ]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         findings.append(Finding("ok", f"cuda:{number}", properties.name))

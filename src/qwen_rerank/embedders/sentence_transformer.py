@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
@@ -27,6 +26,7 @@ from qwen_rerank.models.folder import (
 from qwen_rerank.models.names import find_model, first_line
 
 try:
+    import torch
     from sentence_transformers import SentenceTransformer
 except ImportError as exc:
     raise MissingExtraError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    import torch
-
+    torch = sys.modules.get("torch")  # where nothing has loaded it, nothing was measured on a GPU
+    if torch is None:
+        return []
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

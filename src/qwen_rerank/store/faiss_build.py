@@ -11,6 +11,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_choice
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
+from qwen_rerank.extras import pip_line
 from qwen_rerank.store.errors import FaissWheelsError
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def load_faiss() -> ModuleType:
         keep = "faiss-gpu" if "faiss-gpu" in wheels else "faiss-cpu"
         raise FaissWheelsError(
             f"{' and '.join(wheels)} are installed over each other in one folder; keep one: "
-            f"pip uninstall -y {' '.join(wheels)} && pip install 'qwen-rerank[{keep}]'"
+            f"pip uninstall -y {' '.join(wheels)} && {pip_line(keep)}"
         )
     try:
         import faiss

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 
 from qwen_rerank.checks import check_choice, check_count
@@ -18,6 +17,7 @@ from qwen_rerank.models.names import find_model
 from qwen_rerank.training.data import Example
 
 try:
+    import torch
     from datasets import Dataset
     from safetensors.torch import load_file, save_file
     from sentence_transformers import (

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
-
 from qwen_rerank.errors import MissingExtraError
 
 try:
+    import torch
     from sentence_transformers.cross_encoder import CrossEncoder
     from sentence_transformers.util import batch_to_device
+    from torch import Tensor, nn
+    from torch.nn.functional import cross_entropy, mse_loss
 except ImportError as exc:
     raise MissingExtraError("Training", package="sentence-transformers", extra="train", cause=exc) from exc
 

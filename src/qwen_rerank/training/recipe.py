@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from qwen_rerank.errors import MissingExtraError
 from qwen_rerank.prompt import PromptEncoder
 
 try:
+    import torch
     from safetensors.torch import save_model
     from sentence_transformers.base.modules import InputModule
+    from torch import nn
     from transformers import DynamicCache, PreTrainedModel
     from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 except ImportError as exc:

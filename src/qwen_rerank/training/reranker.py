@@ -9,18 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from qwen_rerank.checks import check_choice, check_count, check_probability
 from qwen_rerank.errors import InvalidInputError, MissingExtraError, ModelError
-from qwen_rerank.prompt import PromptEncoder
-from qwen_rerank.scorers.qwen.checkpoint import Checkpoint, load_checkpoint
-from qwen_rerank.training.data import Example
-from qwen_rerank.training.losses import DistillationLoss
-from qwen_rerank.training.recipe import RecipeModel
-from qwen_rerank.training.saving import save_checkpoint
 
 try:
+    import torch
     from datasets import Dataset
     from safetensors.torch import load_model
     from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
@@ -29,6 +23,13 @@ try:
     from transformers import AutoModelForCausalLM
 except ImportError as exc:
     raise MissingExtraError("train_reranker", package="sentence-transformers", extra="train", cause=exc) from exc
+
+from qwen_rerank.prompt import PromptEncoder
+from qwen_rerank.scorers.qwen.checkpoint import Checkpoint, load_checkpoint
+from qwen_rerank.training.data import Example
+from qwen_rerank.training.losses import DistillationLoss
+from qwen_rerank.training.recipe import RecipeModel
+from qwen_rerank.training.saving import save_checkpoint
 
 logger = logging.getLogger(__name__)
 

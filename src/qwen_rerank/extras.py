@@ -1,0 +1,32 @@
+"""What each extra of this package brings, and the pip line that installs one here."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+# Each with all that it needs beside the base install; `doctor` looks for these, and a test compares them with pyproject.toml.
+EXTRAS = {
+    "local": ("torch",),
+    "transformers": ("torch", "transformers"),
+    "dense": ("torch", "transformers", "sentence-transformers"),
+    "lexical": ("bm25s",),
+    "langchain": ("langchain-core",),
+    "llama-index": ("llama-index-core",),
+    "serve": ("fastapi", "uvicorn", "h11", "prometheus-client", "bm25s"),
+    "client": ("httpx2",),
+    "eval": ("ir-measures", "scipy", "scikit-learn", "matplotlib", "bm25s"),
+    "train": ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "peft"),
+    "hub": ("datasets",),
+}
+
+_PARENT = Path(__file__).resolve().parents[1]  # "src" of a checkout, else site-packages
+
+
+def pip_line(extra: str) -> str:
+    """Return the command that adds an extra to this installation, to the checkout where the package runs from one."""
+    checkout = _PARENT.parent
+    if _PARENT.name == "src" and (checkout / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    # Works without an index that has the package: pip reads the extras of what is installed.
+    return f"pip install 'qwen-rerank[{extra}]'"
