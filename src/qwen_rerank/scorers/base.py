@@ -11,13 +11,16 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from qwen_rerank.checks import check_list, check_query, check_text, check_texts, sift_texts
 from qwen_rerank.errors import DocumentScoringError, InvalidInputError, ScorerError
 from qwen_rerank.types import Fit, Scores
+
+if TYPE_CHECKING:
+    from qwen_rerank.prompt import PromptEncoder
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -68,20 +71,22 @@ class Prepared:
 
     Attributes:
         tokens: int32 `(n_texts,)`, prompt tokens of each text; -1 where nobody can tell.
+        shared_tokens: Tokens that all prompts begin with and that are computed once for all slices; 0 where nobody can
+            tell.
     """
 
     def __init__(self, scorer: BaseScorer, request: ScoreRequest) -> None:
         self.tokens = np.full(len(request.texts), -1, dtype=np.int32)
+        self.shared_tokens = 0
         self._scorer = scorer
         self._request = request
 
-    def begin(self, call: Call, start: int, stop: int) -> Future[Scores]:
-        """Begin to score the texts from `start` up to `stop`; may block where the scorer cannot do otherwise."""
+    async def ascore(self, start: int, stop: int) -> Scores:
+        """Return what came of the texts from `start` up to `stop`; a cancelled wait gives them up."""
         request = self._request
-        part = ScoreRequest(request.query, request.texts[start:stop], request.instruction)
-        inner = Call([part])
-        call.on_cancel(inner.cancel)
-        return mapped(self._scorer._begin(inner), lambda found: found[0])
+        row = Row(request.query, request.texts[start:stop])
+        [found] = await self._scorer.arun(Arguments([row], request.instruction))
+        return found
 
 
 class BaseScorer:
@@ -114,6 +119,11 @@ class BaseScorer:
         """Tokens of one forward pass, or None where there is no such thing."""
         return None
 
+    @property
+    def encoder(self) -> PromptEncoder | None:
+        """What builds the prompts, or None where there are none to be seen."""
+        return None
+
     # --- what a scorer writes ------------------------------------------------------------------------------------
 
     def _begin(self, call: Call) -> Future[list[Scores]]:
@@ -142,6 +152,10 @@ class BaseScorer:
     def prepare(self, request: ScoreRequest) -> Prepared:
         """Return a request made ready once, to be scored in slices that share what is common; may block."""
         return Prepared(self, request)
+
+    async def aprepare(self, request: ScoreRequest) -> Prepared:
+        """As `prepare`, without blocking the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.prepare, request)
 
     # --- what users call -----------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.protocols import Scorer, SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.scorers.base import BaseScorer, Call, Prepared, ScoreRequest, joined, mapped
@@ -59,6 +60,11 @@ class ScorerPool(BaseScorer):
         budgets = [scorer.token_budget for scorer in self._scorers]
         known = [budget for budget in budgets if budget is not None]
         return sum(known) if len(known) == len(budgets) else None
+
+    @property
+    def encoder(self) -> PromptEncoder | None:
+        """What builds the prompts; the same for every scorer."""
+        return self._scorers[0].encoder
 
     def _begin(self, call: Call) -> Future[list[Scores]]:
         """Share the queries out, largest first to the least busy scorer."""
@@ -117,20 +123,18 @@ class _Placed(Prepared):
 
     def __init__(self, pool: ScorerPool, place: int, inner: Prepared) -> None:
         self.tokens = inner.tokens
+        self.shared_tokens = inner.shared_tokens
         self._pool = pool
         self._place = place
         self._inner = inner
 
-    def begin(self, call: Call, start: int, stop: int) -> Future[Scores]:
-        """Begin to score a slice."""
+    async def ascore(self, start: int, stop: int) -> Scores:
+        """Return what came of a slice."""
         self._pool._take(stop - start, self._place)
         try:
-            future = self._inner.begin(call, start, stop)
-        except BaseException:
+            return await self._inner.ascore(start, stop)
+        finally:
             self._pool._give_back(self._place, stop - start)
-            raise
-        future.add_done_callback(lambda _: self._pool._give_back(self._place, stop - start))
-        return future
 
 
 def _in_order(order: Sequence[int], found: Sequence[Scores]) -> list[Scores]:

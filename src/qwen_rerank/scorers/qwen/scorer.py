@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -167,19 +168,24 @@ class PreparedPrompts(Prepared):
 
     Attributes:
         tokens: int32 `(n_texts,)`, tokens of each prompt.
+        shared_tokens: Tokens that all prompts begin with and that are computed once for all slices.
     """
 
     def __init__(self, scheduler: Scheduler, prompts: Sequence[EncodedPrompt], tree: Tree) -> None:
         self.tokens = np.array([len(prompt.ids) for prompt in prompts], dtype=np.int32)
+        self.shared_tokens = len(tree.prefix)
         self._kept_chars = np.array([prompt.kept_chars for prompt in prompts], dtype=np.int32)
         self._scheduler = scheduler
         self._tree = tree
 
-    def begin(self, call: Call, start: int, stop: int) -> Future[Scores]:
-        """Queue the prompts from `start` up to `stop`."""
+    async def ascore(self, start: int, stop: int) -> Scores:
+        """Return what came of the prompts from `start` up to `stop`; a cancelled wait takes them out of the queue."""
         caller = Caller()
-        call.on_cancel(lambda: self._scheduler.cancel(caller))
-        return self.submit(caller, start, stop)
+        try:
+            return await asyncio.wrap_future(self.submit(caller, start, stop))
+        except BaseException:
+            self._scheduler.cancel(caller)
+            raise
 
     def submit(self, caller: Caller, start: int, stop: int) -> Future[Scores]:
         """Queue the prompts from `start` up to `stop` in a caller's place."""
