@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, get_args
 
@@ -169,6 +169,16 @@ class Reranker:
         [scores] = await self._scorer.arun(arguments) if arguments.requests else arguments.spread([])
         return self._finish(plan, scores, top_n)
 
+    async def arerank_checked(self, query: str, documents: Sequence[Document]) -> list[RankedDocument]:
+        """As `arerank`, for a caller that has checked query and texts."""
+        items, texts = [_Item(document, None) for document in documents], [document.text for document in documents]
+        if self.long_documents == "truncate":
+            plan = _plan_whole(query, items, texts)
+        else:
+            plan = await asyncio.to_thread(self._plan_long, query, items, self.instruction)
+        [scores] = await self._scorer.arun(Arguments([plan.row], self.instruction))
+        return self._finish(plan, scores, None)
+
     def rerank_many(
         self,
         queries: Sequence[str],
@@ -223,10 +233,7 @@ class Reranker:
         for index, error in bad.items():
             items[index].error = error
         if self.long_documents == "truncate":
-            # The scorer cuts by tokens and tells where; nothing needs to be measured before.
-            for index, item in enumerate(items):
-                item.first, item.last = index, index + 1
-            return _Plan(items, Row(text, texts, bad))
+            return _plan_whole(text, items, texts, bad)
         return self._plan_long(text, items, instruction)
 
     def _plan_long(self, query: str, items: list[_Item], instruction: str | None) -> _Plan:
@@ -368,6 +375,13 @@ class _Plan:
 
     items: list[_Item]
     row: Row
+
+
+def _plan_whole(query: str, items: list[_Item], texts: list[str], bad: Mapping[int, Exception] | None = None) -> _Plan:
+    """Read each text from its beginning: the scorer cuts by tokens and tells where, so nothing is measured before."""
+    for index, item in enumerate(items):
+        item.first, item.last = index, index + 1
+    return _Plan(items, Row(query, texts, bad or {}))
 
 
 def _item(index: int, candidate: object) -> _Item:

@@ -8,13 +8,14 @@ import re
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from qwen_rerank.errors import DocumentScoringError, NonFiniteScoreError, ScorerError
-from qwen_rerank.threaded import ThreadedScorer
-from qwen_rerank.types import Fit
+from qwen_rerank.errors import NonFiniteScoreError, ScorerError
+from qwen_rerank.scorers.base import Arguments, BaseScorer, ScoreRequest
+from qwen_rerank.types import Fit, Scores
 
 MAX_LENGTH = 100
 SECRET = "secret " + "detail of a bug"
@@ -27,23 +28,33 @@ def value_of(text: str) -> float:
     return float(last) if _NUMBER.fullmatch(last) else len(text) / 1000
 
 
-class Oracle(ThreadedScorer):
+class Oracle(BaseScorer):
     """Gives every text the number it ends with. Words are tokens; ten of a prompt's hundred are its frame."""
+
+    max_length = MAX_LENGTH
 
     def __init__(self) -> None:
         self.name = "oracle"
         self.fingerprint = "oracle"
-        self.max_length = MAX_LENGTH
         self.scored: list[str] = []
         self.instructions: list[str | None] = []
 
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        self.scored += documents
-        self.instructions.append(instruction)
-        return np.array([value_of(text) for text in documents], dtype=np.float32)
+    def _compute(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        return [self._one(request) for request in requests]
 
-    def fit(self, query: str, texts: Sequence[str], *, instruction: str | None = None) -> list[Fit]:
-        room = self.max_length - 10 - len(query.split())
+    def _one(self, request: ScoreRequest) -> Scores:
+        self.scored += request.texts
+        self.instructions.append(request.instruction)
+        log_odds = np.array([self.value_of(text) for text in request.texts], dtype=np.float32)
+        fits = self._measure(request.query, request.texts, request.instruction)
+        tokens = np.array([MAX_LENGTH - fit.room + min(fit.tokens, fit.room) for fit in fits], dtype=np.int32)
+        return Scores(log_odds, tokens, np.array([fit.kept_chars for fit in fits], dtype=np.int32))
+
+    def value_of(self, text: str) -> float:
+        return value_of(text)
+
+    def _measure(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:
+        room = MAX_LENGTH - 10 - len(query.split())
         fits = []
         for text in texts:
             words = text.split()
@@ -66,10 +77,11 @@ class Slow(Oracle):
         self._per_document = seconds_per_document
         self._device = asyncio.Lock()
 
-    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+    async def arun(self, arguments: Arguments) -> list[Scores]:
+        n_documents = sum(len(row.texts) for row in arguments.rows)
         async with self._device:
-            await asyncio.sleep(self._seconds + self._per_document * len(documents))
-            return self.score(query, documents, instruction=instruction)
+            await asyncio.sleep(self._seconds + self._per_document * n_documents)
+            return self.run(arguments)
 
 
 class Gated(Oracle):
@@ -80,13 +92,13 @@ class Gated(Oracle):
         self.gate = asyncio.Event()
         self.waiting = 0
 
-    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+    async def arun(self, arguments: Arguments) -> list[Scores]:
         self.waiting += 1
         try:
             await self.gate.wait()
         finally:
             self.waiting -= 1
-        return self.score(query, documents, instruction=instruction)
+        return self.run(arguments)
 
 
 class FileGated(Oracle):
@@ -96,10 +108,10 @@ class FileGated(Oracle):
         super().__init__()
         self._path = Path(path)
 
-    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+    async def arun(self, arguments: Arguments) -> list[Scores]:
         while not self._path.exists():
             await asyncio.sleep(0.005)
-        return self.score(query, documents, instruction=instruction)
+        return self.run(arguments)
 
 
 class Stepped(Oracle):
@@ -109,9 +121,9 @@ class Stepped(Oracle):
         super().__init__()
         self.steps = asyncio.Semaphore(0)
 
-    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+    async def arun(self, arguments: Arguments) -> list[Scores]:
         await self.steps.acquire()
-        return self.score(query, documents, instruction=instruction)
+        return self.run(arguments)
 
 
 class Faulty(Oracle):
@@ -121,20 +133,14 @@ class Faulty(Oracle):
         super().__init__()
         self._error = error or ScorerError("this text is poison")
 
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        if "explode" in documents:
+    def _one(self, request: ScoreRequest) -> Scores:
+        if "explode" in request.texts:
             raise RuntimeError(SECRET)
-        scores = super().score(query, documents, instruction=instruction)
-        failed: dict[int, Exception] = {}
-        for index, text in enumerate(documents):
-            if text == "poison":
-                failed[index] = self._error
-            elif text == "nan":
-                failed[index] = NonFiniteScoreError("the model gave nan for this document.")
-        if failed:
-            scores[list(failed)] = np.nan
-            raise DocumentScoringError(failed, scores)
-        return scores
+        scores = super()._one(request)
+        failures = {"poison": self._error, "nan": NonFiniteScoreError("the model gave nan for this document.")}
+        errors = {index: failures[text] for index, text in enumerate(request.texts) if text in failures}
+        scores.log_odds[list(errors)] = np.nan
+        return replace(scores, errors=errors)
 
 
 class Hung(Oracle):
@@ -144,7 +150,7 @@ class Hung(Oracle):
         super().__init__()
         self._never = threading.Event()
 
-    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
+    async def arun(self, arguments: Arguments) -> list[Scores]:
         await asyncio.to_thread(self._never.wait)
         raise AssertionError("unreachable")
 
@@ -152,9 +158,8 @@ class Hung(Oracle):
 class Frozen(Oracle):
     """Answers "frozen" with the number of objects that its process's garbage collector leaves alone."""
 
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        values = [gc.get_freeze_count() if text == "frozen" else value_of(text) for text in documents]
-        return np.array(values, dtype=np.float32)
+    def value_of(self, text: str) -> float:
+        return gc.get_freeze_count() if text == "frozen" else value_of(text)
 
 
 def slow_load(seconds: float) -> Oracle:
@@ -166,5 +171,5 @@ def slow_load(seconds: float) -> Oracle:
 class Constant(Oracle):
     """Gives every pair the same score, as a server does whose template dropped query and document."""
 
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        return np.full(len(documents), -8.9, dtype=np.float32)
+    def value_of(self, text: str) -> float:
+        return -8.9

@@ -10,6 +10,7 @@ import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
+from qwen_rerank import QwenScorer
 from qwen_rerank.samples import load_sample
 from qwen_rerank.serve.backend import State
 from qwen_rerank.testing import OverlapScorer
@@ -68,6 +69,18 @@ async def test_a_search_that_cannot_be_done_says_why(client, body, status):
 
     assert response.status_code == status
     assert response.json()["detail"]
+
+
+async def test_the_prompt_on_show_is_the_one_that_was_scored():
+    with QwenScorer("pocket", device="cpu", max_length=256) as scorer:
+        async with app_client(scorer, instruction="Find it") as client:
+            body = {"query": "red", "texts": ["a red planet " + "far away " * 400]}
+            answer = (await client.post("/playground/search", json=body)).json()
+        [prompt] = scorer.encoder.encode("red", body["texts"], instruction="Find it")
+        spec = scorer.encoder.spec
+
+    shown = spec.prefix + spec.body("Find it", "red", body["texts"][0][: prompt.kept_chars]) + spec.suffix
+    assert "".join(part["text"] for part in answer["prompt"]) == shown
 
 
 async def test_a_query_without_words_still_shows_the_second_round(client):

@@ -285,7 +285,7 @@ async def test_a_scorers_error_has_its_status(error, status):
         def fail(*_: object, **__: object) -> None:
             raise error
 
-        scorer.score = fail
+        scorer._compute = fail
 
         check_error(await client.rerank(), status)
 

@@ -23,7 +23,7 @@ from qwen_rerank.serve.metrics import CONTENT_TYPE, Metrics
 from qwen_rerank.serve.playground import Playground
 from qwen_rerank.serve.responses import json_response
 from qwen_rerank.serve.schemas import RankingRequest, RerankRequest, ScoreRequest, TeiRequest, _Body, read
-from qwen_rerank.serve.scoring import Job, Outcome
+from qwen_rerank.serve.scoring import RerankJob, RerankResult
 from qwen_rerank.serve.settings import ServeSettings
 
 _LARGE_BODY_BYTES = 1 << 18  # above it, parsing takes milliseconds and goes to a thread
@@ -195,13 +195,13 @@ class _Server:
 
     async def models(self) -> Response:
         """List the names of the model."""
-        length = self._backend.scoring.max_length
+        length = self._backend.scoring.scorer.max_length
         return json_response(shapes.models(self._backend.names.all, max_length=length, started_at=self._started_at))
 
     async def model(self, name: str) -> Response:
         """Describe one name of the model, as OpenAI and Xinference do."""
         self._backend.names.check(name)
-        length = self._backend.scoring.max_length
+        length = self._backend.scoring.scorer.max_length
         return json_response(shapes.model(name, max_length=length, started_at=self._started_at))
 
     async def info(self) -> Response:
@@ -213,7 +213,7 @@ class _Server:
             "model_sha": scoring.scorer.fingerprint,
             "model_type": {"reranker": labels},
             "max_client_batch_size": self._settings.max_documents,
-            "max_input_length": scoring.max_length,
+            "max_input_length": scoring.scorer.max_length,
             "auto_truncate": self._settings.long_documents == "truncate",
             "version": __version__,
         }
@@ -246,11 +246,11 @@ class _Server:
         wanted = read(RankingRequest, body)
         return json_response(shapes.ranking(wanted, await self._rank(request, wanted, wanted.query, wanted.passages)))
 
-    async def _rank(self, request: Request, wanted: _Body, query: str, documents: Sequence[str]) -> Outcome:
+    async def _rank(self, request: Request, wanted: _Body, query: str, documents: Sequence[str]) -> RerankResult:
         [outcome] = await self._run(request, wanted, [_job(wanted, query, documents)])
         return outcome
 
-    async def _run(self, request: Request, wanted: _Body, jobs: Sequence[Job]) -> list[Outcome]:
+    async def _run(self, request: Request, wanted: _Body, jobs: Sequence[RerankJob]) -> list[RerankResult]:
         """Ask the model, and count what it did."""
         scoring = self._backend.scoring
         self._backend.names.check(wanted.model)
@@ -283,9 +283,9 @@ async def _body(request: Request) -> tuple[Exchange, dict[str, Any]]:
     return exchange, parse_object(exchange.body)
 
 
-def _job(wanted: _Body, query: str, documents: Sequence[str]) -> Job:
+def _job(wanted: _Body, query: str, documents: Sequence[str]) -> RerankJob:
     prompt_tokens = wanted.truncate_prompt_tokens
-    return Job(
+    return RerankJob(
         query=query,
         documents=documents,
         instruction=wanted.wanted_instruction,

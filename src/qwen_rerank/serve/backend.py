@@ -8,7 +8,8 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from qwen_rerank.errors import RerankError
-from qwen_rerank.protocols import Scorer
+from qwen_rerank.protocols import SimpleScorer
+from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.names import ModelNames
 from qwen_rerank.serve.queue import FairQueue
@@ -39,7 +40,7 @@ class Backend:
         settings: Limits.
     """
 
-    def __init__(self, load: Callable[[], Scorer], settings: ServeSettings) -> None:
+    def __init__(self, load: Callable[[], SimpleScorer], settings: ServeSettings) -> None:
         self.state = State.LOADING
         self.reason = "the model is loading"
         self.queue = FairQueue(settings)
@@ -98,7 +99,7 @@ class Backend:
 
     async def _prepare(self) -> None:
         try:
-            scorer = await asyncio.to_thread(self._load)
+            scorer = as_scorer(await asyncio.to_thread(self._load))
             self._scoring = Scoring(scorer, self._settings, self.queue)
             self._names = ModelNames(scorer.name, self._settings)
             self.reason = "the model is being checked"

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.protocols import Scorer
+from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.samples import LANGUAGES, load_sample
 from qwen_rerank.serve import openapi
 from qwen_rerank.serve.backend import Backend
@@ -21,12 +21,12 @@ from qwen_rerank.serve.gate import Exchange
 from qwen_rerank.serve.pages import page_response
 from qwen_rerank.serve.responses import json_response
 from qwen_rerank.serve.schemas import SearchRequest, read
-from qwen_rerank.serve.scoring import Job, Outcome
-from qwen_rerank.types import Candidate, Document
+from qwen_rerank.serve.scoring import RerankJob, RerankResult
+from qwen_rerank.types import Candidate, Document, RankedDocument
 
 MAX_TEXTS = 200
 
-Run = Callable[[Request, Any, Sequence[Job]], Awaitable[list[Outcome]]]
+Run = Callable[[Request, Any, Sequence[RerankJob]], Awaitable[list[RerankResult]]]
 
 
 class Playground:
@@ -67,12 +67,12 @@ class Playground:
         wanted = read(SearchRequest, parse_object(exchange.body))
         documents = _documents(wanted)
         found = await asyncio.to_thread(_recall, wanted.query, documents, wanted.top_k)
-        job = Job(
+        job = RerankJob(
             query=wanted.query,
             documents=[candidate.document.text for candidate in found],
             instruction=wanted.wanted_instruction,
         )
-        scorer = self._backend.scoring.scorer
+        scoring = self._backend.scoring
         [outcome] = await self._run(request, wanted, [job])
         first = [
             {"id": candidate.document.id, "text": candidate.document.text, "score": candidate.score}
@@ -82,14 +82,13 @@ class Playground:
             {"index": hit.index, "score": hit.score, "log_odds": hit.log_odds, "truncated": hit.truncated}
             for hit in outcome.ranked
         ]
-        best = found[outcome.ranked[0].index].document.text
         answer = {
             "model": self._backend.names.reported,
             "first_stage": "BM25",
             "first": first,
             "final": final,
             "n_documents": len(documents),
-            "prompt": await asyncio.to_thread(_prompt, scorer, wanted.query, best, wanted.wanted_instruction),
+            "prompt": _prompt(scoring.scorer.encoder, job, scoring.instruction(job), outcome.ranked[0]),
         }
         return json_response(answer)
 
@@ -138,20 +137,21 @@ def _recall(query: str, documents: Sequence[Document], top_k: int) -> list[Candi
     return found + [Candidate(document, 0.0, len(found) + place) for place, document in enumerate(rest, start=1)]
 
 
-def _prompt(scorer: Scorer, query: str, document: str, instruction: str | None) -> list[dict[str, Any]] | None:
-    """Return the prompt's parts in order, or None where the scorer does not say how its prompt is built."""
-    encoder = getattr(scorer, "encoder", None)
+def _prompt(
+    encoder: PromptEncoder | None, job: RerankJob, instruction: str | None, best: RankedDocument
+) -> list[dict[str, str]] | None:
+    """Return the parts of the best document's prompt in order, or None where the scorer has no prompts to be seen."""
     if encoder is None:
         return None
     spec = encoder.spec
-    [fit] = encoder.fit(query, [document], instruction=instruction)
+    start, stop = best.best_window or (0, None)
     parts = [
         ("fixed", spec.prefix + spec.instruction_label),
-        ("instruction", instruction or encoder.instruction),
+        ("instruction", encoder.instruction if instruction is None else instruction),
         ("fixed", spec.separator + spec.query_label),
-        ("query", query),
+        ("query", job.query),
         ("fixed", spec.separator + spec.document_label),
-        ("document", document[: fit.kept_chars]),
+        ("document", best.document.text[start:stop]),
         ("fixed", spec.suffix),
     ]
     return [{"kind": kind, "text": text} for kind, text in parts]

@@ -1,35 +1,35 @@
-"""One request's way through the model: cut, take turns, score, count."""
+"""One request's way through the model: cut, wait for slots, score, count."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from qwen_rerank.errors import DocumentScoringError, InvalidInputError, QueryTooLongError, ScorerError
-from qwen_rerank.protocols import Scorer
+from qwen_rerank.errors import InvalidInputError, QueryTooLongError
 from qwen_rerank.reranker import LongDocuments, Reranker
+from qwen_rerank.scorers.base import Arguments, BaseScorer, Prepared, ScoreRequest
 from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.queue import FairQueue, Ticket
 from qwen_rerank.serve.settings import ServeSettings
-from qwen_rerank.threaded import ThreadedScorer
-from qwen_rerank.types import Document, Fit, RankedDocument
+from qwen_rerank.types import Document, Fit, RankedDocument, Scores
 
 T = TypeVar("T")
 
 Fits = Callable[[Sequence[str]], list[Fit]]
+Slice = tuple[int, int, int]  # start, stop, tokens
 
 _ASCII_CHARS_PER_TOKEN = 4
 _CLOSE_ENOUGH = 0.98  # of a token limit, when looking for the place to cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a request wants scored: one query with its documents."""
+class RerankJob:
+    """What a request wants scored: one query with its documents, all checked."""
 
     query: str
     documents: Sequence[str]
@@ -40,7 +40,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RerankResult:
     """Every document with its scores, best first, and the prompt tokens that it took."""
 
     ranked: list[RankedDocument]
@@ -48,75 +48,87 @@ class Outcome:
 
 
 class Scoring:
-    """Runs jobs on one scorer, in turns.
+    """Runs jobs on one scorer, in slots.
 
     Args:
         scorer: Any scorer; calls come from one event loop, several at a time.
         settings: Limits and defaults.
-        queue: Hands out the turns.
+        queue: Hands out the slots.
     """
 
-    def __init__(self, scorer: Scorer, settings: ServeSettings, queue: FairQueue) -> None:
+    def __init__(self, scorer: BaseScorer, settings: ServeSettings, queue: FairQueue) -> None:
         self.scorer = scorer
         self.queue = queue
         self._settings = settings
-        self.max_length = _max_length(scorer)
-        if settings.max_running_tokens is None and (budget := getattr(scorer, "token_budget", None)):
-            queue.max_running_tokens = 2 * budget
-        self._chunk_tokens = max(1, queue.max_running_tokens // 4)
+        if settings.max_running_tokens is None and scorer.token_budget:
+            queue.max_running_tokens = 2 * scorer.token_budget
+        self._slot_tokens = max(1, queue.max_running_tokens // 4)
 
-    async def run(self, tenant: str, jobs: Sequence[Job], *, timeout_s: float) -> list[Outcome]:
-        """Return the outcome of every job.
+    async def run(self, tenant: str, jobs: Sequence[RerankJob], *, timeout_s: float) -> list[RerankResult]:
+        """Return the result of every job.
 
         Raises:
             ApiError: 413 where the request is too large, 429 where it would wait too long; before anything is done.
-            TimeoutError: After `timeout_s`; what still waits for its turn is dropped.
+            TimeoutError: After `timeout_s`; what still waits for its slot is dropped.
             RerankError: Whatever the scorer raises.
         """
-        self._check_size(jobs)
-        with self.queue.admit(tenant, sum(map(self._estimate, jobs))) as ticket:
+        tokens = self._checked_size(jobs)
+        with self.queue.admit(tenant, tokens) as ticket:
             async with self.queue.deadline(timeout_s):
                 return await _together([self._run(ticket, job) for job in jobs])
 
-    def _check_size(self, jobs: Sequence[Job]) -> None:
+    def instruction(self, job: RerankJob) -> str | None:
+        """Return what relevance means to a job; None for the scorer's default."""
+        return job.instruction or self._settings.instruction
+
+    def _checked_size(self, jobs: Sequence[RerankJob]) -> int:
+        """Return about how many tokens a request has.
+
+        Raises:
+            ApiError: 413.
+        """
         settings = self._settings
         n_documents = sum(len(job.documents) for job in jobs)
         if n_documents > settings.max_documents:
             message = f"{n_documents} documents are more than the {settings.max_documents} of one request."
             raise ApiError(413, "too_many_documents", message, param="documents")
-        if sum(map(self._estimate, jobs)) > settings.max_request_tokens:
+        tokens = sum(map(self._estimate, jobs))
+        if tokens > settings.max_request_tokens:
             message = f"the request has more than about {settings.max_request_tokens} tokens; split it."
             raise ApiError(413, "too_many_tokens", message, param="documents")
+        return tokens
 
-    def _estimate(self, job: Job) -> int:
+    def _estimate(self, job: RerankJob) -> int:
         long_documents = job.long_documents or self._settings.long_documents
-        longest = None if long_documents == "windows" else self.max_length
+        longest = None if long_documents == "windows" else self.scorer.max_length
         return estimate_tokens(job.query, job.documents, longest=longest)
 
-    async def _run(self, ticket: Ticket, job: Job) -> Outcome:
+    async def _run(self, ticket: Ticket, job: RerankJob) -> RerankResult:
         texts = await self._cut(job)
-        turns = TurnScorer(self.scorer, ticket, self._chunk_tokens, max_length=self.max_length)
+        scorer = SlotScorer(self.scorer, ticket, self._slot_tokens)
         reranker = Reranker(
-            turns,
+            scorer,
             long_documents=job.long_documents or self._settings.long_documents,
-            instruction=job.instruction or self._settings.instruction,
+            instruction=self.instruction(job),
         )
         documents = [Document(str(index), text) for index, text in enumerate(texts)]
-        ranked = await reranker.arerank(job.query, documents)
-        return Outcome([_mark_cut(hit, job.documents) for hit in ranked], turns.tokens)
+        ranked = await reranker.arerank_checked(job.query, documents)
+        if texts is not job.documents:
+            ranked = [_mark_cut(hit, job.documents[hit.index]) for hit in ranked]
+        return RerankResult(ranked, scorer.tokens)
 
-    async def _cut(self, job: Job) -> Sequence[str]:
+    async def _cut(self, job: RerankJob) -> Sequence[str]:
         """Return the documents, cut where the request asks for less than the model could read."""
         if not job.max_tokens_per_doc and job.max_prompt_tokens is None:
             return job.documents
         return await asyncio.to_thread(self._cut_now, job)
 
-    def _cut_now(self, job: Job) -> list[str]:
-        instruction = job.instruction or self._settings.instruction
+    def _cut_now(self, job: RerankJob) -> list[str]:
+        instruction = self.instruction(job)
 
         def fit(texts: Sequence[str]) -> list[Fit]:
             try:
-                return self.scorer.fit(job.query, texts, instruction=instruction)
+                return self.scorer.measure(job.query, texts, instruction)
             except QueryTooLongError:
                 raise
             except InvalidInputError as exc:
@@ -132,94 +144,109 @@ class Scoring:
         return cut_to_tokens(job.documents, fit, min(limits))
 
     def _overhead(self, fit: Fit) -> int:
-        if self.max_length is None:
+        if self.scorer.max_length is None:
             message = "this model does not say how long a prompt may be."
             raise ApiError(422, "tokens_unknown", message, param="truncate_prompt_tokens")
-        return self.max_length - fit.room
+        return self.scorer.max_length - fit.room
 
 
-class TurnScorer(ThreadedScorer):
-    """A scorer for one request: its texts go to the real one in chunks, each when its turn has come.
+class SlotScorer(BaseScorer):
+    """The scorer of one request: its texts are made ready once and go to the real one in slices, each in a slot.
 
     Attributes:
-        tokens: Prompt tokens so far; exact where the scorer has a tokenizer and says its `max_length`, else estimated.
+        tokens: Prompt tokens so far; exact where the scorer tells, else estimated.
     """
 
-    def __init__(self, scorer: Scorer, ticket: Ticket, chunk_tokens: int, *, max_length: int | None) -> None:
+    def __init__(self, scorer: BaseScorer, ticket: Ticket, slot_tokens: int) -> None:
         self.name = scorer.name
         self.fingerprint = scorer.fingerprint
-        self.calibrated = getattr(scorer, "calibrated", True)
+        self.takes_instruction = scorer.takes_instruction
         self.tokens = 0
         self._scorer = scorer
         self._ticket = ticket
-        self._chunk_tokens = chunk_tokens
-        self._max_length = max_length
+        self._slot_tokens = slot_tokens
 
-    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        """Return log-odds, float32 `(n_documents,)`; of all chunks, the first error wins."""
-        scores = np.full(len(documents), np.nan, dtype=np.float32)
-        failed: dict[int, Exception] = {}
+    async def arun(self, arguments: Arguments) -> list[Scores]:
+        """Return the scores of every query of a checked call; the first error stops the rest."""
+        call = self._call(arguments)
+        results = arguments.spread(await _together([self._score(request) for request in call.requests]))
+        for row, scores in zip(arguments.rows, results, strict=True):
+            known = scores.tokens >= 0
+            self.tokens += int(scores.tokens[known].sum())
+            if not known.all():
+                unknown = [row.texts[place] for place in np.flatnonzero(~known)]
+                self.tokens += estimate_tokens(row.query, unknown)
+        return results
 
-        async def score(start: int, end: int, cost: int) -> int:
-            async with self._ticket.turn(cost):
-                try:
-                    found = await self._scorer.ascore(query, documents[start:end], instruction=instruction)
-                except DocumentScoringError as exc:
-                    found = exc.scores
-                    failed.update({start + index: error for index, error in exc.failed.items()})
-            if np.shape(found) != (end - start,):
-                raise ScorerError(f"{self.name} gave scores of shape {np.shape(found)} for {end - start} documents.")
-            scores[start:end] = found
-            return 0
+    async def _score(self, request: ScoreRequest) -> Scores:
+        """Make a request ready in its first slot, so that this waits its turn as well, and score it slice by slice."""
+        head, *sizes = text_sizes(request.query, request.texts, longest=self._scorer.max_length)
+        _, _, expected = slices(head, sizes, self._slot_tokens)[0]
+        async with _tasks() as tasks, self._ticket.turn(expected):
+            prepared = await self._scorer.aprepare(request)
+            shared = prepared.shared_tokens
+            costs = [
+                size if tokens < 0 else tokens - shared
+                for tokens, size in zip(prepared.tokens.tolist(), sizes, strict=True)
+            ]
+            (start, stop, _), *others = slices(shared, costs, self._slot_tokens)
+            waiting = [tasks.create_task(self._slice(prepared, each)) for each in others]
+            first = await prepared.ascore(start, stop)
+        return _concatenated([first, *(task.result() for task in waiting)])
 
-        chunks = [score(*chunk) for chunk in self._chunks(query, documents)]
-        counting = asyncio.to_thread(self._count, query, documents, instruction)
-        self.tokens += sum(await _together([counting, *chunks]))
-        if failed:
-            raise DocumentScoringError(failed, scores)
-        return scores
+    async def _slice(self, prepared: Prepared, place: Slice) -> Scores:
+        start, stop, tokens = place
+        async with self._ticket.turn(tokens):
+            return await prepared.ascore(start, stop)
 
-    def fit(self, query: str, texts: Sequence[str], *, instruction: str | None = None) -> list[Fit]:
-        """As the real scorer."""
-        return self._scorer.fit(query, texts, instruction=instruction)
+    def _measure(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:
+        return self._scorer.measure(query, texts, instruction)
 
-    def _chunks(self, query: str, documents: Sequence[str]) -> Iterator[tuple[int, int, int]]:
-        """Yield `(start, end, tokens)` of chunks that hold about `chunk_tokens` each, at least one document."""
-        head = estimate_tokens(query, [])
-        start, cost = 0, head
-        for index, text in enumerate(documents):
-            tokens = estimate_tokens("", [text], longest=self._max_length)
-            if index > start and cost + tokens > self._chunk_tokens:
-                yield start, index, cost
-                start, cost = index, head
-            cost += tokens
-        yield start, len(documents), cost
-
-    def _count(self, query: str, documents: Sequence[str], instruction: str | None) -> int:
-        """Return the prompt tokens of all pairs."""
-        fits: list[Fit] = []
-        with suppress(InvalidInputError):  # no tokenizer to ask
-            fits = self._scorer.fit(query, documents, instruction=instruction)
-        if not fits:
-            return estimate_tokens(query, documents)
-        return sum((self._max_length or fit.room) - fit.room + min(fit.tokens, fit.room) for fit in fits)
+    def _check_open(self) -> None:
+        self._scorer._check_open()
 
 
-def _max_length(scorer: Scorer) -> int | None:
-    """Return the longest prompt in tokens, where the scorer says it."""
-    for holder in (scorer, getattr(scorer, "config", None)):
-        if isinstance(length := getattr(holder, "max_length", None), int):
-            return length
-    return None
+def slices(shared: int, costs: Sequence[int], most: int) -> list[Slice]:
+    """Return slices of texts that cost about `most` tokens each, or are one text alone; the first pays what is shared."""
+    found: list[Slice] = []
+    start, total = 0, shared
+    for index, cost in enumerate(costs):
+        if index > start and total + cost > most:
+            found.append((start, index, total))
+            start, total = index, 0
+        total += cost
+    return [*found, (start, len(costs), total)]
+
+
+def _concatenated(parts: Sequence[Scores]) -> Scores:
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.log_odds) for part in parts)]).tolist()
+    return Scores(
+        log_odds=np.concatenate([part.log_odds for part in parts]),
+        tokens=np.concatenate([part.tokens for part in parts]),
+        kept_chars=np.concatenate([part.kept_chars for part in parts]),
+        errors={
+            start + index: error
+            for start, part in zip(starts, parts, strict=False)
+            for index, error in part.errors.items()
+        },
+    )
+
+
+@asynccontextmanager
+async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    """Yield a task group of which the first error stops the other tasks and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as exc:
+        raise exc.exceptions[0]  # noqa: B904 - its own cause stays
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return all results; the first error stops the others and is raised as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in work]
-    except BaseExceptionGroup as exc:
-        raise exc.exceptions[0]  # noqa: B904 - its own cause stays
+    async with _tasks() as group:
+        tasks = [group.create_task(each) for each in work]
     return [task.result() for task in tasks]
 
 
@@ -231,8 +258,13 @@ def estimate_tokens(query: str, documents: Sequence[str], *, longest: int | None
         documents: Counted up to `longest` each.
         longest: Tokens above which a document is cut; None where it is not.
     """
+    return sum(text_sizes(query, documents, longest=longest))
+
+
+def text_sizes(query: str, documents: Sequence[str], *, longest: int | None = None) -> list[int]:
+    """Return `estimate_tokens` of the query and of each document."""
     sizes = [len(text) // _ASCII_CHARS_PER_TOKEN + 1 if text.isascii() else len(text) for text in (query, *documents)]
-    return sizes[0] + sum(size if longest is None else min(size, longest) for size in sizes[1:])
+    return sizes if longest is None else [sizes[0], *(min(size, longest) for size in sizes[1:])]
 
 
 def cut_to_tokens(texts: Sequence[str], fit: Fits, limit: int) -> list[str]:
@@ -281,18 +313,8 @@ class _Cut:
         self.done = self.done or self.too_long - self.kept <= 1
 
 
-def _mark_cut(hit: RankedDocument, originals: Sequence[str]) -> RankedDocument:
+def _mark_cut(hit: RankedDocument, original: str) -> RankedDocument:
     """Return the result with the document as it was sent."""
-    original = originals[hit.index]
     if hit.document.text == original:
         return hit
-    return RankedDocument(
-        document=Document(hit.document.id, original),
-        score=hit.score,
-        log_odds=hit.log_odds,
-        rank=hit.rank,
-        index=hit.index,
-        truncated=True,
-        windows=hit.windows,
-        best_window=hit.best_window,
-    )
+    return replace(hit, document=replace(hit.document, text=original), truncated=True)

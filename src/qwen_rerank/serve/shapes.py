@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from qwen_rerank.serve.schemas import RankingRequest, RerankRequest, TeiRequest
-from qwen_rerank.serve.scoring import Outcome
+from qwen_rerank.serve.scoring import RerankResult
 from qwen_rerank.types import RankedDocument
 
 
-def rerank(request: RerankRequest, outcome: Outcome, *, request_id: str, model: str) -> dict[str, Any]:
+def rerank(request: RerankRequest, outcome: RerankResult, *, request_id: str, model: str) -> dict[str, Any]:
     """Return Jina's, Cohere's and vLLM's answer in one; with `data` too where the request speaks Voyage's language."""
     hits = outcome.ranked[: request.limit]
     answer = {
@@ -32,7 +32,7 @@ def rerank(request: RerankRequest, outcome: Outcome, *, request_id: str, model: 
     return answer
 
 
-def infinity(request: RerankRequest, outcome: Outcome, *, request_id: str, model: str) -> dict[str, Any]:
+def infinity(request: RerankRequest, outcome: RerankResult, *, request_id: str, model: str) -> dict[str, Any]:
     """Return Infinity's answer: documents are plain strings."""
     return {
         "object": "rerank",
@@ -44,7 +44,7 @@ def infinity(request: RerankRequest, outcome: Outcome, *, request_id: str, model
     }
 
 
-def voyage(request: RerankRequest, outcome: Outcome, *, request_id: str, model: str) -> dict[str, Any]:
+def voyage(request: RerankRequest, outcome: RerankResult, *, request_id: str, model: str) -> dict[str, Any]:
     """Return Voyage's answer: the list is under `data`, documents are plain strings."""
     return {
         "id": request_id,
@@ -55,7 +55,7 @@ def voyage(request: RerankRequest, outcome: Outcome, *, request_id: str, model: 
     }
 
 
-def tei(request: TeiRequest, outcome: Outcome) -> list[dict[str, Any]]:
+def tei(request: TeiRequest, outcome: RerankResult) -> list[dict[str, Any]]:
     """Return Text Embeddings Inference's answer: a bare list."""
     return [
         {"index": hit.index, "score": _score(hit, log_odds=request.wants_log_odds)}
@@ -64,7 +64,7 @@ def tei(request: TeiRequest, outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def ranking(request: RankingRequest, outcome: Outcome) -> dict[str, Any]:
+def ranking(request: RankingRequest, outcome: RerankResult) -> dict[str, Any]:
     """Return NIM's answer, whose scores are log-odds."""
     return {
         "rankings": [{"index": hit.index, "logit": hit.log_odds} for hit in outcome.ranked],
@@ -72,7 +72,7 @@ def ranking(request: RankingRequest, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def scores(outcomes: Sequence[Outcome], *, log_odds: bool, request_id: str, model: str) -> dict[str, Any]:
+def scores(outcomes: Sequence[RerankResult], *, log_odds: bool, request_id: str, model: str) -> dict[str, Any]:
     """Return vLLM's answer to `/score`: all pairs in input order."""
     tokens = sum(outcome.tokens for outcome in outcomes)
     hits = [hit for outcome in outcomes for hit in sorted(outcome.ranked, key=lambda hit: hit.index)]
