@@ -22,16 +22,29 @@ def texts(hits):
     return [hit.document.text for hit in hits]
 
 
-class CountingScorer(OverlapScorer):
-    """Notes which texts are tokenized by `fit`."""
+class CountingScorer:
+    """Notes which texts are tokenized by `fit`; a scorer that is no class of ours."""
+
+    name = "counting"
 
     def __init__(self, *, max_words=8):
-        super().__init__(max_words=max_words)
         self.fitted = []
+        self._overlap = OverlapScorer(max_words=max_words)
 
-    def fit(self, query, texts, *, instruction=None):
+    def score(self, query, documents):
+        return self._overlap.score(query, documents)
+
+    def fit(self, query, texts):
         self.fitted += texts
-        return super().fit(query, texts, instruction=instruction)
+        return self._overlap.fit(query, texts)
+
+
+class FittingScorer(TableScorer):
+    """A table of log-odds that measures texts as another scorer does."""
+
+    def __init__(self, table, measure):
+        super().__init__(table)
+        self._measure = measure
 
 
 LONG = "filler words here. " * 20 + "the red cat sleeps. " + "more filler again. " * 20
@@ -61,10 +74,19 @@ def test_a_document_that_fits_is_one_window():
 
 def test_a_cut_is_left_to_the_scorer():
     """It cuts by tokens; a text cut here could be tokenized differently."""
-    scorer = TableScorer({LONG: 1.0})
-    scorer.fit = lambda query, texts, *, instruction=None: [Fit(900, 500, 5) for _ in texts]
 
-    assert Reranker(scorer).rerank("q", [LONG])[0].truncated
+    class Cutting:
+        name = "cutting"
+
+        def score(self, query, documents):
+            assert documents == [LONG]
+            return np.float32([1.0])
+
+        def fit(self, query, texts):
+            return [Fit(900, 500, 5) for _ in texts]
+
+    [hit] = Reranker(Cutting()).rerank("q", [LONG])
+    assert (hit.truncated, hit.best_window) == (True, (0, 5))
 
 
 def test_an_over_long_document_fails_alone():
@@ -91,8 +113,8 @@ def test_windows_are_aggregated_on_the_log_odds(aggregate, log_odds, windows):
 
 def test_one_failed_window_fails_its_document():
     words = "one two three four five six"
-    scorer = TableScorer({"one two ": 1.0, "three ": 1.0, "four ": 1.0, "seven": 0.0})
-    scorer.fit = OverlapScorer(max_words=2).fit
+    table = {"one two ": 1.0, "three ": 1.0, "four ": 1.0, "seven": 0.0}
+    scorer = FittingScorer(table, OverlapScorer(max_words=2).measure)
     hits = Reranker(scorer, long_documents="windows", window_overlap=0.0, on_error="last").rerank("q", [words, "seven"])
 
     assert texts(hits) == ["seven", words]
@@ -108,19 +130,16 @@ def test_without_a_tokenizer_nobody_can_tell_what_was_cut():
             Reranker(TableScorer({"a": 0.5}), long_documents=how).rerank("q", ["a"])
 
 
-def test_plainly_short_documents_are_not_tokenized_twice():
+def test_plainly_short_documents_are_not_tokenized_to_be_measured():
     scorer = CountingScorer(max_words=30)
-    Reranker(scorer).rerank("cat", ["a cat", "a dog", "one, two; " * 5])
+    Reranker(scorer, long_documents="error").rerank("cat", ["a cat", "a dog", "one, two; " * 5])
 
-    assert scorer.fitted == ["", "one, two; " * 5]
+    assert scorer.fitted[:2] == ["", "one, two; " * 5]
 
 
 def test_a_query_that_is_too_long_is_an_error_of_the_call():
-    scorer = OverlapScorer()
-
-    def refuse(query, texts, *, instruction=None):
+    def refuse(query, texts, instruction):
         raise QueryTooLongError("the query has 9000 tokens")
 
-    scorer.fit = refuse
     with pytest.raises(QueryTooLongError, match="9000"):
-        Reranker(scorer, on_error="last").rerank("q", ["a"])
+        Reranker(FittingScorer({}, refuse), long_documents="windows", on_error="last").rerank("q", ["a"])

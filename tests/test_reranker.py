@@ -31,14 +31,15 @@ def texts(hits):
     return [hit.document.text for hit in hits]
 
 
-class FixedScorer(OverlapScorer):
-    """Returns what it was given, right or wrong."""
+class FixedScorer:
+    """Returns what it was given, right or wrong; the least that scores."""
+
+    name = "fixed"
 
     def __init__(self, scores):
-        super().__init__()
         self.scores = np.array(scores, dtype=np.float32)
 
-    def score(self, query, documents, *, instruction=None):
+    def score(self, query, documents):
         return self.scores
 
 
@@ -147,7 +148,7 @@ def test_a_score_that_is_no_number_fails_its_document_alone(bad):
 
 
 def test_scores_of_the_wrong_shape_are_refused():
-    with pytest.raises(ScorerError, match=r"overlap returned scores of shape \(1,\) for 2 documents; expected \(2,\)"):
+    with pytest.raises(ScorerError, match=r"fixed returned scores of shape \(1,\) for 2 documents; expected \(2,\)"):
         Reranker(FixedScorer([1.0])).rerank("q", ["a", "b"])
 
 
@@ -173,12 +174,14 @@ def test_many_queries_give_what_each_gives_alone(how):
 
 
 def test_many_queries_are_scored_in_one_call():
-    scorer = TableScorer(TABLE)
     calls = []
-    scorer.score_many = lambda queries, documents, *, instruction=None: (
-        calls.append((queries, documents)) or [np.float32([1]), np.float32([2, 3])]
-    )
-    Reranker(scorer).rerank_many(["p", "q", "r"], [["a"], [], ["b", "c"]])
+
+    class Batching(FixedScorer):
+        def score_many(self, queries, documents):
+            calls.append((queries, documents))
+            return [np.float32([1]), np.float32([2, 3])]
+
+    Reranker(Batching([])).rerank_many(["p", "q", "r"], [["a"], [], ["b", "c"]])
 
     assert calls == [(["p", "r"], [["a"], ["b", "c"]])]
 
@@ -215,12 +218,11 @@ async def test_the_event_loop_goes_on_while_documents_are_scored():
 
 
 async def test_scoring_is_awaited_on_the_scorers_own_coroutine():
-    scorer = TableScorer(TABLE)
+    class Awaited(FixedScorer):
+        async def ascore(self, query, documents):
+            return np.full(len(documents), 7, dtype=np.float32)
 
-    async def ascore(query, documents, *, instruction=None):
-        return np.full(len(documents), 7, dtype=np.float32)
-
-    scorer.ascore = ascore
+    scorer = Awaited([])
     assert [hit.log_odds for hit in await Reranker(scorer).arerank("q", ["a", "b"])] == [7, 7]
 
 
@@ -275,9 +277,11 @@ def test_window_settings_belong_to_the_key_only_where_windows_are_read():
 
 
 def test_scores_that_are_no_probability_refuse_a_threshold_without_a_calibration():
-    scorer = TableScorer(TABLE)
+    class Uncalibrated(TableScorer):
+        calibrated = False
+
+    scorer = Uncalibrated(TABLE)
     plain = Reranker(scorer)
-    scorer.calibrated = False
 
     with pytest.raises(
         InvalidInputError, match=r"threshold \(0.6\) needs a probability, and the scores of table are none"
@@ -287,15 +291,14 @@ def test_scores_that_are_no_probability_refuse_a_threshold_without_a_calibration
 
 
 def test_a_scorer_that_learns_it_from_its_server_is_refused_then():
-    scorer = TableScorer(TABLE)
-    reranker = Reranker(scorer, threshold=0.6)
-    score = scorer.score
+    class Learning(FixedScorer):
+        calibrated = True
 
-    def learn(*args, **kwargs):
-        scorer.calibrated = False
-        return score(*args, **kwargs)
+        def score(self, query, documents):
+            self.calibrated = False
+            return self.scores
 
-    scorer.score = learn
+    reranker = Reranker(Learning([0.5]), threshold=0.6)
     with pytest.raises(InvalidInputError, match="needs a probability"):
         reranker.rerank("q", ["a"])
 

@@ -68,6 +68,12 @@ def check_list(name: str, values: object, *, of: str) -> Sequence[object]:
     return values
 
 
+def kind_of(value: object) -> str:
+    """Return the name of a value's class, with its module where it is no built-in one: there is more than one Document."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def check_count(name: str, value: object, *, minimum: int = 1) -> int:
     """Return `value` if it is an integer of at least `minimum` (booleans are refused)."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

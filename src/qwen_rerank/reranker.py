@@ -19,6 +19,7 @@ from qwen_rerank.checks import (
     check_probability,
     check_query,
     check_text,
+    kind_of,
     sift_texts,
 )
 from qwen_rerank.errors import (
@@ -394,6 +395,5 @@ def _item(index: int, candidate: object) -> _Item:
             return _Item(Document.from_text(candidate), None)
         case _:
             raise InvalidInputError(
-                f"candidates[{index}] must be a string, a Document or a Candidate, not {type(candidate).__module__}."
-                f"{type(candidate).__qualname__}."
+                f"candidates[{index}] must be a string, a Document or a Candidate, not {kind_of(candidate)}."
             )

@@ -135,6 +135,21 @@ class AdaptedScorer(BaseScorer):
         return np.array([fit.kept_chars for fit in fits], dtype=np.int32)
 
 
+class _OwnScore:
+    """A subclass of ours whose own `score` says something else: it is taken at its word, and at nothing made from it."""
+
+    def __init__(self, scorer: BaseScorer) -> None:
+        self.name = scorer.name
+        self.fingerprint = f"{type(scorer).__qualname__}:{scorer.fingerprint}"
+        self.score = scorer.score
+        self.fit = scorer.fit
+        self._scorer = scorer
+
+    @property
+    def calibrated(self) -> bool:
+        return self._scorer.calibrated
+
+
 def as_scorer(scorer: object) -> BaseScorer:
     """Return any scorer, or a model's name or server's address, as a `BaseScorer`.
 
@@ -146,9 +161,8 @@ def as_scorer(scorer: object) -> BaseScorer:
         from qwen_rerank.scorers.loading import load_scorer
 
         scorer = load_scorer(scorer)
-    # A subclass whose own `score` says something else is taken at its word.
-    if isinstance(scorer, BaseScorer) and type(scorer).score is BaseScorer.score:
-        return scorer
+    if isinstance(scorer, BaseScorer):
+        return scorer if type(scorer).score is BaseScorer.score else AdaptedScorer(_OwnScore(scorer))
     if isinstance(scorer, SimpleScorer) and not isinstance(scorer, type):
         return AdaptedScorer(scorer)
     raise InvalidInputError(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from reference import reference_log_odds
 from safetensors.torch import load_file, save_file
 
-from qwen_rerank import QwenScorer, Scorer
+from qwen_rerank import QwenScorer, Reranker, Scorer, checks
 from qwen_rerank.errors import (
     DeviceOutOfMemoryError,
     DocumentScoringError,
@@ -26,10 +27,12 @@ from qwen_rerank.errors import (
     QueryTooLongError,
     ScorerClosedError,
 )
+from qwen_rerank.scorers.base import Call, ScoreRequest
 from qwen_rerank.scorers.qwen.device import as_our_error, choose_dtype
 from qwen_rerank.scorers.qwen.forward import Forward
 from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
 from qwen_rerank.scorers.qwen.scorer import opening_of
+from qwen_rerank.tokenizer import PromptTokenizer
 
 HORSE = 15223  # the token " horse"
 TEXTS = [
@@ -207,6 +210,56 @@ def test_what_all_queries_begin_with_is_computed_once(tmp_path, tokenizer_dir, m
 
     assert rows == [n_tokens, n_tokens - len(opening), n_tokens]
     np.testing.assert_allclose([second, third], [first, first], atol=1e-5)
+
+
+def test_slices_of_a_request_are_tokenized_once_and_share_the_querys_prefix(scorer, monkeypatch):
+    """However many slices, the prefix's rows are in one pass, and no text goes through the tokenizer again."""
+    run, rows, texts = Forward.__call__, [], [text for text in TEXTS if text.strip()]
+
+    def counted(self, layout, *args, **kwargs):
+        rows.append(len(layout.ids))
+        return run(self, layout, *args, **kwargs)
+
+    whole, prompts = scorer.score("capital", texts), scorer.encoder.encode("capital", texts)
+    prepared = scorer.prepare(ScoreRequest("capital", texts))
+    monkeypatch.setattr(Forward, "__call__", counted)
+    monkeypatch.setattr(PromptTokenizer, "pieces", lambda *_: pytest.fail("a text was tokenized again"))
+    parts = [prepared.begin(Call([]), i, i + 1).result() for i in range(len(texts))]
+
+    np.testing.assert_allclose(np.concatenate([part.log_odds for part in parts]), whole, atol=1e-5)
+    n_prefix = len(prepared._tree.prefix) - len(prepared._tree.opening)
+    assert sum(rows) == n_prefix + sum(map(len, prepared._tree.documents))
+    assert prepared.tokens.tolist() == [len(prompt.ids) for prompt in prompts]
+
+
+def test_a_document_is_checked_once_and_tokenized_once(scorer, monkeypatch):
+    """By the scorer, and through a reranker that cuts, whatever the document's length."""
+    checked, tokenized = Counter(), Counter()
+    check = checks.check_text
+
+    class Counting:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def encode_batch(self, texts, **options):
+            tokenized.update(texts)
+            return self.inner.encode_batch(texts, **options)
+
+    def counted(name, value):
+        checked[value] += 1
+        return check(name, value)
+
+    monkeypatch.setattr(checks, "check_text", counted)
+    tokenizer = scorer.encoder._tokenizer
+    monkeypatch.setattr(tokenizer, "_plain", Counting(tokenizer._plain))
+    documents = ["a short one", "a longer one. " * 2000, "北京是首都。" * 3000, "a short one"]
+    for score in (scorer.score, Reranker(scorer).rerank):
+        checked.clear(), tokenized.clear()
+        score("which capital?", documents)
+        assert [checked[text] for text in documents] == [2, 1, 1, 2]  # the first stands there twice
+        assert sum("short" in text for text in tokenized.elements()) == 1
+        assert sum("longer" in text for text in tokenized.elements()) == 1
+        assert sum("北京" in text for text in tokenized.elements()) == 1
 
 
 @pytest.mark.parametrize("instruction", [None, "", "Find it\n", "判断相关性"])
