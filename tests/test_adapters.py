@@ -18,7 +18,10 @@ from qwen_rerank.errors import InvalidInputError, RerankError
 from qwen_rerank.langchain import QwenRerankCompressor
 from qwen_rerank.llama_index import QwenRerankPostprocessor
 from qwen_rerank.reranker import Reranker
+from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer
+from qwen_rerank.scorers.http import HttpScorer
 from qwen_rerank.testing import OverlapScorer
+from tests.scorers.cross_encoders import make_bert
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,16 @@ def test_a_model_name_brings_its_settings_and_loads_once_for_many_threads(monkey
     assert all(answer == answers[0] for answer in answers)
     assert [args for args, _ in made] == [("pocket",)]
     assert made[0][1].items() >= {"device": "cpu", "dtype": "float32", "max_length": 512}.items()
+
+
+@pytest.mark.parametrize("kind", [QwenRerankCompressor, QwenRerankPostprocessor])
+def test_a_model_name_may_be_any_that_load_scorer_knows(tmp_path, kind):
+    folder = str(make_bert(tmp_path / "m"))
+
+    assert isinstance(kind(model=folder, device="cpu", max_length=20)._build(), CrossEncoderScorer)
+    assert isinstance(kind(model="http://127.0.0.1:9")._build(), HttpScorer)
+    with pytest.raises(InvalidInputError, match="template is not for a cross-encoder"):
+        kind(model=folder, template="vllm")._build()
 
 
 def test_a_model_that_does_not_load_is_our_error_each_time(tmp_path):

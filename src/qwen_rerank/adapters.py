@@ -43,7 +43,8 @@ class RerankSettings(BaseModel):
     model: str | None = Field(
         default=None,
         frozen=True,
-        description="Qwen3-Reranker checkpoint, as a hub name, a folder or 'pocket'; loaded on first use. "
+        description="What load_scorer takes: a Qwen3-Reranker checkpoint or another cross-encoder as a hub name or folder, "
+        "'pocket', or the address of a rerank server; loaded on first use. "
         f"{DEFAULT_MODEL} where neither scorer nor reranker is given.",
     )
     scorer: Any = Field(
@@ -63,7 +64,9 @@ class RerankSettings(BaseModel):
         default="auto", frozen=True, description="Of the model."
     )
     template: Literal["transformers", "vllm"] = Field(default="transformers", frozen=True, description="Of the prompt.")
-    max_length: int = Field(default=8192, frozen=True, description="Longest prompt of the model, in tokens.")
+    max_length: int | None = Field(
+        default=None, frozen=True, description="Longest prompt in tokens; None for what the model's class takes."
+    )
     revision: str | None = Field(default=None, frozen=True, description="Of a model on the hub.")
     deterministic: bool = Field(
         default=False, frozen=True, description="Scores that depend on nothing else in a batch."
@@ -94,8 +97,8 @@ class RerankSettings(BaseModel):
 
     @field_validator("max_length", mode="before")
     @classmethod
-    def _check_max_length(cls, value: object) -> int:
-        return check_count("max_length", value)
+    def _check_max_length(cls, value: object) -> int | None:
+        return None if value is None else check_count("max_length", value)
 
     @field_serializer("scorer", "reranker")
     def _describe_part(self, value: object) -> dict[str, Any] | None:
@@ -152,10 +155,11 @@ class RerankSettings(BaseModel):
         return part if part is not None else self._make_model()
 
     def _make_model(self) -> SimpleScorer:
-        from qwen_rerank.scorers.qwen import QwenScorer  # brings torch
+        from qwen_rerank.scorers.loading import load_scorer
 
-        settings = {name: getattr(self, name) for name in _OF_A_MODEL if name != "model"}
-        return QwenScorer(self.model or DEFAULT_MODEL, **settings)
+        # Only what was set: each kind of model has defaults of its own, and refuses what it does not have.
+        settings = {name: getattr(self, name) for name in self._changed(_OF_A_MODEL) if name != "model"}
+        return load_scorer(self.model or DEFAULT_MODEL, **settings)
 
     def _changed(self, names: Sequence[str]) -> list[str]:
         """Return those of `names` whose value is not the default; a description gives every value."""

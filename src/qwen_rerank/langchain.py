@@ -42,7 +42,7 @@ class QwenRerankCompressor(RerankSettings, BaseDocumentCompressor):
     """Reranks documents and keeps the best; a `base_compressor` for `ContextualCompressionRetriever`.
 
     Give a model name, or a `scorer`, or a `reranker`; with none of them the model is Qwen/Qwen3-Reranker-0.6B. A model
-    named here loads on first use. Returned documents are copies: `id` and all metadata stay,
+    named here is what `load_scorer` finds under the name, and loads on first use. Returned documents are copies: `id` and all metadata stay,
     `metadata["relevance_score"]` is the score in [0, 1], and `metadata["retrieval_score"]` is the first stage's score
     where the input carried one, under one of `RETRIEVAL_SCORE_KEYS`. A second rerank replaces the first one's
     `relevance_score`. A document that a reranker with `on_error="last"` could not score has `relevance_score` None and

@@ -39,7 +39,7 @@ class QwenRerankPostprocessor(RerankSettings, BaseNodePostprocessor):
     """Reranks nodes and keeps the best; one of a query engine's `node_postprocessors`.
 
     Give a model name, or a `scorer`, or a `reranker`; with none of them the model is Qwen/Qwen3-Reranker-0.6B. A model
-    named here loads on first use. What is scored is a node's `MetadataMode.EMBED` text. Returned nodes are copies with
+    named here is what `load_scorer` finds under the name, and loads on first use. What is scored is a node's `MetadataMode.EMBED` text. Returned nodes are copies with
     the score in [0, 1]; a node that a reranker with `on_error="last"` could not score has score None and the reason in
     `metadata["rerank_error"]`, hidden from embeddings and LLM.
 
@@ -145,7 +145,7 @@ class QwenRerankRetriever(BaseRetriever):
         first_stage: A first stage of this package (`FaissStore`, `BM25Index`, ...), or
         base_retriever: any LlamaIndex retriever.
         postprocessor: The second stage with all its settings, `top_n` among them; or
-        model: a Qwen3-Reranker checkpoint, or
+        model: a name that `load_scorer` knows, or
         scorer: a scorer, or
         reranker: a `Reranker` or `Cascade`. With none of them, Qwen/Qwen3-Reranker-0.6B.
         top_n: Answers; 10 by default, or what a given reranker says. Belongs to the postprocessor where one is given.

@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 from qwen_rerank.cli import app, options, show
 from qwen_rerank.errors import InvalidInputError, ScorerError
-from qwen_rerank.testing import HashEmbedder, OverlapScorer
+from qwen_rerank.pipeline import TwoRounds
+from qwen_rerank.testing import HashEmbedder, OverlapScorer, TableScorer
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
 runner = CliRunner()
+LOAD = options.load_scorer
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,27 @@ def test_json_lines_hold_rank_score_and_text(texts):
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(row["rank"], row["id"], row["index"]) for row in rows] == [(1, "a.txt", 1), (2, "b.txt", 0)]
     assert all(0 <= row["score"] <= 1 and row["error"] is None for row in rows)
+
+
+@pytest.mark.parametrize("wanted", [["--model", "http://x"], ["--server", "http://x"]])
+def test_a_server_is_named_as_any_model_is(monkeypatch, wanted):
+    asked = []
+    monkeypatch.setattr(
+        "qwen_rerank.scorers.loading.load_scorer", lambda *name, **given: asked.append((name, given)) or OverlapScorer()
+    )
+    monkeypatch.setattr(options, "load_scorer", LOAD)
+
+    assert runner.invoke(app, ["rerank", "red", "-", *wanted, "--dialect", "tei"], input="red").exit_code == 0
+    assert asked == [(("http://x",), {"dialect": "tei", "device": "auto"})]
+
+
+@pytest.mark.parametrize(("given", "meant"), [("", None), (" ", None), ("Find fruit", "Find fruit")])
+def test_an_empty_instruction_is_the_default_one_as_over_http(monkeypatch, given, meant):
+    scorer = TableScorer({"red": 1.0})
+    monkeypatch.setattr(options, "load_scorer", lambda model, **kwargs: scorer)
+
+    assert runner.invoke(app, ["rerank", "red", "-", "--instruction", given], input="red").exit_code == 0
+    assert scorer.calls == [("red", ["red"], meant)]
 
 
 def test_rerank_reads_a_document_a_line_from_stdin():
@@ -127,7 +150,7 @@ def test_what_the_second_round_moved_out_of_sight_is_shown_too():
     candidates = [Candidate(Document(f"d{i}", f"text {i}"), None, i + 1) for i in range(3)]
     console = Console(width=80, record=True, file=io.StringIO())
 
-    console.print(show.two_rounds("q", candidates, results, n_rows=1))
+    console.print(show.two_rounds("q", TwoRounds(candidates, results), n_rows=1))
 
     rows = [line.split() for line in console.export_text().splitlines() if "text" in line]
     assert rows == [["3", "1", "▲", "2", "0.500", "d2", "text", "2"], ["1", "2", "▼", "1", "0.500", "d0", "text", "0"]]

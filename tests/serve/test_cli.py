@@ -12,7 +12,11 @@ from pathlib import Path
 import httpx2
 import pytest
 from checkpoints import small_checkpoint
+from typer.testing import CliRunner
 
+from qwen_rerank.cli import app
+from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer
+from tests.scorers.cross_encoders import make_bert
 from tests.serve.conftest import KEY
 from tests.serve.process import ROOT, running
 
@@ -64,6 +68,30 @@ def test_a_model_is_served_with_keys_names_and_long_documents_in_windows(model):
     assert (results[0]["windows"], results[0]["truncated"]) == (1, False)
     assert results[1]["windows"] > 1
     assert status == 0
+
+
+@pytest.mark.parametrize("old", [[], ["--kind", "cross-encoder"]], ids=["a name is enough", "as it was once said"])
+def test_a_cross_encoder_is_served_with_its_dtype_and_length(tmp_path, monkeypatch, old):
+    loaded = []
+    monkeypatch.setattr("qwen_rerank.serve.runner.serve", lambda load, **options: loaded.append(load()))
+    monkeypatch.setattr("qwen_rerank.serve.logs.configure", lambda **options: None)
+    options = [
+        "--model",
+        str(make_bert(tmp_path / "m")),
+        "--dtype",
+        "bfloat16",
+        "--max-length",
+        "20",
+        "--device",
+        "cpu",
+    ]
+
+    done = CliRunner().invoke(app, ["serve", *options, *old])
+
+    assert done.exit_code == 0, done.output
+    assert ("--kind is not needed any more" in done.output) is bool(old)
+    assert isinstance(loaded[0], CrossEncoderScorer)
+    assert (loaded[0].config.dtype, loaded[0].config.max_length) == ("bfloat16", 20)
 
 
 def test_the_prompt_tokens_are_those_of_the_real_prompts(model):

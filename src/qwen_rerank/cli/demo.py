@@ -30,6 +30,7 @@ def demo(
     """Search two small collections, Chinese and English, and show what the second round changes."""
     from qwen_rerank.cli.show import console, two_rounds
     from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.pipeline import TwoStageRetriever
     from qwen_rerank.reranker import Reranker
     from qwen_rerank.samples import LANGUAGES, load_sample
     from qwen_rerank.store import FaissStore
@@ -42,10 +43,9 @@ def demo(
             sample = load_sample(language)
             with FaissStore.create(Path(folder) / language, embedder=first_model) as store:
                 store.add(sample.documents)
+                retriever = TwoStageRetriever(store, reranker, top_k=top_k, top_n=top_k)
                 for text in [query] if query else sample.queries:
-                    candidates = store.search(text, top_k)
-                    results = reranker.rerank(text, candidates)
-                    console.print(two_rounds(text, candidates, results, n_rows=top_n, ids=False), "")
+                    console.print(two_rounds(text, retriever.retrieve_rounds(text), n_rows=top_n, ids=False), "")
                     n_queries += 1
     console.print(
         f"{n_queries} queries, both rounds, in {time.perf_counter() - started:.1f} s (models already loaded)."

@@ -40,7 +40,7 @@ Models = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help=f"Reranker: hub name, folder or 'pocket'; repeatable. Without it and --server: {options.DEFAULT_MODEL}.",
+        help=f"Reranker: hub name, folder, server's address or 'pocket'; repeatable. By default {options.DEFAULT_MODEL}.",
     ),
 ]
 Strategies = Annotated[
@@ -52,7 +52,7 @@ Instructions = Annotated[
     typer.Option("--instruction", "-i", help="What counts as relevant; '' is the model card's own; repeatable."),
 ]
 Server = Annotated[
-    str | None, typer.Option("--server", help="A rerank server at this URL, beside the models if any are named.")
+    str | None, typer.Option("--server", help="A rerank server's address, beside the models if any are named.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for runs, stores, scores and results.")]
 Limit = Annotated[int | None, typer.Option("--queries", help="Only so many queries, for a first look.")]
@@ -116,8 +116,11 @@ def rerankers(
     names = list(models or ([] if server else [options.DEFAULT_MODEL]))
     named: dict[str, Reranker] = {}
     for model in [*names, *([server] if server else [])]:
-        is_server = model == server
-        scorer = options.load_scorer(model, server=server if is_server else None, dialect=dialect, device=device)
+        # Models and servers stand side by side, and each takes only what is meant for it.
+        is_server = "://" in model
+        scorer = options.load_scorer(
+            model, dialect=dialect if is_server else "auto", device="auto" if is_server else device
+        )
         for instruction in instructions:
             for strategy in strategies:
                 parts = [short(model)]

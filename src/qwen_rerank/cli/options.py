@@ -14,7 +14,11 @@ DEFAULT_EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", help="Reranker: a hub name, a folder, or 'pocket' (tiny, ships with the package)."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Reranker: a hub name, a folder, a rerank server's address, or 'pocket' (tiny, ships with the package).",
+    ),
 ]
 EmbedderName = Annotated[
     str, typer.Option("--embedder", "-e", help="First stage: a sentence-transformers name or folder, or 'pocket'.")
@@ -23,13 +27,18 @@ StoredEmbedder = Annotated[
     str | None, typer.Option("--embedder", "-e", help=f"The store's own by default; of a new one {DEFAULT_EMBEDDER}.")
 ]
 Server = Annotated[
-    str | None, typer.Option("--server", help="Score with the rerank server at this URL instead of a local model.")
+    str | None, typer.Option("--server", help="A rerank server's address; the same as giving it to --model.")
 ]
 Dialect = Annotated[str, typer.Option("--dialect", help="What the server speaks: auto, vllm, sglang, tei, cohere, …")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 Instruction = Annotated[
     str | None,
-    typer.Option("--instruction", "-i", help="What counts as relevant, in English; the model card's by default."),
+    typer.Option(
+        "--instruction",
+        "-i",
+        help="What counts as relevant, in English; the model card's by default.",
+        callback=lambda text: text if text and text.strip() else None,  # empty is the default, as over HTTP
+    ),
 ]
 LongDocuments = Annotated[
     Literal["truncate", "windows", "error"], typer.Option("--long-documents", help="truncate, windows or error.")
@@ -38,11 +47,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of 
 
 
 def load_scorer(model: str, *, server: str | None = None, dialect: str = "auto", device: str = "auto") -> Scorer:
-    """Return the scorer that the options name: a server's where there is one, else the local model."""
-    if server is not None:
-        from qwen_rerank.scorers.http import HttpScorer
+    """Return the scorer that the options name."""
+    from qwen_rerank.scorers.loading import load_scorer
 
-        return HttpScorer(server, dialect=dialect)
-    from qwen_rerank.scorers.qwen import QwenScorer
-
-    return QwenScorer(model, device=device)
+    return load_scorer(server or model, dialect=dialect, device=device)

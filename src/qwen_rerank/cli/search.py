@@ -66,19 +66,22 @@ def search(
     """Search a store in two rounds and show both: first-stage rank, new rank, score."""
     from qwen_rerank.cli import show
     from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.pipeline import TwoStageRetriever
     from qwen_rerank.reranker import Reranker
     from qwen_rerank.store import FaissStore, built_with
 
     first_model = load_embedder(embedder or built_with(store) or options.DEFAULT_EMBEDDER)
     with FaissStore.open(store, embedder=first_model, read_only=True) as opened:
-        candidates = opened.search(query, top_k)
-    scorer = options.load_scorer(model, server=server, dialect=dialect, device=device)
-    reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
-    results = reranker.rerank(query, candidates, instruction=instruction)
+        scorer = options.load_scorer(model, server=server, dialect=dialect, device=device)
+        reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
+        # All are ranked: the table also shows where those went that are not among the best.
+        rounds = TwoStageRetriever(opened, reranker, top_k=top_k, top_n=top_k).retrieve_rounds(
+            query, instruction=instruction
+        )
     if as_json:
-        show.as_json(results[:top_n])
-    elif results:
-        show.console.print(show.two_rounds(query, candidates, results, n_rows=top_n))
+        show.as_json(rounds.ranked[:top_n])
+    elif rounds.ranked:
+        show.console.print(show.two_rounds(query, rounds, n_rows=top_n))
     else:
         show.errors.print(f"Nothing found: {store} is empty, or its embedder knows no word of the query.")
 

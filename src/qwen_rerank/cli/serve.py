@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from qwen_rerank.cli import options
 
-if TYPE_CHECKING:
-    from qwen_rerank.protocols import Scorer
-
-Kind = Literal["qwen", "cross-encoder"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,10 +24,12 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
-    kind: Annotated[Kind, typer.Option(help="What --model is: a Qwen3 reranker, or any CrossEncoder.")] = "qwen",
+    kind: Annotated[str | None, typer.Option(hidden=True)] = None,
     device: options.Device = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
-    max_length: Annotated[int, typer.Option(help="Tokens of one prompt, template included.")] = 8192,
+    dtype: Annotated[Dtype, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of one prompt, template included; the model's own by default.")
+    ] = None,
     instruction: options.Instruction = None,
     long_documents: options.LongDocuments = "truncate",
     served_name: Annotated[
@@ -64,11 +63,13 @@ def serve(
 ) -> None:
     """Serve /v1/rerank and its relatives for any rerank client, and a playground at /."""
     from qwen_rerank.checks import check_choice
+    from qwen_rerank.scorers.loading import check_model, load_scorer
     from qwen_rerank.serve import logs, runner, supervisor
     from qwen_rerank.serve.auth import KeyRing, load_keys
     from qwen_rerank.serve.settings import ServeSettings
 
-    check_choice("long_documents", long_documents, ("truncate", "windows", "error"))
+    if kind is not None:
+        typer.echo("--kind is not needed any more and goes away: the model itself says what it is.", err=True)
     settings = ServeSettings(
         served_names=tuple(served_name or ()),
         any_model=any_model,
@@ -85,10 +86,10 @@ def serve(
     keys = load_keys(listed=api_keys, file=api_key_file)
     KeyRing(keys)
     runner.check_exposure(host, has_keys=bool(keys), no_auth=no_auth)
-    check_model(model, kind)  # before the port is opened: a wrong name should not look like a server that starts
+    check_model(model)  # before the port is opened: a wrong name should not look like a server that starts
     if supervise and not supervisor.is_child():
         raise typer.Exit(supervisor.supervise(host, port))
-    load = partial(load_scorer, model, kind=kind, device=device, dtype=dtype, max_length=max_length)
+    load = partial(load_scorer, model, device=device, dtype=dtype, max_length=max_length)
     runner.serve(
         load,
         host=host,
@@ -98,26 +99,3 @@ def serve(
         no_auth=no_auth,
         listener=supervisor.inherited_listener(),
     )
-
-
-def check_model(model: str, kind: Kind) -> None:
-    """Open the checkpoint without loading it.
-
-    Raises:
-        ModelError: If it cannot be used.
-    """
-    if kind == "qwen":
-        from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
-
-        load_checkpoint(model)
-
-
-def load_scorer(model: str, *, kind: Kind, device: str, dtype: str, max_length: int) -> Scorer:
-    """Return the scorer to serve."""
-    if kind == "cross-encoder":
-        from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer
-
-        return CrossEncoderScorer(model, device=device)
-    from qwen_rerank.scorers.qwen import QwenScorer
-
-    return QwenScorer(model, device=device, dtype=dtype, max_length=max_length)  # type: ignore[arg-type]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qwen_rerank.types import Candidate, RankedDocument
+if TYPE_CHECKING:  # doctor prints, too, and must run where numpy does not
+    from qwen_rerank.pipeline import TwoRounds
+    from qwen_rerank.types import RankedDocument
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True)
@@ -49,20 +52,18 @@ def _printable(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def two_rounds(
-    query: str, candidates: Sequence[Candidate], results: Sequence[RankedDocument], *, n_rows: int, ids: bool = True
-) -> Table:
+def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True) -> Table:
     """Return a table of both rounds: rank before and after, movement, score, text.
 
     The best `n_rows` results come in their order; below them, dimmed, stands what the second round moved out of them.
 
     Args:
         query: What was asked.
-        candidates: What the first round found, best first.
-        results: What the second round made of it, best first; may hold fewer.
+        rounds: What the first round found and the second made of it; that may be fewer.
         n_rows: Results to show.
         ids: Whether there is a column of ids, or one of bars.
     """
+    candidates, results = rounds.candidates, rounds.ranked
     table = _table(query, f"{len(candidates)} candidates", ["round 1", "round 2"], ids=ids)
     shown, later = results[:n_rows], {hit.index: hit for hit in results[n_rows:]}
     for hit in shown:
@@ -81,7 +82,7 @@ def two_rounds(
 
 
 def one_round(query: str, results: Sequence[RankedDocument], *, n_candidates: int) -> Table:
-    """Return a table of an order that had none before it."""
+    """Return a table of reranked documents that no first stage had put in order."""
     table = _table(query, f"{n_candidates} documents", ["rank"], ids=True)
     for hit in results:
         table.add_row(f"[bold]{hit.rank}[/]", *_verdict(hit, ids=True), _text(hit))
