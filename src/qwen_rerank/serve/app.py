@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from qwen_rerank import __version__
 from qwen_rerank.protocols import Scorer
-from qwen_rerank.serve import openapi, shapes
+from qwen_rerank.serve import openapi, responses
 from qwen_rerank.serve.auth import KeyRing
 from qwen_rerank.serve.backend import Backend, State
 from qwen_rerank.serve.body import parse_object
@@ -145,25 +145,17 @@ class _Server:
             return await self._tei(request, body)
         if "passages" in body and "documents" not in body:
             return await self._ranking(request, body)
-        wanted = read(RerankRequest, body)
-        outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
-        return json_response(shapes.rerank(wanted, outcome, request_id=exchange.id, model=self._backend.names.reported))
+        return await self._listed(request, body, responses.rerank)
 
     async def infinity(self, request: Request) -> Response:
         """As /rerank, with documents as plain strings: Infinity's shape."""
-        exchange, body = await _body(request)
-        wanted = read(RerankRequest, body)
-        outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
-        return json_response(
-            shapes.infinity(wanted, outcome, request_id=exchange.id, model=self._backend.names.reported)
-        )
+        _, body = await _body(request)
+        return await self._listed(request, body, responses.infinity)
 
     async def voyage(self, request: Request) -> Response:
         """As /rerank, with the list under `data`: Voyage's shape."""
-        exchange, body = await _body(request)
-        wanted = read(RerankRequest, body)
-        outcome = await self._rank(request, wanted, wanted.query, wanted.documents)
-        return json_response(shapes.voyage(wanted, outcome, request_id=exchange.id, model=self._backend.names.reported))
+        _, body = await _body(request)
+        return await self._listed(request, body, responses.voyage)
 
     async def tei(self, request: Request) -> Response:
         """Rank `texts`; a bare list as Text Embeddings Inference gives."""
@@ -187,48 +179,53 @@ class _Server:
             jobs = [_job(wanted, queries[0], documents)]
         else:
             jobs = [_job(wanted, query, [text]) for query, text in zip(queries, documents, strict=True)]
-        outcomes = await self._run(request, wanted, jobs)
-        answer = shapes.scores(
-            outcomes, log_odds=wanted.wants_log_odds, request_id=exchange.id, model=self._backend.names.reported
+        results = await self._run(request, wanted, jobs)
+        answer = responses.scores(
+            results, log_odds=wanted.wants_log_odds, request_id=exchange.id, model=self._backend.names.reported
         )
         return json_response(answer)
 
     async def models(self) -> Response:
         """List the names of the model."""
-        length = self._backend.scoring.scorer.max_length
-        return json_response(shapes.models(self._backend.names.all, max_length=length, started_at=self._started_at))
+        data = [self._model(name) for name in self._backend.names.all]
+        return json_response(responses.ModelList(object="list", data=data))
 
     async def model(self, name: str) -> Response:
         """Describe one name of the model, as OpenAI and Xinference do."""
         self._backend.names.check(name)
+        return json_response(self._model(name))
+
+    def _model(self, name: str) -> responses.Model:
         length = self._backend.scoring.scorer.max_length
-        return json_response(shapes.model(name, max_length=length, started_at=self._started_at))
+        return responses.model(name, max_length=length, started_at=self._started_at)
 
     async def info(self) -> Response:
         """Describe the model as Text Embeddings Inference does."""
-        scoring = self._backend.scoring
+        scorer = self._backend.scoring.scorer
         labels = {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}
-        answer = {
-            "model_id": self._backend.names.reported,
-            "model_sha": scoring.scorer.fingerprint,
-            "model_type": {"reranker": labels},
-            "max_client_batch_size": self._settings.max_documents,
-            "max_input_length": scoring.scorer.max_length,
-            "auto_truncate": self._settings.long_documents == "truncate",
-            "version": __version__,
-        }
+        answer = responses.Info(
+            model_id=self._backend.names.reported,
+            model_sha=scorer.fingerprint,
+            model_type={"reranker": labels},
+            max_client_batch_size=self._settings.max_documents,
+            max_input_length=scorer.max_length,
+            auto_truncate=self._settings.long_documents == "truncate",
+            version=__version__,
+        )
         return json_response(answer)
 
     async def live(self) -> Response:
         """Say that the process answers."""
-        return json_response({"status": "live"})
+        return json_response(responses.Live(status="live"))
 
     async def ready(self) -> Response:
         """Say whether requests are taken: 200, or 503 with the reason."""
         backend = self._backend
         if backend.state is not State.READY:
             raise ApiError(503, backend.state.value, f"the server is not ready: {backend.reason}.", retry_after_s=2)
-        return json_response({"status": "ready", "model": self._backend.names.reported, "checked": backend.checks})
+        return json_response(
+            responses.Ready(status="ready", model=self._backend.names.reported, checked=backend.checks)
+        )
 
     async def metrics(self) -> Response:
         """Show the counters for Prometheus."""
@@ -238,17 +235,23 @@ class _Server:
         """Show this description as a page that needs nothing from elsewhere."""
         return openapi.docs_page(self.app)
 
+    async def _listed(self, request: Request, body: dict[str, Any], answer: Callable[..., object]) -> Response:
+        wanted = read(RerankRequest, body)
+        result = await self._rank(request, wanted, wanted.query, wanted.documents)
+        request_id = request.state.exchange.id
+        return json_response(answer(wanted, result, request_id=request_id, model=self._backend.names.reported))
+
     async def _tei(self, request: Request, body: dict[str, Any]) -> Response:
         wanted = read(TeiRequest, body)
-        return json_response(shapes.tei(wanted, await self._rank(request, wanted, wanted.query, wanted.texts)))
+        return json_response(responses.tei(wanted, await self._rank(request, wanted, wanted.query, wanted.texts)))
 
     async def _ranking(self, request: Request, body: dict[str, Any]) -> Response:
         wanted = read(RankingRequest, body)
-        return json_response(shapes.ranking(wanted, await self._rank(request, wanted, wanted.query, wanted.passages)))
+        return json_response(responses.ranking(await self._rank(request, wanted, wanted.query, wanted.passages)))
 
     async def _rank(self, request: Request, wanted: _Body, query: str, documents: Sequence[str]) -> RerankResult:
-        [outcome] = await self._run(request, wanted, [_job(wanted, query, documents)])
-        return outcome
+        [result] = await self._run(request, wanted, [_job(wanted, query, documents)])
+        return result
 
     async def _run(self, request: Request, wanted: _Body, jobs: Sequence[RerankJob]) -> list[RerankResult]:
         """Ask the model, and count what it did."""
@@ -257,13 +260,13 @@ class _Server:
         exchange: Exchange = request.state.exchange
         n_documents = sum(len(job.documents) for job in jobs)
         exchange.event |= {"documents": n_documents}
-        outcomes = await scoring.run(exchange.tenant, jobs, timeout_s=self._timeout_s(request))
-        tokens = sum(outcome.tokens for outcome in outcomes)
+        results = await scoring.run(exchange.tenant, jobs, timeout_s=self._timeout_s(request))
+        tokens = sum(result.tokens for result in results)
         exchange.event |= {"tokens": tokens}
         self._metrics.documents.inc(n_documents)
         self._metrics.tokens.inc(tokens)
-        self._metrics.truncated.inc(sum(hit.truncated for outcome in outcomes for hit in outcome.ranked))
-        return outcomes
+        self._metrics.truncated.inc(sum(hit.truncated for result in results for hit in result.ranked))
+        return results
 
     def _timeout_s(self, request: Request) -> float:
         """Return the seconds that this request may take: the server's limit, or less where the client says so."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import NotRequired
+
+from typing_extensions import TypedDict
 
 from qwen_rerank.errors import (
     BackendUnavailableError,
@@ -44,6 +46,25 @@ _TYPES = {
 
 # TEI's own names, read by clients that were written for it.
 _TEI_TYPES = {413: "validation", 422: "validation", 429: "overloaded", 502: "backend", 503: "unhealthy"}
+
+
+class ErrorDetail(TypedDict):
+    """What went wrong, for programs."""
+
+    code: str
+    message: str
+    param: str | None
+    type: str
+
+
+class ErrorAnswer(TypedDict):
+    """Every error, on every route; `error` is a plain string where the TEI shape was asked for."""
+
+    detail: str
+    message: str
+    error: ErrorDetail | str
+    error_type: NotRequired[str]
+    request_id: str
 
 
 class ApiError(Exception):
@@ -81,14 +102,14 @@ class ApiError(Exception):
         if close:
             self.headers["connection"] = "close"
 
-    def body(self, request_id: str, *, tei: bool = False) -> dict[str, Any]:
+    def body(self, request_id: str, *, tei: bool = False) -> ErrorAnswer:
         """Return the answer's JSON."""
         kind = _TYPES.get(self.status, "server_error")
-        common = {"detail": self.message, "message": self.message, "request_id": request_id}
+        detail = ErrorDetail(code=self.code, message=self.message, param=self.param, type=kind)
+        answer = ErrorAnswer(detail=self.message, message=self.message, error=detail, request_id=request_id)
         if tei:
-            return {**common, "error": self.message, "error_type": _TEI_TYPES.get(self.status, "backend")}
-        error = {"code": self.code, "message": self.message, "param": self.param, "type": kind}
-        return {**common, "error": error}
+            answer["error"], answer["error_type"] = self.message, _TEI_TYPES.get(self.status, "backend")
+        return answer
 
 
 def from_exception(exc: BaseException) -> ApiError:

@@ -10,10 +10,10 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, TypeAdapter
 
-from qwen_rerank.serve import answers
+from qwen_rerank.serve import responses
+from qwen_rerank.serve.errors import ErrorAnswer
 from qwen_rerank.serve.pages import page_response
 
 DESCRIPTION = (
@@ -40,18 +40,24 @@ _ERRORS = {
 }
 _GET_ERRORS = (401, 404, 405, 503)
 
-_ANSWERS: dict[str, type[BaseModel]] = {
-    "/score": answers.ScoreAnswer,
-    "/v1/score": answers.ScoreAnswer,
-    "/v1/ranking": answers.RankingAnswer,
-    "/tei/rerank": answers.TeiAnswer,
-    "/infinity/rerank": answers.InfinityAnswer,
-    "/voyage/v1/rerank": answers.VoyageAnswer,
+_ANSWERS: dict[str, Any] = {
+    "/score": responses.ScoreAnswer,
+    "/v1/score": responses.ScoreAnswer,
+    "/v1/ranking": responses.RankingAnswer,
+    "/tei/rerank": list[responses.TeiResult],
+    "/infinity/rerank": responses.InfinityAnswer,
+    "/voyage/v1/rerank": responses.VoyageAnswer,
+    "/v1/models": responses.ModelList,
+    "/models": responses.ModelList,
+    "/infinity/models": responses.ModelList,
+    "/info": responses.Info,
+    "/tei/info": responses.Info,
+    "/health": responses.Ready,
+    "/health/live": responses.Live,
+    "/health/ready": responses.Ready,
+    "/playground/search": dict[str, Any],
 }
-_RERANK_ANSWERS = (answers.RerankAnswer, answers.TeiAnswer, answers.RankingAnswer)
-_COMPONENTS: tuple[type[BaseModel], ...] = (*_ANSWERS.values(), answers.RerankAnswer, answers.ErrorAnswer)
-_REFERENCE = "#/components/schemas/{model}"
-
+_RERANK_ANSWER = responses.RerankAnswer | list[responses.TeiResult] | responses.RankingAnswer
 _TEXT_PAGES = {"/metrics": "text/plain", "/docs": "text/html"}
 
 
@@ -70,28 +76,32 @@ def extra(*requests: type[BaseModel]) -> dict[str, Any]:
 def documented(options: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Return a route's options with its answers described."""
     takes_body = "openapi_extra" in options
-    error = _content(_reference(answers.ErrorAnswer))
-    responses: dict[int | str, dict[str, Any]] = {
-        code: {"description": text, "content": error}
+    answers, _ = _schemas()
+    described: dict[int | str, dict[str, Any]] = {
+        code: {"description": text, "content": _content(answers["error"])}
         for code, text in _ERRORS.items()
         if takes_body or code in _GET_ERRORS
     }
     if path in _TEXT_PAGES:
-        responses[200] = {"description": "A page.", "content": {_TEXT_PAGES[path]: {"schema": {"type": "string"}}}}
-    elif path in _ANSWERS:
-        responses[200] = {"description": "The answer.", "content": _content(_reference(_ANSWERS[path]))}
-    elif takes_body:
-        schema = {"anyOf": [_reference(answer) for answer in _RERANK_ANSWERS]}
-        responses[200] = {"description": "The answer.", "content": _content(schema)}
-    return {**options, "responses": responses, "response_model": None, "response_class": _class(path)}
+        described[200] = {"description": "A page.", "content": {_TEXT_PAGES[path]: {"schema": {"type": "string"}}}}
+    else:
+        described[200] = {"description": "The answer.", "content": _content(answers.get(path, answers["rerank"]))}
+    return {**options, "responses": described, "response_model": None, "response_class": _class(path)}
+
+
+@cache
+def _schemas() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the schema of every route's answer, and the components that they refer to."""
+    kinds = {**_ANSWERS, "rerank": _RERANK_ANSWER, "error": ErrorAnswer}
+    schemas, components = TypeAdapter.json_schemas(
+        [(name, "serialization", TypeAdapter(kind)) for name, kind in kinds.items()],
+        ref_template="#/components/schemas/{model}",
+    )
+    return {name: schema for (name, _), schema in schemas.items()}, components["$defs"]
 
 
 def _content(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
-
-
-def _reference(model: type[BaseModel]) -> dict[str, Any]:
-    return {"$ref": _REFERENCE.format(model=model.__name__)}
 
 
 def _class(path: str) -> type[Response]:
@@ -105,18 +115,13 @@ def install(app: FastAPI, *, with_keys: bool, public: Collection[str]) -> None:
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = make()
-            _add_components(schema)
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(_schemas()[1])
             if with_keys:
                 _describe_keys(schema, public)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign]
-
-
-def _add_components(schema: dict[str, Any]) -> None:
-    _, described = models_json_schema([(model, "validation") for model in _COMPONENTS], ref_template=_REFERENCE)
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(described["$defs"])
 
 
 def _describe_keys(schema: dict[str, Any], public: Collection[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import uuid
@@ -14,6 +13,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from qwen_rerank.serve.errors import ApiError
+from qwen_rerank.serve.responses import json_bytes
 from qwen_rerank.serve.settings import ServeSettings
 
 logger = logging.getLogger("qwen_rerank.serve")
@@ -147,7 +147,7 @@ class GuardedProtocol(H11Protocol):
         """Answer outside of any request, and close."""
         request_id = uuid.uuid4().hex
         logger.info("refused", extra={"event": {"request_id": request_id, "status": error.status, "code": error.code}})
-        body = json.dumps(error.body(request_id)).encode()
+        body = json_bytes(error.body(request_id))
         headers = {
             **error.headers,
             "content-type": "application/json",

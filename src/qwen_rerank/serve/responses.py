@@ -1,18 +1,271 @@
-"""JSON out: UTF-8, every character as it came, never NaN."""
+"""What the server answers, in the shape that each family of clients reads; the types describe it at `/openapi.json`."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from qwen_rerank.serve.schemas import RerankRequest, TeiRequest
+from qwen_rerank.serve.scoring import RerankResult
+from qwen_rerank.types import RankedDocument
+
+
+class Usage(TypedDict):
+    """Prompt tokens of all pairs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class DocumentText(TypedDict):
+    """A repeated document."""
+
+    text: str
+
+
+class Result(TypedDict):
+    """One document's place."""
+
+    index: Annotated[int, Field(description="0-based place in the request.")]
+    relevance_score: Annotated[
+        float, Field(description="Probability of relevance, or log-odds where they were asked for.")
+    ]
+    document: NotRequired[DocumentText | str]
+    log_odds: NotRequired[float]
+    truncated: NotRequired[bool]
+    windows: NotRequired[int]
+    best_window: NotRequired[
+        Annotated[tuple[int, int] | None, Field(description="Character span of the text that gave the score.")]
+    ]
+
+
+class _Answer(TypedDict):
+    id: str
+    object: str
+    model: str
+    usage: Usage
+
+
+class RerankAnswer(_Answer):
+    """Best first."""
+
+    results: list[Result]
+    meta: dict[str, Any]
+    data: NotRequired[list[Result]]
+
+
+class InfinityAnswer(_Answer):
+    """Best first, documents as strings."""
+
+    created: int
+    results: list[Result]
+
+
+class VoyageAnswer(_Answer):
+    """Best first, under `data`."""
+
+    data: list[Result]
+
+
+class TeiResult(TypedDict):
+    """One text's place; the answer is a bare list, best first."""
+
+    index: int
+    score: float
+    text: NotRequired[str]
+
+
+class Ranking(TypedDict):
+    """One passage's place."""
+
+    index: int
+    logit: float
+
+
+class RankingAnswer(TypedDict):
+    """Best first."""
+
+    rankings: list[Ranking]
+    usage: Usage
+
+
+class Score(TypedDict):
+    """One pair's score."""
+
+    index: int
+    object: str
+    score: float
+
+
+class ScoreAnswer(_Answer):
+    """In input order."""
+
+    created: int
+    data: list[Score]
+
+
+class Model(TypedDict):
+    """A served name, as OpenAI describes it, with its type as Xinference does."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    max_model_len: int | None
+    model_type: str
+
+
+class ModelList(TypedDict):
+    """All served names."""
+
+    object: str
+    data: list[Model]
+
+
+class Info(TypedDict):
+    """The model, as Text Embeddings Inference describes it."""
+
+    model_id: str
+    model_sha: str
+    model_type: dict[str, Any]
+    max_client_batch_size: int
+    max_input_length: int | None
+    auto_truncate: bool
+    version: str
+
+
+class Live(TypedDict):
+    """The process answers."""
+
+    status: str
+
+
+class Ready(TypedDict):
+    """Requests are taken, and what the self check found."""
+
+    status: str
+    model: str
+    checked: list[str]
+
+
+def rerank(request: RerankRequest, result: RerankResult, *, request_id: str, model: str) -> RerankAnswer:
+    """Return Jina's, Cohere's and vLLM's answer in one; with `data` too where the request speaks Voyage's language."""
+    hits = result.ranked[: request.limit]
+    answer = RerankAnswer(
+        id=request_id,
+        # Infinity's client takes no other word, and asks on the same path as all the others.
+        object="rerank",
+        model=model,
+        results=[_result(hit, request, as_object=True) for hit in hits],
+        usage=_usage(result.tokens),
+        meta={
+            "api_version": {"version": "2"},
+            "billed_units": {"search_units": 1},
+            "tokens": {"input_tokens": result.tokens, "output_tokens": 0},
+        },
+    )
+    if request.top_k is not None:
+        answer["data"] = [_result(hit, request, as_object=False) for hit in hits]
+    return answer
+
+
+def infinity(request: RerankRequest, result: RerankResult, *, request_id: str, model: str) -> InfinityAnswer:
+    """Return Infinity's answer."""
+    return InfinityAnswer(
+        object="rerank",
+        id=request_id,
+        model=model,
+        created=int(time.time()),
+        results=[_result(hit, request, as_object=False) for hit in result.ranked[: request.limit]],
+        usage=_usage(result.tokens),
+    )
+
+
+def voyage(request: RerankRequest, result: RerankResult, *, request_id: str, model: str) -> VoyageAnswer:
+    """Return Voyage's answer."""
+    return VoyageAnswer(
+        id=request_id,
+        object="list",
+        model=model,
+        data=[_result(hit, request, as_object=False) for hit in result.ranked[: request.limit]],
+        usage=_usage(result.tokens),
+    )
+
+
+def tei(request: TeiRequest, result: RerankResult) -> list[TeiResult]:
+    """Return Text Embeddings Inference's answer."""
+    answer = []
+    for hit in result.ranked[: request.top_n]:
+        answer.append(TeiResult(index=hit.index, score=_score(hit, log_odds=request.wants_log_odds)))
+        if request.return_text:
+            answer[-1]["text"] = hit.document.text
+    return answer
+
+
+def ranking(result: RerankResult) -> RankingAnswer:
+    """Return NIM's answer, whose scores are log-odds."""
+    rankings = [Ranking(index=hit.index, logit=hit.log_odds) for hit in result.ranked]
+    return RankingAnswer(rankings=rankings, usage=_usage(result.tokens))
+
+
+def scores(results: Sequence[RerankResult], *, log_odds: bool, request_id: str, model: str) -> ScoreAnswer:
+    """Return vLLM's answer to `/score`: all pairs in input order."""
+    hits = [hit for result in results for hit in sorted(result.ranked, key=lambda hit: hit.index)]
+    return ScoreAnswer(
+        id=request_id,
+        object="list",
+        created=int(time.time()),
+        model=model,
+        data=[
+            Score(index=index, object="score", score=_score(hit, log_odds=log_odds)) for index, hit in enumerate(hits)
+        ],
+        usage=_usage(sum(result.tokens for result in results)),
+    )
+
+
+def model(name: str, *, max_length: int | None, started_at: int) -> Model:
+    """Return one served name's description."""
+    return Model(
+        id=name,
+        object="model",
+        created=started_at,
+        owned_by="qwen-rerank",
+        max_model_len=max_length,
+        model_type="rerank",
+    )
+
+
+def _usage(tokens: int) -> Usage:
+    return Usage(prompt_tokens=tokens, total_tokens=tokens)
+
+
+def _result(hit: RankedDocument, request: RerankRequest, *, as_object: bool) -> Result:
+    result = Result(index=hit.index, relevance_score=_score(hit, log_odds=request.wants_log_odds))
+    if request.return_documents:
+        result["document"] = DocumentText(text=hit.document.text) if as_object else hit.document.text
+    if request.return_details:
+        result["log_odds"] = hit.log_odds
+        result["truncated"] = hit.truncated
+        result["windows"] = hit.windows
+        result["best_window"] = hit.best_window
+    return result
+
+
+def _score(hit: RankedDocument, *, log_odds: bool) -> float:
+    return hit.log_odds if log_odds else hit.score
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return compact JSON."""
+    """Return compact JSON: UTF-8, every character as it came, never NaN."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(value: Any) -> Response:
     """Return a JSON answer."""
-    return Response(json_bytes(value), status, headers, media_type="application/json")
+    return Response(json_bytes(value), media_type="application/json")
