@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,14 @@ class Scores:
     tokens: np.ndarray
     kept_chars: np.ndarray
     errors: Mapping[int, Exception] = field(default_factory=dict)
+
+    def take(self, places: np.ndarray) -> Self:
+        """Return the scores of the documents at `places`, int64 `(n,)`, in that order; NaN and -1 at a place of -1."""
+        absent = places < 0
+        log_odds, tokens, kept_chars = self.log_odds[places], self.tokens[places], self.kept_chars[places]
+        log_odds[absent], tokens[absent], kept_chars[absent] = float("nan"), -1, -1
+        errors = {i: self.errors[place] for i, place in enumerate(places.tolist()) if place in self.errors}
+        return replace(self, log_odds=log_odds, tokens=tokens, kept_chars=kept_chars, errors=errors)
 
 
 @dataclass(frozen=True, slots=True)

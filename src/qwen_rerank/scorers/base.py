@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -354,14 +354,8 @@ def _spread(row: Row, found: Scores | None, places: Mapping[str, int]) -> Scores
         found = unscored(1, {})
     elif len(order) == len(found.log_odds) and np.array_equal(order, np.arange(len(order))):
         return found
-    absent = order < 0
-    errors = {i: found.errors[place] for i, place in enumerate(order.tolist()) if place in found.errors}
-    return Scores(
-        log_odds=np.where(absent, np.float32(np.nan), found.log_odds[order]),
-        tokens=np.where(absent, np.int32(-1), found.tokens[order]),
-        kept_chars=np.where(absent, np.int32(-1), found.kept_chars[order]),
-        errors=dict(sorted({**row.bad, **errors}.items())),
-    )
+    taken = found.take(order)
+    return replace(taken, errors=dict(sorted({**row.bad, **taken.errors}.items())))
 
 
 def unscored(n_documents: int, errors: Mapping[int, Exception]) -> Scores:
