@@ -161,6 +161,25 @@ def test_a_long_document_is_cut_where_fit_says(scorer, text):
     assert pair.ids[:-1] == whole.ids[: len(pair.ids) - 1]
     assert pair.ids[-1] == whole.ids[-1]
     assert fit.fits == (fit.kept_chars == len(text)) or not text[fit.kept_chars :].strip()
+    assert pair.kept_chars == fit.kept_chars
+
+
+def test_the_scorer_tells_the_tokens_and_the_characters_it_read(scorer, own_tokenizer):
+    texts = ["red", "a cat " * 100, "red"]
+    found = scorer.score_details("a cat", texts)
+
+    assert found.tokens.tolist() == [len(own_tokenizer("a cat", "red").input_ids), 48, found.tokens[0]]
+    assert found.kept_chars.tolist() == [fit.kept_chars for fit in scorer.fit("a cat", texts)]
+    assert found.kept_chars[1] < len(texts[1])
+
+
+def test_each_distinct_document_is_tokenized_once(scorer, monkeypatch):
+    seen = []
+    encode = scorer._encoder._encode
+    monkeypatch.setattr(scorer._encoder, "_encode", lambda texts, room: seen.extend(texts) or encode(texts, room))
+    Reranker(scorer).rerank("cat", ["red", "a red cat", "red"])
+
+    assert seen == ["cat", "red", "a red cat"]
 
 
 def roomy(scorer):

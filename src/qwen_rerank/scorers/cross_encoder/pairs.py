@@ -18,10 +18,17 @@ _SLACK = 64  # tokens beyond the room, so that cutting the text does not change 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Tokens of one prompt: ids and segment of each, in order."""
+    """One query and document as token ids.
+
+    Attributes:
+        ids: Control tokens included.
+        type_ids: Segment of each token, 0 for the query and 1 for the document where the model tells them apart.
+        kept_chars: Characters of the document that are kept; all of them when it was not cut.
+    """
 
     ids: list[int]
     type_ids: list[int]
+    kept_chars: int
 
 
 class PairEncoder:
@@ -47,16 +54,20 @@ class PairEncoder:
         """
         [query_tokens], room = self._query(query)
         pairs = []
-        for tokens in self._encode(documents, room):
+        for text, tokens in zip(documents, self._encode(documents, room), strict=True):
+            kept_chars = _kept_chars(tokens, room, len(text))
             tokens.truncate(room)
             pair = self._tokenizer.post_process(query_tokens, tokens)
-            pairs.append(Pair(pair.ids, pair.type_ids))
+            pairs.append(Pair(pair.ids, pair.type_ids, kept_chars))
         return pairs
 
     def fit(self, query: str, texts: Sequence[str]) -> list[Fit]:
         """Return for each text its tokens, the room beside this query, and how many characters are kept."""
         _, room = self._query(query)
-        return [_fit(tokens, room, len(text)) for tokens, text in zip(self._encode(texts, room), texts, strict=True)]
+        return [
+            Fit(tokens=len(tokens), room=room, kept_chars=_kept_chars(tokens, room, len(text)))
+            for tokens, text in zip(self._encode(texts, room), texts, strict=True)
+        ]
 
     def _query(self, query: str) -> tuple[list[Encoding], int]:
         """Return the query's tokens and how many remain for a document."""
@@ -81,11 +92,13 @@ class PairEncoder:
         return [encodings[i] for i in range(len(texts))]
 
 
-def _fit(tokens: Encoding, room: int, n_chars: int) -> Fit:
-    offsets = tokens.offsets
+def _kept_chars(tokens: Encoding, room: int, n_chars: int) -> int:
+    """Return how many of a text's characters are kept when its tokens are cut to `room`."""
+    if len(tokens) <= room:
+        return n_chars
     # Several tokens can share one character; it is kept only if all of them are.
-    kept = n_chars if len(offsets) <= room else min(offsets[room - 1][1], offsets[room][0])
-    return Fit(tokens=len(offsets), room=room, kept_chars=kept)
+    offsets = tokens.offsets
+    return int(min(offsets[room - 1][1], offsets[room][0]))
 
 
 def _without_reachable_control_tokens(tokenizer_json: str) -> str:

@@ -7,28 +7,23 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 import torch
 
-from qwen_rerank.checks import check_choice, check_count, check_query, check_texts
-from qwen_rerank.errors import (
-    DeviceOutOfMemoryError,
-    DocumentScoringError,
-    InvalidInputError,
-    NonFiniteScoreError,
-)
+from qwen_rerank.checks import check_choice, check_count
+from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError, NonFiniteScoreError
+from qwen_rerank.scorers.base import BaseScorer, ScoreRequest
 from qwen_rerank.scorers.cross_encoder.model import load_model
 from qwen_rerank.scorers.cross_encoder.pairs import Pair, PairEncoder
-from qwen_rerank.threaded import ThreadedScorer, check_pairs
-from qwen_rerank.types import Fit
+from qwen_rerank.types import Fit, Scores
 
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +46,7 @@ class CrossEncoderConfig:
             check_count("max_length", self.max_length)
 
 
-class CrossEncoderScorer(ThreadedScorer):
+class CrossEncoderScorer(BaseScorer):
     """Scores with a sequence classifier that has one label, as sentence-transformers' `CrossEncoder` does.
 
     The label's raw value is the log-odds; no activation is applied, so nothing is lost to a sigmoid. Only safetensors
@@ -70,6 +65,8 @@ class CrossEncoderScorer(ThreadedScorer):
         ModelError: If the model cannot be used; one subclass for each reason.
         InvalidInputError: If an argument is wrong.
     """
+
+    takes_instruction = False
 
     def __init__(
         self,
@@ -91,62 +88,30 @@ class CrossEncoderScorer(ThreadedScorer):
         self._pad_id = loaded.pad_id
         self._with_types = "token_type_ids" in loaded.inputs
         self._batch_size = batch_size
-        self._turn = threading.Lock()
+        self._device_lock = threading.Lock()
         self.name = model
         parts = (loaded.fingerprint, dtype, str(self._encoder.max_length))
         self.fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        """Return log-odds of relevance, float32 `(n_documents,)`, input order, higher is better.
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest pair."""
+        return self._encoder.max_length
 
-        Raises:
-            InvalidInputError: If an argument is wrong, or an instruction is given, which this kind of model cannot
-                take; `QueryTooLongError` when the query leaves no room.
-            DocumentScoringError: If some documents could not be scored; carries the others' scores.
-        """
-        check_query(query)
-        return self.score_many([query], [check_texts("documents", documents)], instruction=instruction)[0]
+    def _compute(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        encoded = [self._encoder.encode(request.query, request.texts) for request in requests]
+        results = iter(self._run([pair for pairs in encoded for pair in pairs]))
+        return [_scores(pairs, list(islice(results, len(pairs)))) for pairs in encoded]
 
-    def score_many(
-        self, queries: Sequence[str], documents: Sequence[Sequence[str]], *, instruction: str | None = None
-    ) -> list[np.ndarray]:
-        """Return one array as `score` gives for each query, batched across queries.
-
-        Raises:
-            DocumentScoringError: Of the first query with a failed document; the error's note says which query.
-        """
-        self._refuse(instruction)
-        query_list, document_lists = check_pairs(queries, documents)
-        # Each pair once: another batch could round its copy differently, and equal texts score the same.
-        pairs: dict[_Key, Pair] = {}
-        for i, (query, texts) in enumerate(zip(query_list, document_lists, strict=True)):
-            check_query(query, name=f"queries[{i}]")
-            new = list(dict.fromkeys(text for text in texts if (query, text) not in pairs))
-            if new:
-                pairs |= {(query, text): pair for text, pair in zip(new, self._encoder.encode(query, new), strict=True)}
-        results = dict(zip(pairs, self._run(list(pairs.values())), strict=True))
-        return [
-            self._collect(i, [results[query, text] for text in texts])
-            for i, (query, texts) in enumerate(zip(query_list, document_lists, strict=True))
-        ]
-
-    def fit(self, query: str, texts: Sequence[str], *, instruction: str | None = None) -> list[Fit]:
-        """Return for each text its tokens, the room beside this query, and how many characters are kept."""
-        self._refuse(instruction)
-        return self._encoder.fit(check_query(query), check_texts("texts", texts))
-
-    def _refuse(self, instruction: str | None) -> None:
-        if instruction is not None:
-            raise InvalidInputError(
-                f"{self.name} takes no instruction ({instruction!r}); leave it out, or put it into the query."
-            )
+    def _measure(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:
+        return self._encoder.fit(query, texts)
 
     def _run(self, pairs: Sequence[Pair]) -> list[float | Exception]:
         """Return the score of every pair, or why it has none."""
         # Longest first: pairs of a batch are about equally long, and a batch that is too large fails at once.
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids), reverse=True)
         results: dict[int, float | Exception] = {}
-        with self._turn, torch.inference_mode():
+        with self._device_lock, torch.inference_mode():
             while len(results) < len(order):
                 batch = order[len(results) : len(results) + self._batch_size]
                 try:
@@ -177,14 +142,16 @@ class CrossEncoderScorer(ThreadedScorer):
         self._batch_size = batch_size
         logger.warning("%s ran out of memory; going on with batch_size=%d.", self.device, batch_size)
 
-    def _collect(self, index: int, results: Sequence[float | Exception]) -> np.ndarray:
-        failed = {i: result for i, result in enumerate(results) if isinstance(result, Exception)}
-        scores = np.array([np.nan if i in failed else result for i, result in enumerate(results)], dtype=np.float32)
-        if failed:
-            error = DocumentScoringError(failed, scores)
-            error.add_note(f"queries[{index}]")
-            raise error
-        return scores
+
+def _scores(pairs: Sequence[Pair], results: Sequence[float | Exception]) -> Scores:
+    """Return what came of one query's pairs."""
+    failed = {i: result for i, result in enumerate(results) if isinstance(result, Exception)}
+    return Scores(
+        log_odds=np.array([np.nan if i in failed else result for i, result in enumerate(results)], dtype=np.float32),
+        tokens=np.array([len(pair.ids) for pair in pairs], dtype=np.int32),
+        kept_chars=np.array([pair.kept_chars for pair in pairs], dtype=np.int32),
+        errors=failed,
+    )
 
 
 def _finite(score: float) -> float | Exception:
