@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from qwen_rerank.errors import DocumentScoringError
+
 if TYPE_CHECKING:
     from qwen_rerank.scorers.http import HttpScorer
     from qwen_rerank.scorers.http.session import Session
@@ -67,8 +69,12 @@ class ServerSubject:
 
     def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> Scores:
         """Return scores as the server sends them by default."""
-        details = self.scorer.score_details(query, documents, instruction=instruction)
-        return Scores(details.reported, details.prompt_tokens)
+        from qwen_rerank.scorers.http import ServerScores
+
+        found = self.scorer.score_details(query, documents, instruction=instruction)
+        if found.errors or not isinstance(found, ServerScores):
+            raise DocumentScoringError(found.errors, found.log_odds)
+        return Scores(found.reported, found.prompt_tokens)
 
 
 @dataclass(slots=True)

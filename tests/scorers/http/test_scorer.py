@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
@@ -27,6 +32,8 @@ from qwen_rerank.scorers.http.endpoints import EndpointPool
 from tests.scorers.http import wire
 from tests.scorers.http.stub import Reply, raw_server, serving
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
 
 @pytest.fixture
 def server():
@@ -42,6 +49,21 @@ def scorer(server):
 
 def n_threads():
     return sum(thread.name.startswith("qwen-rerank-http") for thread in threading.enumerate())
+
+
+@contextmanager
+def asked_and_silent():
+    """A server that says when it was asked and when its connection was closed, and answers nothing."""
+    asked, closed = threading.Event(), threading.Event()
+
+    def act(connection):
+        asked.set()
+        while connection.recv(65_536):
+            pass
+        closed.set()
+
+    with raw_server(act) as url:
+        yield url, asked, closed
 
 
 def test_it_is_a_scorer(scorer):
@@ -79,22 +101,14 @@ def test_a_scorer_outlives_the_loops_of_its_callers(scorer):
 
 
 async def test_a_cancelled_caller_leaves_no_task_and_no_connection():
-    asked, closed = threading.Event(), threading.Event()
-
-    def act(connection):
-        asked.set()
-        while connection.recv(65_536):
-            pass
-        closed.set()
-
-    with raw_server(act) as url, HttpScorer(url, dialect="tei", timeout_s=300) as scorer:
+    with asked_and_silent() as (url, asked, closed), HttpScorer(url, dialect="tei", timeout_s=300) as scorer:
         call = asyncio.create_task(scorer.ascore("q", ["d"]))
         assert await asyncio.to_thread(asked.wait, 60)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         assert await asyncio.to_thread(closed.wait, 60)
-        await asyncio.to_thread(scorer._thread.run, _alone())
+        await asyncio.wrap_future(scorer._transport.submit(_alone))
 
 
 async def _alone():
@@ -116,16 +130,41 @@ def test_closing_ends_thread_and_connections(server, recwarn):
         scorer.score("q", ["a"])
 
 
+def test_closing_ends_the_calls_that_wait_with_a_sentence():
+    with asked_and_silent() as (url, asked, closed), ThreadPoolExecutor(1) as pool:
+        scorer = HttpScorer(url, dialect="tei", timeout_s=300)
+        call = pool.submit(scorer.score, "q", ["d"])
+        assert asked.wait(60)
+        scorer.close()
+
+        with pytest.raises(ScorerClosedError, match="was closed while it was asked"):
+            call.result(60)
+        assert closed.wait(60)
+
+
 def test_a_forgotten_scorer_ends_its_thread(server):
     HttpScorer(server.url, dialect="llamacpp").score("q", ["a"])
-    import gc
-
     gc.collect()
 
     assert n_threads() == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+async def test_a_scorer_whose_last_user_is_its_own_loop_ends_too():
+    """A given-up call's task may be the last that holds the scorer, so it is collected on the loop it would wait for."""
+    with asked_and_silent() as (url, asked, closed):
+        call = asyncio.create_task(HttpScorer(url, dialect="tei", timeout_s=300).ascore("q", ["d"]))
+        assert await asyncio.to_thread(asked.wait, 60)
+        [thread] = [thread for thread in threading.enumerate() if thread.name.startswith("qwen-rerank-http")]
+        call.cancel()
+        await asyncio.wait([call])
+        del call
+        await asyncio.to_thread(thread.join, 60)
+
+    assert not thread.is_alive()
+    assert closed.is_set()
+
+
+@needs_fork
 def test_a_forked_child_opens_connections_of_its_own(scorer):
     expected = scorer.score("q", ["a 1"])[0]
     reader, writer = os.pipe()
@@ -141,6 +180,25 @@ def test_a_forked_child_opens_connections_of_its_own(scorer):
 
     assert json.loads(told) == pytest.approx(expected)
     assert scorer.score("q", ["a 1"])[0] == expected
+
+
+LEAVES = """
+import os, sys
+from qwen_rerank import HttpScorer
+scorer = HttpScorer(sys.argv[1], dialect="llamacpp")
+scorer.score("q", ["a 1"])
+if len(sys.argv) > 2:
+    child = os.fork()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("how", [[], pytest.param(["fork"], marks=needs_fork)])
+def test_a_process_and_its_forked_child_end_without_closing(server, how):
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", LEAVES, server.url, *how], timeout=120)
+
+    assert done.returncode == 0
 
 
 def test_score_many_runs_requests_side_by_side():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from qwen_rerank.errors import BackendRejectedError, InvalidInputError, ProtocolError
-from qwen_rerank.prompt import PromptEncoder
+from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
+from qwen_rerank.reranker import Reranker
 from qwen_rerank.scorers.http import HttpScorer
 from tests.scorers.http import wire
 from tests.scorers.http.stub import Reply, serving
@@ -62,12 +63,34 @@ def test_long_documents_are_cut_to_the_servers_length_and_keep_the_suffix(kind, 
     seen = []
     stub.tokens = lambda ids: seen.append(list(ids)) or 0.5
     with serving(stub.handle) as server, connect(server.url) as scorer:
-        details = scorer.score_details("q", ["word " * 2000, "short"])
+        scorer.score("q", ["word " * 2000, "short"])
 
     longest = max(seen, key=len)
     assert len(longest) == room
     assert longest[-9:] == [151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]
-    assert list(details.truncated) == [True, False]
+
+
+def test_tokens_and_kept_characters_are_those_of_the_prompts_that_were_sent(connect, encoder):
+    texts = ["word " * 2000, "short", "short"]
+    with serving(wire.Vllm().handle) as server, connect(server.url, dialect="vllm") as scorer:
+        found, fits = scorer.score_details("q", texts), scorer.fit("q", texts)
+
+    short = len(encoder.encode("q", ["short"])[0].ids)
+    assert found.tokens.tolist() == [512, short, short]
+    assert found.kept_chars.tolist() == [fits[0].kept_chars, 5, 5]
+    assert fits[0].kept_chars < len(texts[0])
+    assert found.prompt_tokens == 512 + short
+
+
+def test_each_distinct_document_is_tokenized_once(connect, monkeypatch):
+    seen = []
+    pieces = PromptTokenizer.pieces
+    with serving(wire.Vllm().handle) as server, connect(server.url, dialect="vllm") as scorer:
+        scorer.open()
+        monkeypatch.setattr(PromptTokenizer, "pieces", lambda *args: seen.extend(args[2]) or pieces(*args))
+        Reranker(scorer).rerank("q", ["red", "blue", "red"])
+
+    assert seen[1:] == ["red", "blue"]  # after the query
 
 
 def test_many_queries_share_requests(connect, encoder):
@@ -172,12 +195,20 @@ def test_without_a_tokenizer_auto_trusts_the_template_and_says_so(caplog):
 def test_the_servers_template_is_used_when_asked_for_and_long_documents_are_still_cut(connect):
     stub = wire.Vllm(oracle=lambda query, document, instruction: len(document) / 1000)
     with serving(stub.handle) as server, connect(server.url, mode="server-template") as scorer:
-        scores = scorer.score("q", ["word " * 2000])
+        found = scorer.score_details("q", ["word " * 2000])
         fit = scorer.fit("q", ["word " * 2000])[0]
 
     assert server.posts[-1].path == "/v1/rerank"
-    assert scores[0] == pytest.approx(fit.kept_chars / 1000)
+    assert found.log_odds[0] == pytest.approx(fit.kept_chars / 1000)
+    assert (found.tokens[0], found.kept_chars[0]) == (-1, fit.kept_chars)
     assert not fit.fits
+
+
+def test_the_longest_prompt_is_the_servers_where_that_is_shorter(connect):
+    with serving(wire.Vllm().handle) as server, connect(server.url, dialect="vllm") as scorer:
+        before, _ = scorer.max_length, scorer.open()
+
+    assert (before, scorer.max_length) == (8192, 512)
 
 
 def test_fit_needs_a_tokenizer():

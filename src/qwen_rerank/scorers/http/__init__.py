@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qwen_rerank.scorers.http.config import HttpConfig
-from qwen_rerank.scorers.http.details import ScoreDetails
+from qwen_rerank.scorers.http.requests import ServerScores
 from qwen_rerank.scorers.http.scorer import HttpScorer
+from qwen_rerank.scorers.http.settings import HttpConfig
 
-__all__ = ["HttpConfig", "HttpScorer", "ScoreDetails"]
+__all__ = ["HttpConfig", "HttpScorer", "ServerScores"]

@@ -7,33 +7,25 @@ import hashlib
 import json
 import logging
 import weakref
-from collections.abc import Coroutine, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Literal
 
-import numpy as np
-
-from qwen_rerank.errors import (
-    InvalidInputError,
-    RerankError,
-    RerankTimeoutError,
-    ScorerClosedError,
-)
-from qwen_rerank.prompt import PromptEncoder
+from qwen_rerank.errors import InvalidInputError, ScorerClosedError
+from qwen_rerank.scorers.base import BaseScorer, Call, ScoreRequest
 from qwen_rerank.scorers.http import dialects
-from qwen_rerank.scorers.http.batches import Batch, BatchRunner, Unit
-from qwen_rerank.scorers.http.config import HttpConfig
-from qwen_rerank.scorers.http.details import ScoreDetails
-from qwen_rerank.scorers.http.jobs import Job, chunks, make_job, make_jobs, no_details
-from qwen_rerank.scorers.http.log_odds import UNCALIBRATED
-from qwen_rerank.scorers.http.loop_thread import LoopThread
-from qwen_rerank.scorers.http.session import Session, load_encoder, open_session
-from qwen_rerank.scorers.http.transport import Transport, TransportSettings
-from qwen_rerank.types import Fit
+from qwen_rerank.scorers.http.answers import UNCALIBRATED
+from qwen_rerank.scorers.http.requests import RequestSender
+from qwen_rerank.scorers.http.session import Session, open_session
+from qwen_rerank.scorers.http.settings import HttpConfig
+from qwen_rerank.scorers.http.transport import Transport
+from qwen_rerank.types import Fit, Scores
 
 logger = logging.getLogger(__name__)
 
 
-class HttpScorer:
+class HttpScorer(BaseScorer):
     """Scores over HTTP: vLLM, SGLang, TEI, llama.cpp, Infinity, Xinference, Cohere, Jina, Voyage or our own server.
 
     With a tokenizer, vLLM and SGLang are sent exact prompts as token ids: the scores are right whatever template they
@@ -51,7 +43,7 @@ class HttpScorer:
         template: Prompt variant: "transformers" (model card) or "vllm".
         instruction: Default instruction; an error where the server cannot carry one.
         max_length: Tokens of one prompt; documents are cut to it, or to the server's limit if that is lower.
-        timeout_s: Seconds for all of one `score` call; for each request of `score_many`.
+        timeout_s: Seconds for all of a call with one query; for each request of a call with several.
         max_batch: Documents in one request; None means what the dialect takes.
         max_concurrency: Requests under way at once.
         scores: What the server's numbers are, if you know better: "logit", "probability", "relevance" or "raw".
@@ -61,10 +53,9 @@ class HttpScorer:
 
     Attributes:
         name: Dialect and address.
-        fingerprint: Changes with the settings that change a score.
+        fingerprint: Changes with the settings that change a score; a server that changes its model unseen does not
+            change it.
         config: All settings but the key.
-        calibrated: False where the server's scores are no probabilities of relevance: a threshold then needs a
-            calibration.
 
     Raises:
         InvalidInputError: If an argument is wrong.
@@ -97,129 +88,47 @@ class HttpScorer:
             max_length=max_length, timeout_s=timeout_s, max_batch=max_batch, max_concurrency=max_concurrency, scores=scores,
             strict_echo=strict_echo, max_answer_bytes=max_answer_bytes, public_only=public_only,
         )  # fmt: skip
-        self._check_known_dialect()
-        self._thread = LoopThread(f"qwen-rerank-http {self.config.url[0]}")
-        self._transport = Transport(
-            TransportSettings(
-                urls=self.config.url,
-                max_concurrency=max_concurrency,
-                max_answer_bytes=max_answer_bytes,
-                public_only=public_only,
-                api_key=_check_key(api_key),
-            )
-        )
+        dialect_name = dialects.of_host(self.config.url[0]) if dialect == "auto" else dialect
+        self._dialect = None if dialect_name is None else dialects.DIALECTS[dialect_name]
+        if self._dialect is not None and not (tokenizer and self._dialect.token_routes):
+            self._dialect.check(model=model, instruction=instruction)
+        self.name = f"{dialect_name or 'rerank server'} at {self.config.url[0]}"
+        self.fingerprint = _fingerprint(self.config)
+        self._transport = Transport(self.config, _check_key(api_key))
+        self._finalizer = weakref.finalize(self, self._transport.close)
         self._session: Session | None = None
-        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._warned: set[str] = set()
-        self._finalizer = weakref.finalize(self, _shut_down, self._thread, self._transport)
-
-    def _check_known_dialect(self) -> None:
-        config = self.config
-        if self._dialect_name is not None and not (
-            config.tokenizer and dialects.DIALECTS[self._dialect_name].token_routes
-        ):
-            dialects.DIALECTS[self._dialect_name].check(model=config.model, instruction=config.instruction)
-
-    @property
-    def _dialect_name(self) -> str | None:
-        if self.config.dialect != "auto":
-            return self.config.dialect
-        return dialects.of_host(self.config.url[0])
-
-    @property
-    def name(self) -> str:
-        """Dialect and address, for people."""
-        return f"{self._dialect_name or 'rerank server'} at {self.config.url[0]}"
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the settings that change a score; a server that changes its model unseen does not change it."""
-        c = self.config
-        server = c.model if c.model is not None else c.url
-        parts = [c.dialect, c.mode, server, c.tokenizer, c.template, c.instruction, c.max_length, c.scores]
-        return "http-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @property
     def calibrated(self) -> bool:
-        """Whether the scores are probabilities of relevance, or log-odds of one."""
+        """Whether the scores are log-odds of relevance; where they are not, a threshold needs a calibration."""
         if self.config.scores != "auto":
             return self.config.scores not in UNCALIBRATED
-        name = self._dialect_name
-        return name is None or dialects.DIALECTS[name].kind not in UNCALIBRATED
+        return self._dialect is None or self._dialect.kind not in UNCALIBRATED
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest prompt: the server's limit or the configured one; None where neither is known yet."""
+        session = self._session
+        if session is not None and session.encoder is not None:
+            return session.encoder.max_length
+        if self.config.tokenizer is not None:
+            return self.config.max_length
+        return None if session is None else session.length  # without a tokenizer nothing is cut on this side
 
     def __repr__(self) -> str:
         return f"HttpScorer({list(self.config.url)}, dialect={self.config.dialect!r}, mode={self.config.mode!r})"
-
-    # --- the Scorer protocol -------------------------------------------------------------------------------------
-
-    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        """Return log-odds, float32 `(n_documents,)`, input order.
-
-        Raises:
-            InvalidInputError: If an argument is wrong, or the server cannot carry the instruction.
-            DocumentScoringError: If some requests failed; carries the scores of the others.
-            RerankServerError: If all failed: `RerankTimeoutError`, `BackendUnavailableError`, `BackendRejectedError`,
-                `RateLimitedError` or `ProtocolError`.
-        """
-        return self.score_details(query, documents, instruction=instruction).log_odds
-
-    def score_details(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> ScoreDetails:
-        """As `score`, with what the server reported, what was clipped and cut, and what it counted."""
-        job = make_job(query, documents, instruction)
-        if not job.texts:
-            return no_details()
-        session = self._run(self._score([job], per_request=False))
-        return self._details(session, job)
-
-    async def ascore(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> np.ndarray:
-        """As `score`, without blocking the event loop."""
-        job = make_job(query, documents, instruction)
-        if not job.texts:
-            return no_details().log_odds
-        session = await self._arun(self._score([job], per_request=False))
-        return self._details(session, job).log_odds
-
-    def score_many(
-        self, queries: Sequence[str], documents: Sequence[Sequence[str]], *, instruction: str | None = None
-    ) -> list[np.ndarray]:
-        """Return one array as `score` gives for each query; with token ids, requests hold prompts of several queries."""
-        jobs = make_jobs(queries, documents, instruction)
-        if not any(job.texts for job in jobs):
-            return [no_details().log_odds for _ in jobs]
-        session = self._run(self._score(jobs, per_request=True))
-        return [self._details(session, job).log_odds for job in jobs]
-
-    async def ascore_many(
-        self, queries: Sequence[str], documents: Sequence[Sequence[str]], *, instruction: str | None = None
-    ) -> list[np.ndarray]:
-        """As `score_many`, without blocking the event loop."""
-        jobs = make_jobs(queries, documents, instruction)
-        if not any(job.texts for job in jobs):
-            return [no_details().log_odds for _ in jobs]
-        session = await self._arun(self._score(jobs, per_request=True))
-        return [self._details(session, job).log_odds for job in jobs]
-
-    def fit(self, query: str, texts: Sequence[str], *, instruction: str | None = None) -> list[Fit]:
-        """Return for each text its tokens, the room beside this query, and how many characters are kept.
-
-        Raises:
-            InvalidInputError: Without a tokenizer.
-        """
-        if self.config.tokenizer is None:
-            raise InvalidInputError(
-                f"{self.name} has no tokenizer, so it cannot tell how much of a document fits; give the checkpoint's folder "
-                "or hub name as tokenizer=, or use long_documents='truncate'."
-            )
-        encoder = self.open().encoder or load_encoder(self.config)
-        return [] if encoder is None else encoder.fit(query, texts, instruction=instruction)
-
-    # --- life ----------------------------------------------------------------------------------------------------
 
     def open(self) -> Session:
         """Ask the server what it is, once, and return what is known of it."""
         if self._session is not None:
             return self._session
-        return self._run(self._opened(self.config.timeout_s))
+        future = self._transport.submit(self._opened)
+        try:
+            return future.result()
+        except BaseException:  # also an interrupted wait
+            future.cancel()
+            raise
 
     def close(self) -> None:
         """Close the connections; the scorer cannot be used afterwards."""
@@ -241,115 +150,50 @@ class HttpScorer:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def _run(self, coroutine: Coroutine[Any, Any, Session]) -> Session:
-        self._check_open(coroutine)
-        return self._thread.run(coroutine)
+    # --- what makes it a scorer ----------------------------------------------------------------------------------
 
-    async def _arun(self, coroutine: Coroutine[Any, Any, Session]) -> Session:
-        self._check_open(coroutine)
-        return await self._thread.arun(coroutine)
+    def _check_open(self) -> None:
+        self._transport.check_open()
 
-    def _check_open(self, coroutine: Coroutine[Any, Any, Session]) -> None:
-        if not self._finalizer.alive:
-            coroutine.close()
-            raise ScorerClosedError(f"{self.name} was closed; make a new HttpScorer.")
+    def _begin(self, call: Call) -> Future[list[Scores]]:
+        future = self._transport.submit(partial(self._score, call.requests))
+        call.on_cancel(future.cancel)
+        return future
 
-    # --- the work, on the loop of the scorer's thread ------------------------------------------------------------
-
-    async def _score(self, jobs: list[Job], *, per_request: bool) -> Session:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.config.timeout_s
-        session = await self._opened(self.config.timeout_s)
-        self._check_instructions(session, jobs)
-        batches = await asyncio.to_thread(self._batches, session, jobs)
-        runner = BatchRunner(
-            self._transport, session, self.config, self._warn, None if per_request else deadline, self.config.timeout_s
-        )
-        outcomes = await asyncio.gather(*(runner.run(batch) for batch in batches), return_exceptions=True)
-        self._collect(jobs, batches, outcomes)
-        return session
-
-    def _check_instructions(self, session: Session, jobs: list[Job]) -> None:
-        if session.route is None:
-            for job in jobs:
-                session.dialect.check(model=self.config.model, instruction=self._instruction(job))
-
-    def _instruction(self, job: Job) -> str | None:
-        return job.instruction if job.instruction is not None else self.config.instruction
-
-    async def _opened(self, timeout_s: float) -> Session:
-        loop = asyncio.get_running_loop()
-        if self._opening is None or self._opening[0] is not loop:
-            self._opening = (loop, asyncio.Lock())
-        async with self._opening[1]:
-            if self._session is None:
-                self._session = await open_session(self.config, self._transport, loop.time() + timeout_s)
-        return self._session
-
-    def _batches(self, session: Session, jobs: list[Job]) -> list[Batch]:
-        """Cut all work into requests; prompts of several queries may share one, texts of several cannot."""
-        if session.route is not None and session.encoder is not None:
-            units = [unit for number, job in enumerate(jobs) for unit in self._prompts(session.encoder, number, job)]
-            return chunks(units, session.max_batch)
-        return [
-            batch
-            for number, job in enumerate(jobs)
-            for batch in chunks(self._cut_texts(session, number, job), session.max_batch)
-        ]
-
-    def _prompts(self, encoder: PromptEncoder, number: int, job: Job) -> list[Unit]:
-        prompts = encoder.encode(job.query, job.texts, instruction=job.instruction)
-        job.truncated[:] = [prompt.truncated for prompt in prompts]
-        return [Unit(number, place, ids=prompt.ids.tolist()) for place, prompt in enumerate(prompts)]
-
-    def _cut_texts(self, session: Session, number: int, job: Job) -> list[Unit]:
-        texts = job.texts
-        if session.encoder is not None:
-            fits = session.encoder.fit(job.query, texts, instruction=self._instruction(job))
-            job.truncated[:] = [not fit.fits for fit in fits]
-            texts = [text[: fit.kept_chars] for text, fit in zip(texts, fits, strict=True)]
-        units = []
-        for place, text in enumerate(texts):
-            if text.strip() or session.dialect.scores_blank:
-                units.append(Unit(number, place, query=job.query, text=text, instruction=self._instruction(job)))
-            else:
-                job.failed[place] = InvalidInputError(
-                    f"a {session.dialect.name} server refuses a request with an empty document; leave it out, or give "
-                    "tokenizer= so that prompts are sent as token ids."
-                )
-        return units
-
-    def _collect(self, jobs: list[Job], batches: list[Batch], outcomes: list[Any]) -> None:
-        for batch, outcome in zip(batches, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                if not isinstance(outcome, RerankError):
-                    raise outcome
-                for unit in batch.units:
-                    jobs[unit.job].failed[unit.place] = outcome
-                continue
-            for unit, score in zip(batch.units, outcome.scores, strict=True):
-                jobs[unit.job].scores[unit.place] = score
-            self._count(jobs, batch, outcome.prompt_tokens)
-        errors = [outcome for outcome in outcomes if isinstance(outcome, RerankError)]
-        if errors and len(errors) == len(outcomes):
-            # A timeout says less than what went wrong before it.
-            raise next((e for e in errors if not isinstance(e, RerankTimeoutError)), errors[0])
-
-    def _count(self, jobs: list[Job], batch: Batch, prompt_tokens: int | None) -> None:
-        job = jobs[batch.units[0].job]
-        if prompt_tokens is None or len(jobs) > 1:
-            job.prompt_tokens = None
-        elif job.prompt_tokens is not None:
-            job.prompt_tokens += prompt_tokens
-
-    def _details(self, session: Session, job: Job) -> ScoreDetails:
-        details = job.details(session)
-        if details.saturated.any():
+    async def _score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """Return what came of every query's texts; runs on the transport's loop."""
+        # One deadline for all that a query needs; a job of many queries takes as long as it takes.
+        deadline = asyncio.get_running_loop().time() + self.config.timeout_s if len(requests) == 1 else None
+        try:
+            session = await self._opened()
+            sender = RequestSender(self._transport, session, self.config, self._warn, deadline)
+            found = await sender.score(requests)
+        except asyncio.CancelledError:
+            if not self._finalizer.alive:
+                raise ScorerClosedError(f"{self.name} was closed while it was asked.") from None
+            raise
+        if any(scores.saturated.any() for scores in found):
             self._warn(
                 f"{self.name} reports probabilities too close to 0 or 1 to tell apart from their printed digits; their "
                 "log-odds were clipped at ±20 and keep the reported order."
             )
-        return details
+        return list(found)
+
+    async def _opened(self) -> Session:
+        async with self._transport.once:
+            if self._session is None:
+                deadline = asyncio.get_running_loop().time() + self.config.timeout_s
+                self._session = await open_session(self.config, self._transport, deadline)
+        return self._session
+
+    def _measure(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:
+        encoder = self.open().encoder if self.config.tokenizer is not None else None
+        if encoder is None:
+            raise InvalidInputError(
+                f"{self.name} has no tokenizer, so it cannot tell how much of a document fits; give the checkpoint's folder "
+                "or hub name as tokenizer=, or use long_documents='truncate'."
+            )
+        return encoder.fit_checked(query, texts, instruction)
 
     def _warn(self, message: str) -> None:
         """Say something once."""
@@ -358,10 +202,11 @@ class HttpScorer:
             logger.warning("%s", message)
 
 
-def _shut_down(thread: LoopThread, transport: Transport) -> None:
-    if thread.started:
-        thread.run(transport.aclose())
-    thread.close()
+def _fingerprint(config: HttpConfig) -> str:
+    c = config
+    server = c.model if c.model is not None else c.url
+    parts = [c.dialect, c.mode, server, c.tokenizer, c.template, c.instruction, c.max_length, c.scores]
+    return "http-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _check_key(key: object) -> str | None:

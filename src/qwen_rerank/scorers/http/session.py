@@ -17,11 +17,10 @@ from qwen_rerank.models.folder import read_tokenizer
 from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptSpec, PromptTokenizer
 from qwen_rerank.scorers.http import dialects
-from qwen_rerank.scorers.http.answers import parse, refusal
-from qwen_rerank.scorers.http.config import HttpConfig
+from qwen_rerank.scorers.http.answers import ScoreKind, parse, refusal
 from qwen_rerank.scorers.http.dialects.base import Ask, Dialect
 from qwen_rerank.scorers.http.dialects.token_routes import Labels, TokenRoute
-from qwen_rerank.scorers.http.log_odds import ScoreKind
+from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""HTTP for every dialect, and the one place that knows the HTTP library (httpx2).
+"""HTTP for every dialect, on an event loop in a thread of its own, and the one place that knows the HTTP library (httpx2).
 
 One deadline covers connecting, retries and the body. Failed attempts are tried again only as far as a budget allows,
 redirects are never followed, and a body is read up to a cap on its decompressed size.
@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import threading
+import weakref
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from qwen_rerank.errors import (
@@ -22,9 +27,11 @@ from qwen_rerank.errors import (
     ProtocolError,
     RerankServerError,
     RerankTimeoutError,
+    ScorerClosedError,
 )
 from qwen_rerank.scorers.http.answers import Answer, broken, error_text, refusal, too_many_requests
 from qwen_rerank.scorers.http.endpoints import Endpoint, EndpointPool, public_address
+from qwen_rerank.scorers.http.settings import HttpConfig
 
 try:
     import httpx2
@@ -32,6 +39,8 @@ except ImportError as exc:
     raise MissingExtraError("HttpScorer", package="httpx2", extra="client", cause=exc) from exc
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RETRIES = 3
 BACKOFF_S = 0.2  # the n-th wait is drawn evenly from 0 to this times 2**n
@@ -41,54 +50,129 @@ RETRY_SHARE = 0.1  # retries that each request earns, so that retries add at mos
 RETRY_RESERVE = 10.0
 _TEMPORARY = frozenset({500, 502, 503, 504, 529})
 _UNREACHABLE = frozenset({502, 503, 504})
-_inherited: list[object] = []  # clients of a parent process; see loop_thread
 
 
 @dataclass(slots=True)
-class _Live:
-    """What belongs to one running event loop."""
+class Connections:
+    """One running event loop, its thread, and all that belongs to it alone.
+
+    Attributes:
+        loop: The loop; the connections' sockets are its own.
+        client: The connection pool.
+        endpoints: The servers.
+        slots: One for each request that may be under way.
+        once: Held while something is found out that need not be found out twice.
+        thread: In which the loop runs.
+        retry_tokens: Retries that are still allowed.
+    """
 
     loop: asyncio.AbstractEventLoop
     client: httpx2.AsyncClient
-    pool: EndpointPool
+    endpoints: EndpointPool
     slots: asyncio.Semaphore
+    once: asyncio.Lock
+    thread: threading.Thread
     retry_tokens: float = RETRY_RESERVE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransportSettings:
-    """How the servers are reached.
-
-    Attributes:
-        urls: Roots of equal servers.
-        max_concurrency: Requests under way at once.
-        max_answer_bytes: Cap on the decompressed body.
-        public_only: Refuse hosts with a private, loopback or reserved address.
-        api_key: Sent as a bearer token, to these servers only.
-    """
-
-    urls: tuple[str, ...]
-    max_concurrency: int
-    max_answer_bytes: int
-    public_only: bool
-    api_key: str | None = field(default=None, repr=False)
+_transports: weakref.WeakSet[Transport] = weakref.WeakSet()
+# What a forked child inherits. Its loop shares the parent's epoll handle: closing or collecting it in the child would
+# take the parent's sockets out of it, so it is kept.
+_inherited: list[Connections] = []
 
 
 class Transport:
-    """Sends requests; every coroutine of it runs on the one loop of its scorer."""
+    """Sends requests from a loop and a thread of its own, so that sync and async callers share one connection pool.
 
-    def __init__(self, settings: TransportSettings) -> None:
-        self._settings = settings
-        self._live: _Live | None = None
-        key = settings.api_key
-        self._secrets = (key,) if key else ()
+    A caller's own loop may end, or be cancelled, in the middle of a call. The thread starts on first use, and anew in a
+    forked child.
+
+    Args:
+        config: How the servers are reached.
+        api_key: Sent as a bearer token, to these servers only.
+    """
+
+    def __init__(self, config: HttpConfig, api_key: str | None = None) -> None:
+        self._config = config
+        self._secrets = (api_key,) if api_key else ()
         self._headers = {
             "accept": "application/json",
             "accept-encoding": "identity",
             "content-type": "application/json",
             "user-agent": "qwen-rerank",
-            **({"authorization": f"Bearer {key}"} if key else {}),
+            **({"authorization": f"Bearer {api_key}"} if api_key else {}),
         }
+        self._live: Connections | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        _transports.add(self)
+
+    # --- the thread, from any other ------------------------------------------------------------------------------
+
+    def submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Begin a coroutine on the loop; cancelling the future cancels it.
+
+        Raises:
+            ScorerClosedError: After `close`.
+        """
+        with self._lock:  # so that what was begun is there to be cancelled when another thread closes
+            self.check_open()
+            if self._live is None:
+                self._live = self._start()
+            return asyncio.run_coroutine_threadsafe(work(), self._live.loop)
+
+    def check_open(self) -> None:
+        """Raise `ScorerClosedError` after `close`."""
+        if self._closed:
+            raise ScorerClosedError(f"the scorer of {self._config.url[0]} was closed; make a new HttpScorer.")
+
+    def close(self) -> None:
+        """Cancel what still runs, close the connections and end the thread; any thread may call this, the loop's too."""
+        with self._lock:
+            live, self._live, self._closed = self._live, None, True
+        if live is not None:
+            live.loop.call_soon_threadsafe(live.loop.stop)
+            # A scorer that was forgotten may be collected by the last task of its own loop.
+            if live.thread is not threading.current_thread():
+                live.thread.join()
+
+    def _start(self) -> Connections:
+        config = self._config
+        client = httpx2.AsyncClient(
+            follow_redirects=False,
+            # A proxy would make the connection itself, to an address that was not checked.
+            trust_env=not config.public_only,
+            timeout=httpx2.Timeout(None, connect=CONNECT_S),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=config.max_concurrency),
+        )
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(
+            target=_serve, args=(loop, client), name=f"qwen-rerank-http {config.url[0]}", daemon=True
+        )
+        live = Connections(
+            loop, client, EndpointPool(config.url), asyncio.Semaphore(config.max_concurrency), asyncio.Lock(), thread
+        )
+        thread.start()
+        return live
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        if self._live is not None:
+            _inherited.append(self._live)
+        self._live = None
+
+    # --- requests, on the loop -----------------------------------------------------------------------------------
+
+    @property
+    def once(self) -> asyncio.Lock:
+        """Held while something is found out that need not be found out twice."""
+        return self._current().once
+
+    def _current(self) -> Connections:
+        if self._live is None:
+            self.check_open()
+            raise RuntimeError("the loop has not started")
+        return self._live
 
     async def post(self, path: str, body: bytes, *, deadline: float) -> Answer:
         """Return the answer with status 200.
@@ -112,32 +196,6 @@ class Transport:
         """Return whatever status a small question gets."""
         return await self._within(deadline, self._send("GET", path, None, deadline, any_status=True))
 
-    async def aclose(self) -> None:
-        """Close the pool's connections."""
-        live, self._live = self._live, None
-        if live is not None and live.loop is asyncio.get_running_loop():
-            await live.client.aclose()
-
-    def _current(self) -> _Live:
-        loop = asyncio.get_running_loop()
-        if self._live is None or self._live.loop is not loop:
-            if self._live is not None:
-                _inherited.append(self._live)  # of before a fork: closing it would disturb the parent
-            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=self._settings.max_concurrency)
-            self._live = _Live(
-                loop,
-                httpx2.AsyncClient(
-                    follow_redirects=False,
-                    # A proxy would make the connection itself, to an address that was not checked.
-                    trust_env=not self._settings.public_only,
-                    timeout=httpx2.Timeout(None, connect=CONNECT_S),
-                    limits=limits,
-                ),
-                EndpointPool(self._settings.urls),
-                asyncio.Semaphore(self._settings.max_concurrency),
-            )
-        return self._live
-
     async def _within(self, deadline: float, sending: Awaitable[Answer]) -> Answer:
         try:
             async with asyncio.timeout_at(deadline):
@@ -145,7 +203,7 @@ class Transport:
         except TimeoutError as exc:
             if isinstance(exc, RerankServerError):
                 raise
-            urls = " or ".join(self._settings.urls)
+            urls = " or ".join(self._config.url)
             raise RerankTimeoutError(
                 f"{urls} gave no whole answer in time; allow more with timeout_s, or send fewer documents at once.",
                 url=urls,
@@ -158,7 +216,7 @@ class Transport:
         live.retry_tokens = min(RETRY_RESERVE, live.retry_tokens + RETRY_SHARE)
         endpoint: Endpoint | None = None
         for attempt in range(RETRIES + 1):
-            endpoint = live.pool.acquire(live.loop.time(), avoid=endpoint)
+            endpoint = live.endpoints.acquire(live.loop.time(), avoid=endpoint)
             wait_s = random.uniform(0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2**attempt))
             failed = True  # also when this is cancelled at the deadline
             try:
@@ -181,7 +239,7 @@ class Transport:
                 else:
                     raise refusal(answer)
             finally:
-                live.pool.release(endpoint, live.loop.time(), failed=failed)
+                live.endpoints.release(endpoint, live.loop.time(), failed=failed)
             if attempt == RETRIES or live.loop.time() + wait_s >= deadline or live.retry_tokens < 1:
                 raise problem
             live.retry_tokens -= 1
@@ -189,7 +247,7 @@ class Transport:
             await asyncio.sleep(wait_s)
         raise problem
 
-    async def _once(self, live: _Live, endpoint: Endpoint, method: str, path: str, body: bytes | None) -> Answer:
+    async def _once(self, live: Connections, endpoint: Endpoint, method: str, path: str, body: bytes | None) -> Answer:
         url = endpoint.url + path
         try:
             request = await self._request(live, method, url, body)
@@ -205,8 +263,8 @@ class Transport:
         except (httpx2.TransportError, httpx2.StreamError, OSError) as exc:
             raise _unreachable(url, exc) from exc
 
-    async def _request(self, live: _Live, method: str, url: str, body: bytes | None) -> httpx2.Request:
-        if not self._settings.public_only:
+    async def _request(self, live: Connections, method: str, url: str, body: bytes | None) -> httpx2.Request:
+        if not self._config.public_only:
             return live.client.build_request(method, url, content=body, headers=self._headers)
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -224,7 +282,7 @@ class Transport:
     async def _read(self, response: httpx2.Response, url: str) -> Answer:
         headers = {name.lower(): value for name, value in response.headers.items()}
         head = Answer(url, response.status_code, headers, b"", self._secrets)
-        cap = self._settings.max_answer_bytes
+        cap = self._config.max_answer_bytes
         body = bytearray()
         async for chunk in _decompressed(response, head, cap):
             body += chunk
@@ -286,3 +344,28 @@ def _unreachable(url: str, exc: Exception) -> BackendUnavailableError:
     return BackendUnavailableError(
         f"{url} cannot be reached ({reason}); is the server running, and the address right?", url=url
     )
+
+
+def _serve(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:
+    """Run a loop until it is stopped, then cancel its tasks and close its connections."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(client.aclose())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def _after_fork() -> None:
+    for transport in list(_transports):
+        transport._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.scorers.http.answers import Answer, Reading, read_results
+from qwen_rerank.scorers.http.answers import Answer, Reading, ScoreKind, read_results
 from qwen_rerank.scorers.http.dialects.token_routes import TokenRoute
-from qwen_rerank.scorers.http.log_odds import ScoreKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 from qwen_rerank.scorers.http.answers import (
     Answer,
     Reading,
+    ScoreKind,
     broken,
     finite,
     item_index,
@@ -25,7 +26,6 @@ from qwen_rerank.scorers.http.answers import (
     read_results,
     result_items,
 )
-from qwen_rerank.scorers.http.log_odds import ScoreKind
 
 TOP_LOGPROBS = (
     20  # vLLM's default cap; a server too old to be asked for the two labels gives this many of the likeliest
