@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.prompt import PromptEncoder
+from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.samples import LANGUAGES, load_sample
 from qwen_rerank.serve import openapi
 from qwen_rerank.serve.backend import Backend
@@ -21,7 +20,7 @@ from qwen_rerank.serve.gate import Exchange
 from qwen_rerank.serve.pages import page_response
 from qwen_rerank.serve.responses import json_response
 from qwen_rerank.serve.schemas import SearchRequest, read
-from qwen_rerank.serve.scoring import RerankJob, RerankResult
+from qwen_rerank.serve.scoring import RerankJob, RerankResult, Scoring
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
 MAX_TEXTS = 200
@@ -65,30 +64,25 @@ class Playground:
         """Recall candidates, rank them, and show the prompt of the best one."""
         exchange: Exchange = request.state.exchange
         wanted = read(SearchRequest, parse_object(exchange.body))
-        documents = _documents(wanted)
-        found = await asyncio.to_thread(_recall, wanted.query, documents, wanted.top_k)
-        job = RerankJob(
-            query=wanted.query,
-            documents=[candidate.document.text for candidate in found],
-            instruction=wanted.wanted_instruction,
-        )
+        first_stage, second_stage = _FirstStage(_documents(wanted)), _SecondStage(self._run, request, wanted)
+        line = TwoStageRetriever(first_stage, second_stage, top_k=wanted.top_k, top_n=wanted.top_k)
         scoring = self._backend.scoring
-        [outcome] = await self._run(request, wanted, [job])
+        rounds = await line.aretrieve_rounds(wanted.query, instruction=wanted.wanted_instruction)
         first = [
             {"id": candidate.document.id, "text": candidate.document.text, "score": candidate.score}
-            for candidate in found
+            for candidate in rounds.candidates
         ]
         final = [
             {"index": hit.index, "score": hit.score, "log_odds": hit.log_odds, "truncated": hit.truncated}
-            for hit in outcome.ranked
+            for hit in rounds.ranked
         ]
         answer = {
             "model": self._backend.names.reported,
             "first_stage": "BM25",
             "first": first,
             "final": final,
-            "n_documents": len(documents),
-            "prompt": _prompt(scoring.scorer.encoder, job, scoring.instruction(job), outcome.ranked[0]),
+            "n_documents": len(first_stage.documents),
+            "prompt": _prompt(scoring, wanted, rounds.ranked[0]),
         }
         return json_response(answer)
 
@@ -124,23 +118,58 @@ def _documents(wanted: SearchRequest) -> list[Document]:
     return [Document(str(place), text) for place, text in enumerate(texts)]
 
 
-def _recall(query: str, documents: Sequence[Document], top_k: int) -> list[Candidate]:
-    """Return the first stage's candidates; documents without a word of the query come last, in their own order."""
-    from qwen_rerank.lexical import BM25Index
+class _FirstStage:
+    """BM25, with the documents without a word of the query behind it, in their own order."""
 
-    try:
-        found = BM25Index(documents).search(query, top_k)
-    except InvalidInputError:
-        found = []
-    known = {candidate.document.id for candidate in found}
-    rest = [document for document in documents if document.id not in known][: top_k - len(found)]
-    return found + [Candidate(document, 0.0, len(found) + place) for place, document in enumerate(rest, start=1)]
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self.documents = documents
+
+    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
+        from qwen_rerank.lexical import BM25Index
+
+        try:
+            found = BM25Index(self.documents).search(query, top_k, filter=filter)
+        except InvalidInputError:
+            found = []
+        known = {candidate.document.id for candidate in found}
+        rest = [document for document in self.documents if document.id not in known][: top_k - len(found)]
+        return found + [Candidate(document, 0.0, len(found) + place) for place, document in enumerate(rest, start=1)]
 
 
-def _prompt(
-    encoder: PromptEncoder | None, job: RerankJob, instruction: str | None, best: RankedDocument
-) -> list[dict[str, str]] | None:
+class _SecondStage:
+    """The model as any route asks it: the request is admitted, scored in slots, and counted."""
+
+    name = "server"
+    top_n = None
+
+    def __init__(self, run: Run, request: Request, wanted: SearchRequest) -> None:
+        self._run = run
+        self._request = request
+        self._wanted = wanted
+
+    async def arerank(
+        self,
+        query: str,
+        candidates: Sequence[Candidate],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        texts = [candidate.document.text for candidate in candidates]
+        job = RerankJob(query=query, documents=texts, instruction=instruction)
+        [result] = await self._run(self._request, self._wanted, [job])
+        return result.ranked[:top_n]
+
+    def rerank(self, *_: Any, **__: Any) -> list[RankedDocument]:
+        raise NotImplementedError("a server's requests are awaited.")
+
+    def rerank_many(self, *_: Any, **__: Any) -> list[list[RankedDocument]]:
+        raise NotImplementedError("a server's requests are awaited.")
+
+
+def _prompt(scoring: Scoring, wanted: SearchRequest, best: RankedDocument) -> list[dict[str, str]] | None:
     """Return the parts of the best document's prompt in order, or None where the scorer has no prompts to be seen."""
+    encoder, instruction = scoring.scorer.encoder, scoring.instruction(wanted.wanted_instruction)
     if encoder is None:
         return None
     spec = encoder.spec
@@ -149,7 +178,7 @@ def _prompt(
         ("fixed", spec.prefix + spec.instruction_label),
         ("instruction", encoder.instruction if instruction is None else instruction),
         ("fixed", spec.separator + spec.query_label),
-        ("query", job.query),
+        ("query", wanted.query),
         ("fixed", spec.separator + spec.document_label),
         ("document", best.document.text[start:stop]),
         ("fixed", spec.suffix),

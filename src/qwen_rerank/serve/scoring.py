@@ -77,9 +77,9 @@ class Scoring:
             async with self.queue.deadline(timeout_s):
                 return await _together([self._run(ticket, job) for job in jobs])
 
-    def instruction(self, job: RerankJob) -> str | None:
-        """Return what relevance means to a job; None for the scorer's default."""
-        return job.instruction or self._settings.instruction
+    def instruction(self, given: str | None) -> str | None:
+        """Return what relevance means to a request that gives this; None for the scorer's default."""
+        return given or self._settings.instruction
 
     def _checked_size(self, jobs: Sequence[RerankJob]) -> int:
         """Return about how many tokens a request has.
@@ -109,7 +109,7 @@ class Scoring:
         reranker = Reranker(
             scorer,
             long_documents=job.long_documents or self._settings.long_documents,
-            instruction=self.instruction(job),
+            instruction=self.instruction(job.instruction),
         )
         documents = [Document(str(index), text) for index, text in enumerate(texts)]
         ranked = await reranker.arerank_checked(job.query, documents)
@@ -124,7 +124,7 @@ class Scoring:
         return await asyncio.to_thread(self._cut_now, job)
 
     def _cut_now(self, job: RerankJob) -> list[str]:
-        instruction = self.instruction(job)
+        instruction = self.instruction(job.instruction)
 
         def fit(texts: Sequence[str]) -> list[Fit]:
             try:
