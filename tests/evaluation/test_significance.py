@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,35 @@ def test_few_queries_are_tested_exactly():
     result = compare(values([0, 0, 0]), {"s": values([0.1, 0.2, 0.3])})["s"]
 
     assert result.p_value == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_test_counts_sign_patterns(seed):
+    """As the definition says it: of all patterns of signs, how many are at least as far from zero; some are even."""
+    differences = np.random.default_rng(seed).integers(-4, 5, 9) / 10
+    signs = np.array(list(itertools.product((1, -1), repeat=9)))
+    distances = np.abs(signs @ differences)
+    share = np.mean(distances >= abs(differences.sum()) - 1e-9)
+
+    result = compare(values(np.zeros(9)), {"s": values(differences)}, n_resamples=1000)["s"]
+
+    assert result.p_value == pytest.approx(share)
+
+
+def test_random_patterns_are_the_same_every_time_and_near_all_of_them():
+    differences = np.random.default_rng(3).normal(0.1, 0.3, 12)
+
+    drawn, again, all_of_them = (
+        compare(values(np.zeros(12)), {"s": values(differences)}, n_resamples=n)["s"].p_value
+        for n in (4000, 4000, 5000)
+    )
+
+    assert drawn == again != all_of_them
+    assert drawn == pytest.approx(all_of_them, abs=0.02)
+
+
+def test_one_query_that_changed_proves_nothing():
+    assert compare(values([0, 0, 0]), {"s": values([0.5, 0, 0])})["s"].p_value == 1.0
 
 
 def test_holms_correction_by_hand():
