@@ -75,7 +75,7 @@ def test_sigterm_turns_readiness_red_at_once_and_closes_the_port_after_the_delay
         httpx2.get(f"{server.url}/health/live")
 
 
-def test_a_second_sigterm_ends_at_once():
+def test_a_second_sigterm_ends_at_once_and_exits_with_143():
     with stub_server("Slow", arguments=[3_600]) as server:
         results: list[object] = []
         asking = threading.Thread(target=ask, args=(server.url, results))
@@ -97,14 +97,15 @@ def test_when_the_grace_is_over_the_rest_is_told_so():
         asking.start()
         while admitted(server) < 1:
             pass
-        server.stop()
+        status = server.stop()
         asking.join()
 
+    assert status == 0
     assert results[0].status_code == 503
     assert results[0].json()["error"]["code"] == "shut_down"
 
 
-def test_a_model_that_hangs_ends_the_process_after_telling_its_clients():
+def test_a_model_that_hangs_ends_the_process_with_70_after_telling_its_clients():
     with stub_server("Hung", settings={"watchdog_s": 0.5}) as server:
         results: list[object] = []
         ask(server.url, results)

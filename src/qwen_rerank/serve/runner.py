@@ -44,6 +44,8 @@ def serve(
 ) -> None:
     """Serve until a signal says to stop; SIGTERM answers what is admitted, a second one ends at once.
 
+    The exit status is 0 after the first, 143 after the second, and 70 where the model hung.
+
     Args:
         load: Returns the scorer; called in a thread, while the port answers 503.
         host: Address to listen on.
@@ -143,7 +145,7 @@ class Server(uvicorn.Server):
         self._hung = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, end at the second; the exit status is 0 either way."""
+        """Drain at the first signal, to end with status 0; end at once at the second, with status 143."""
         if self.should_exit or self.backend.state is State.DRAINING:
             self.should_exit = self.force_exit = True
         else:
