@@ -16,11 +16,11 @@ import argparse
 from pathlib import Path
 
 from qwen_rerank import BM25Index, Document, QwenScorer, Reranker
+from qwen_rerank.documents import read_documents
 from qwen_rerank.evaluation.collection import Collection, load_pairs
 from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run
 from qwen_rerank.evaluation.measures import measure
 from qwen_rerank.evaluation.significance import compare
-from qwen_rerank.files import read_documents
 from qwen_rerank.samples import load_sample
 
 MEASURES = ("nDCG@10", "RR@10", "R@20", "R@100")

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from qwen_rerank import Document, QwenScorer, RankedDocument, Reranker
-from qwen_rerank.files import read_documents
+from qwen_rerank.documents import read_documents
 
 BOILERPLATE = (
     "Definitions. In this agreement, Provider means the party that performs the services, Customer means the party that "

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from qwen_rerank import Document, FaissStore, QwenScorer, Reranker, TwoStageRetriever, load_embedder
-from qwen_rerank.files import read_documents
+from qwen_rerank.documents import read_documents
 from qwen_rerank.samples import load_sample
 
 

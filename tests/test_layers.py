@@ -15,13 +15,13 @@ ROOT = Path(qwen_rerank.__file__).parent
 
 # A room is one module or folder; several names for one room stand together.
 LAYERS: list[list[set[str]]] = [
-    [{"types", "protocols", "errors", "extras", "checks", "tokenizer"}],
+    [{"types", "protocols", "errors", "extras", "checks", "deprecation", "tokenizer"}],
     [
         {"prompt"},
         {"packing"},
         {"passages"},
         {"calibration"},
-        {"files"},
+        {"documents", "files"},
         {"filters"},
         {"fusion"},
         {"words"},

@@ -3,6 +3,7 @@
 RerankError
 ├── InvalidInputError (also ValueError)      an argument is wrong
 │   ├── InvalidTextError                     a text holds a lone surrogate or is no string
+│   ├── FileError                            a line of a file cannot be read as what it should be
 │   └── CalibrationError                     a calibration that cannot be read or is not monotone
 │       └── CalibrationMismatchError         a calibration that was fitted for other settings
 ├── MissingExtraError (also ImportError)     an optional package is absent or broken
@@ -30,6 +31,7 @@ RerankError
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,6 +62,17 @@ class InvalidInputError(RerankError, ValueError):
 
 class InvalidTextError(InvalidInputError):
     """A text is not a string, or holds a lone surrogate that no encoding can carry."""
+
+
+class FileError(InvalidInputError):
+    """A file cannot be read as what it should be; the message begins with `file:line`."""
+
+    def __init__(self, path: str | os.PathLike[str], line: int | None, reason: str) -> None:
+        where = f"{os.fspath(path)}:{line}" if line is not None else os.fspath(path)
+        super().__init__(f"{where}: {reason}")
+        self.path = os.fspath(path)
+        self.line = line
+        self.reason = reason
 
 
 class CalibrationError(InvalidInputError):

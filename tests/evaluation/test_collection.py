@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from qwen_rerank.documents import FileError
 from qwen_rerank.evaluation.collection import load_beir, load_pairs
-from qwen_rerank.evaluation.files import EvalFileError
 from qwen_rerank.types import Document
 
 
@@ -32,19 +32,19 @@ def test_what_is_left_out_is_counted(folder):
 
 
 def test_an_unknown_split_names_those_that_exist(folder):
-    with pytest.raises(EvalFileError, match="there are: test"):
+    with pytest.raises(FileError, match="there are: test"):
         load_beir(folder, split="dev")
 
 
 def test_a_judged_query_without_text_is_an_error(folder):
     (folder / "queries.jsonl").write_text('{"_id": "q0", "text": "w0"}\n')
 
-    with pytest.raises(EvalFileError, match="1 judged queries have no text"):
+    with pytest.raises(FileError, match="1 judged queries have no text"):
         load_beir(folder)
 
 
 def test_a_missing_corpus_is_named(tmp_path):
-    with pytest.raises(EvalFileError, match=r"corpus\.jsonl or corpus\.jsonl\.gz"):
+    with pytest.raises(FileError, match=r"corpus\.jsonl or corpus\.jsonl\.gz"):
         load_beir(tmp_path)
 
 

@@ -43,10 +43,10 @@ def run(
     """Search a collection in both stages; write TREC runs, a table, and what changed for each query."""
     from qwen_rerank.cli.eval_tables import print_table, run_tables
     from qwen_rerank.cli.show import console
+    from qwen_rerank.documents import write_run
     from qwen_rerank.evaluation import export as exports
     from qwen_rerank.evaluation.cache import ScoreCache
     from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run
-    from qwen_rerank.evaluation.files import write_run
     from qwen_rerank.evaluation.results import run_result, write_result
     from qwen_rerank.evaluation.stages import first_stage as load_first_stage
 
@@ -228,7 +228,7 @@ def compare(
     """Compare TREC runs query by query: interval, randomisation test, Holm's correction."""
     from qwen_rerank.cli.eval_tables import compare_table, print_table
     from qwen_rerank.cli.show import console, errors
-    from qwen_rerank.evaluation.files import read_qrels, read_run
+    from qwen_rerank.documents import read_qrels, read_run
     from qwen_rerank.evaluation.results import compare_result
 
     judged = read_qrels(qrels)

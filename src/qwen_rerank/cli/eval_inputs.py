@@ -62,10 +62,11 @@ Primary = Annotated[str, typer.Option("--measure", help="The measure that decide
 
 def speak() -> None:
     """Let the evaluation say on stderr what it read and what it left out."""
-    log = logging.getLogger("qwen_rerank.evaluation")
-    if not any(isinstance(handler, _OnStderr) for handler in log.handlers):
-        log.addHandler(_OnStderr())
-    log.setLevel(logging.INFO)
+    for name in ("qwen_rerank.evaluation", "qwen_rerank.documents"):
+        log = logging.getLogger(name)
+        if not any(isinstance(handler, _OnStderr) for handler in log.handlers):
+            log.addHandler(_OnStderr())
+        log.setLevel(logging.INFO)
 
 
 class _OnStderr(logging.Handler):
@@ -86,7 +87,7 @@ def load(
 ) -> Collection:
     """Return the collection that the options name and say on stderr what is in it and what to read with care."""
     from qwen_rerank.cli.show import errors
-    from qwen_rerank.evaluation.loading import load_collection
+    from qwen_rerank.evaluation.collection import load_collection
     from qwen_rerank.evaluation.results import about
 
     collection = load_collection(source, split=split, labels=labels, topics=topics, qrels=qrels)

@@ -12,7 +12,7 @@ import typer
 from qwen_rerank.cli import options
 
 if TYPE_CHECKING:
-    from qwen_rerank.files import Reading
+    from qwen_rerank.documents import Reading
     from qwen_rerank.types import Document
 
 
@@ -113,8 +113,8 @@ def rerank(
 
 
 def _from_files(source: list[Path]) -> list[Document]:
+    from qwen_rerank.documents import SUFFIXES, read_documents
     from qwen_rerank.errors import InvalidInputError
-    from qwen_rerank.files import SUFFIXES, read_documents
 
     reading = read_documents(source)
     _report(reading)

@@ -9,9 +9,9 @@ import numpy as np
 
 from qwen_rerank.calibration import Calibration, Key, Kind
 from qwen_rerank.checks import check_choice, check_probability
+from qwen_rerank.documents import Qrels
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
 from qwen_rerank.evaluation.experiment import Scores
-from qwen_rerank.evaluation.files import Qrels
 
 try:
     from sklearn.isotonic import IsotonicRegression

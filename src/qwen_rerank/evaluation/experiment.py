@@ -10,10 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from qwen_rerank.checks import check_count
+from qwen_rerank.documents import Run
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.cache import ScoreCache, score_key
 from qwen_rerank.evaluation.collection import Collection
-from qwen_rerank.evaluation.files import Run
 from qwen_rerank.pipeline import rank_fusion
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.reranker import Reranker

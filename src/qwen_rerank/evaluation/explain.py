@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qwen_rerank.documents import Run
 from qwen_rerank.evaluation.collection import Collection
-from qwen_rerank.evaluation.files import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from qwen_rerank.documents import Run, write_whole
 from qwen_rerank.evaluation.collection import Collection
-from qwen_rerank.evaluation.files import Run, write_whole
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
 
 Cell = str | int | float

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen_rerank.documents import FileError, Qrels
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
 from qwen_rerank.evaluation.collection import Collection, assemble
-from qwen_rerank.evaluation.files import EvalFileError, Qrels
 from qwen_rerank.types import Document
 
 try:
@@ -101,7 +101,7 @@ def _documents(name: str, rows: Iterable[Row]) -> list[Document]:
     for number, row in enumerate(rows, start=1):
         document_id, text = _id(name, "corpus", number, row), row.get("text")
         if not isinstance(text, str) or document_id in seen:
-            raise EvalFileError(f"{name} corpus", number, "a document has no text, or an id that occurred before.")
+            raise FileError(f"{name} corpus", number, "a document has no text, or an id that occurred before.")
         seen.add(document_id)
         title = row.get("title")
         documents.append(Document(document_id, f"{title}\n{text}" if title else text))
@@ -113,7 +113,7 @@ def _texts(name: str, rows: Iterable[Row]) -> dict[str, str]:
     for number, row in enumerate(rows, start=1):
         query, text = _id(name, "queries", number, row), row.get("text")
         if not isinstance(text, str) or not text.strip() or query in queries:
-            raise EvalFileError(f"{name} queries", number, "a query has no text, or an id that occurred before.")
+            raise FileError(f"{name} queries", number, "a query has no text, or an id that occurred before.")
         queries[query] = text
     return queries
 
@@ -124,11 +124,9 @@ def _judged(name: str, rows: Iterable[Row]) -> Qrels:
         try:
             query, document, grade = str(row["query-id"]), str(row["corpus-id"]), float(row["score"])
         except (KeyError, TypeError, ValueError) as exc:
-            raise EvalFileError(f"{name} qrels", number, "a judgement needs query-id, corpus-id and score.") from exc
+            raise FileError(f"{name} qrels", number, "a judgement needs query-id, corpus-id and score.") from exc
         if not grade.is_integer() or grade < 0 or document in qrels.get(query, {}):
-            raise EvalFileError(
-                f"{name} qrels", number, f"the grade {grade} is no integer of at least 0, or a second one."
-            )
+            raise FileError(f"{name} qrels", number, f"the grade {grade} is no integer of at least 0, or a second one.")
         qrels.setdefault(query, {})[document] = int(grade)
     return qrels
 
@@ -136,7 +134,7 @@ def _judged(name: str, rows: Iterable[Row]) -> Qrels:
 def _id(name: str, table: str, number: int, row: Row) -> str:
     value = row.get("_id", row.get("id"))
     if not isinstance(value, str | int) or value == "":
-        raise EvalFileError(f"{name} {table}", number, "a row has no _id.")
+        raise FileError(f"{name} {table}", number, "a row has no _id.")
     return str(value)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qwen_rerank.documents import Qrels, Run
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
-from qwen_rerank.evaluation.files import Qrels, Run
 
 try:
     import ir_measures

@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from qwen_rerank.documents import write_whole
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.evaluation.files import write_whole
 from qwen_rerank.evaluation.report_parts import SECTIONS, table
 
 Row = Mapping[str, Any]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qwen_rerank.calibration import Calibration, Kind, sigmoid
+from qwen_rerank.documents import Qrels, Run, write_whole
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.calibrate import (
     Labelled,
@@ -28,7 +29,6 @@ from qwen_rerank.evaluation.contamination import POCKET, QWEN3_EMBEDDING, in_dom
 from qwen_rerank.evaluation.environment import environment
 from qwen_rerank.evaluation.experiment import Scores
 from qwen_rerank.evaluation.explain import Move, largest_moves
-from qwen_rerank.evaluation.files import Qrels, Run, write_whole
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
 from qwen_rerank.evaluation.significance import compare
 from qwen_rerank.evaluation.sweep import Outcome, Recommendation, pareto

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qwen_rerank.documents import Run
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.cache import ScoreCache
 from qwen_rerank.evaluation.collection import Collection
 from qwen_rerank.evaluation.experiment import Recall, recall, rerank_run, score_run, time_reranking
-from qwen_rerank.evaluation.files import Run
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
 from qwen_rerank.evaluation.significance import mean_interval
 from qwen_rerank.protocols import FirstStage

@@ -5,16 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from qwen_rerank.documents import Example, TrainingData, load_training_data
+from qwen_rerank.documents import Skipped as BadLine
+
 _HOMES = {
-    "BadLine": "data",
     "EmbeddedDocuments": "mining",
     "EmbedderTraining": "embedder",
-    "Example": "data",
     "Mining": "mining",
     "RerankerTraining": "reranker",
-    "TrainingData": "data",
     "TrainingReport": "reranker",
-    "load_training_data": "data",
     "mine_negatives": "mining",
     "train_embedder": "embedder",
     "train_reranker": "reranker",
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from qwen_rerank.training.data import BadLine, Example, TrainingData, load_training_data
     from qwen_rerank.training.embedder import EmbedderTraining, train_embedder
     from qwen_rerank.training.mining import EmbeddedDocuments, Mining, mine_negatives
     from qwen_rerank.training.reranker import RerankerTraining, TrainingReport, train_reranker

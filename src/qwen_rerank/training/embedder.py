@@ -11,10 +11,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from qwen_rerank.checks import check_choice, check_count
+from qwen_rerank.documents import Example
 from qwen_rerank.embedders.static import TOKENIZER, WEIGHTS, StaticEmbedder
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
 from qwen_rerank.models.names import find_model
-from qwen_rerank.training.data import Example
 
 try:
     import torch

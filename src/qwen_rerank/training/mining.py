@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from qwen_rerank.checks import check_count, check_probability
+from qwen_rerank.documents import Example
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.protocols import Embedder, FirstStage, Scorer
-from qwen_rerank.training.data import Example
 from qwen_rerank.types import Candidate, Document
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen_rerank.checks import check_choice, check_count, check_probability
+from qwen_rerank.documents import Example
 from qwen_rerank.errors import InvalidInputError, MissingExtraError, ModelError
 
 try:

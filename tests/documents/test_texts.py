@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from qwen_rerank.documents import FileError, read_documents
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.files import read_documents
 
 
 def test_a_folder_gives_a_document_for_each_text_file_in_the_order_of_names(tmp_path):
@@ -90,6 +90,26 @@ def test_a_path_that_gives_nothing_is_an_error(tmp_path, name):
 
     with pytest.raises(InvalidInputError, match=name):
         read_documents([tmp_path / name])
+
+
+def test_strictly_read_the_first_thing_that_gives_no_document_is_an_error(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "a"}\n{"text": ""}\n{"text": "b"}\n')
+
+    with pytest.raises(FileError, match=r"d\.jsonl:2: no text under any of"):
+        read_documents([path], strictness="strict")
+    with pytest.raises(InvalidInputError, match="strictness must be one of"):
+        read_documents([path], strictness="loose")
+
+
+def test_a_line_that_is_not_utf8_costs_itself_alone(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "caf\xe9"}\n{"text": "b"}\n')
+
+    reading = read_documents([path])
+
+    assert [d.text for d in reading.documents] == ["a", "b"]
+    assert [(s.where, s.reason[:9]) for s in reading.skipped] == [("d.jsonl:2", "not UTF-8")]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")

@@ -1,17 +1,17 @@
-"""Training data: JSONL lines or a BEIR folder to examples; a line that cannot be used is named and counted."""
+"""Training rows: JSONL lines or a BEIR folder to examples; a line that cannot be used is named and counted."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from qwen_rerank.checks import check_text
+from qwen_rerank.documents.judgements import judgements
+from qwen_rerank.documents.queries import read_queries
+from qwen_rerank.documents.reader import Row, Skipped, TextFile
+from qwen_rerank.documents.texts import read_corpus
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.types import Document
 
@@ -47,14 +47,6 @@ class Example:
         return tuple(text for text, score in zip(self.documents, self.scores, strict=True) if score <= 0)
 
 
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line that gave no example: where, as `file:line`, and why."""
-
-    where: str
-    reason: str
-
-
 @dataclass(slots=True)
 class TrainingData:
     """What was read.
@@ -66,7 +58,7 @@ class TrainingData:
     """
 
     examples: list[Example] = field(default_factory=list)
-    bad_lines: list[BadLine] = field(default_factory=list)
+    bad_lines: list[Skipped] = field(default_factory=list)
     corpus: list[Document] = field(default_factory=list)
 
 
@@ -99,7 +91,7 @@ def load_training_data(path: str | Path, *, split: str = "train", skip_bad_lines
     return data
 
 
-def describe_bad_lines(bad_lines: Sequence[BadLine]) -> str:
+def describe_bad_lines(bad_lines: Sequence[Skipped]) -> str:
     """Return one sentence part that counts the lines and names the first of them."""
     if not bad_lines:
         return "no line was refused"
@@ -108,14 +100,12 @@ def describe_bad_lines(bad_lines: Sequence[BadLine]) -> str:
     return f"{len(bad_lines)} line(s) cannot be used: {named}{more}"
 
 
-def example_from_row(row: object) -> Example:
+def example_from_row(row: Row) -> Example:
     """Return one example of a decoded JSONL line.
 
     Raises:
         InvalidInputError: If a field is missing or wrong.
     """
-    if not isinstance(row, Mapping):
-        raise InvalidInputError(f"a line must be a JSON object, not {type(row).__name__}.")
     query = check_text("query", row.get("query"))
     if not query.strip():
         raise InvalidInputError("query is empty.")
@@ -132,7 +122,7 @@ def example_from_row(row: object) -> Example:
     return Example(query, (*positives, *negatives), labels)
 
 
-def _scored_example(query: str, row: Mapping[str, Any]) -> Example:
+def _scored_example(query: str, row: Row) -> Example:
     documents = _texts(row, ("documents",))
     scores = row.get("scores")
     if not isinstance(scores, list) or len(scores) != len(documents) or not documents:
@@ -144,7 +134,7 @@ def _scored_example(query: str, row: Mapping[str, Any]) -> Example:
     return Example(query, documents, tuple(float(score) for score in scores), teacher=True)
 
 
-def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> tuple[str, ...]:
+def _texts(row: Row, keys: Iterable[str]) -> tuple[str, ...]:
     """Return the texts under any of `keys`; a single string counts as a list of one."""
     found: list[str] = []
     for key in keys:
@@ -160,68 +150,34 @@ def _texts(row: Mapping[str, Any], keys: Iterable[str]) -> tuple[str, ...]:
 
 def _read_jsonl(path: Path) -> TrainingData:
     data = TrainingData()
-    for where, row in _rows(path, data.bad_lines):
-        try:
-            data.examples.append(example_from_row(row))
-        except InvalidInputError as exc:
-            data.bad_lines.append(BadLine(where, str(exc)))
+    file = TextFile(path, skipped=data.bad_lines)
+    data.examples = [example for _, example in file.each(file.objects(), example_from_row)]
     return data
-
-
-def _rows(path: Path, bad_lines: list[BadLine]) -> Iterator[tuple[str, Any]]:
-    """Yield each line of a JSONL file, decoded, with its place."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name}:{number}"
-            try:
-                yield where, json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as exc:
-                bad_lines.append(BadLine(where, f"not JSON in UTF-8 ({exc})"))
 
 
 def _read_folder(root: Path, split: str) -> TrainingData:
     data = TrainingData()
-    texts = dict(_table(root, "corpus", data.bad_lines))
-    queries = dict(_table(root, "queries", data.bad_lines))
-    data.corpus = [Document(key, text) for key, text in texts.items()]
-    judged: dict[str, list[tuple[str, float]]] = {}
-    for where, query_id, document_id, score in _judgements(root / "qrels" / f"{split}.tsv", data.bad_lines):
-        if query_id not in queries or document_id not in texts:
-            unknown = query_id if query_id not in queries else document_id
-            data.bad_lines.append(BadLine(where, f"the id {unknown!r} is not in the collection"))
+    data.corpus = read_corpus(_table(root, "corpus"), skipped=data.bad_lines)
+    texts = {document.id: document.text for document in data.corpus}
+    queries = read_queries(_table(root, "queries"), skipped=data.bad_lines)
+    qrels = TextFile(root / "qrels" / f"{split}.tsv", skipped=data.bad_lines)
+    if not qrels.path.is_file():
+        raise InvalidInputError(f"{str(qrels.path)!r} does not exist; name a split that the folder has.")
+    judged: dict[str, dict[str, float]] = {}
+    for number, (query, document, grade) in judgements(qrels):
+        if query in queries and document in texts:
+            judged.setdefault(query, {})[document] = 1.0 if grade > 0 else 0.0
         else:
-            judged.setdefault(query_id, []).append((document_id, 1.0 if score > 0 else 0.0))
-    for query_id, labels in judged.items():
-        if any(label for _, label in labels):
-            documents = tuple(texts[document_id] for document_id, _ in labels)
-            data.examples.append(Example(queries[query_id], documents, tuple(label for _, label in labels)))
+            qrels.refuse(number, f"the id {document if query in queries else query!r} is not in the collection")
+    for query, labels in judged.items():
+        if any(labels.values()):
+            documents = tuple(texts[document] for document in labels)
+            data.examples.append(Example(queries[query], documents, tuple(labels.values())))
     return data
 
 
-def _table(root: Path, stem: str, bad_lines: list[BadLine]) -> Iterator[tuple[str, str]]:
-    """Yield id and text (title and text) of each line of `corpus` or `queries`."""
-    path = next((p for p in (root / f"{stem}.jsonl", root / f"{stem}.jsonl.gz") if p.is_file()), None)
-    if path is None:
-        raise InvalidInputError(f"{str(root)!r} has no {stem}.jsonl; a BEIR folder needs corpus, queries and qrels.")
-    for where, row in _rows(path, bad_lines):
-        try:
-            title, text = check_text("title", row.get("title") or ""), check_text("text", row.get("text"))
-            yield check_text("_id", row.get("_id")), f"{title.strip()}\n{text}" if title.strip() else text
-        except (InvalidInputError, AttributeError) as exc:
-            bad_lines.append(BadLine(where, str(exc)))
-
-
-def _judgements(path: Path, bad_lines: list[BadLine]) -> Iterator[tuple[str, str, str, float]]:
-    """Yield place, query id, document id and grade of each line of a qrels file."""
-    if not path.is_file():
-        raise InvalidInputError(f"{str(path)!r} does not exist; name a split that the folder has.")
-    with open(path, encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t"), start=1):
-            if number == 1 and row[:1] == ["query-id"]:
-                continue
-            try:
-                yield f"{path.name}:{number}", row[0], row[1], float(row[2])
-            except (IndexError, ValueError) as exc:
-                bad_lines.append(BadLine(f"{path.name}:{number}", f"not query-id, corpus-id and score ({exc})"))
+def _table(root: Path, stem: str) -> Path:
+    for path in (root / f"{stem}.jsonl", root / f"{stem}.jsonl.gz"):
+        if path.is_file():
+            return path
+    raise InvalidInputError(f"{str(root)!r} has no {stem}.jsonl; a BEIR folder needs corpus, queries and qrels.")

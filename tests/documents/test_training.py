@@ -34,8 +34,8 @@ def test_documents_with_scores_are_a_teachers(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("{", "not JSON"),
-        ([1], "must be a JSON object"),
+        ("{", "no JSON"),
+        ([1], "a JSON object is wanted"),
         ({"query": "", "positive": "a"}, "query is empty"),
         ({"query": "q"}, "no positive"),
         ({"query": "q", "positive": "a", "negative": "a"}, "both positive and negative"),
@@ -64,4 +64,4 @@ def test_a_beir_folder_is_read_with_its_explicit_zeros(tmp_path):
 
     assert data.examples[0].documents == ("T\na", "b")
     assert data.examples[0].scores == (1.0, 0.0)
-    assert data.bad_lines[0].where == "train.tsv:4"
+    assert [bad.where for bad in data.bad_lines] == ["train.tsv:4"]
