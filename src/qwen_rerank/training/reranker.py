@@ -27,7 +27,6 @@ except ImportError as exc:
 
 from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.qwen.checkpoint import Checkpoint, load_checkpoint
-from qwen_rerank.training.data import Example
 from qwen_rerank.training.losses import DistillationLoss
 from qwen_rerank.training.recipe import RecipeModel
 from qwen_rerank.training.saving import save_checkpoint
