@@ -22,7 +22,7 @@ MODULES = (
     "qwen_rerank.prompt",
     "qwen_rerank.samples",
     "qwen_rerank.testing",
-    "qwen_rerank.files",
+    "qwen_rerank.documents",
     "qwen_rerank.embedders",
     "qwen_rerank.store",
     "qwen_rerank.scorers.base",

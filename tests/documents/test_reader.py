@@ -6,7 +6,8 @@ import gzip
 
 import pytest
 
-from qwen_rerank.documents import FileError, TextFile, read_corpus, reader
+from qwen_rerank.documents import FileError, read_corpus, reader
+from qwen_rerank.documents.reader import TextFile
 from qwen_rerank.errors import InvalidInputError
 
 

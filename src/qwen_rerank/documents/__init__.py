@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen_rerank.documents.judgements import Qrels, Run, read_qrels, read_run, write_run, write_whole
 from qwen_rerank.documents.queries import read_queries
-from qwen_rerank.documents.reader import Skipped, TextFile
+from qwen_rerank.documents.reader import Skipped
 from qwen_rerank.documents.texts import SUFFIXES, Reading, read_corpus, read_documents
 from qwen_rerank.documents.training import Example, TrainingData, load_training_data
 from qwen_rerank.errors import FileError
@@ -17,7 +17,6 @@ __all__ = [
     "Reading",
     "Run",
     "Skipped",
-    "TextFile",
     "TrainingData",
     "load_training_data",
     "read_corpus",

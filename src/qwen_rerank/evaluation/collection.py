@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_rerank.checks import check_count
-from qwen_rerank.documents import Qrels, TextFile, read_corpus, read_documents, read_qrels, read_queries
-from qwen_rerank.documents.reader import Row, shown, text_of
+from qwen_rerank.documents import Qrels, read_corpus, read_documents, read_qrels, read_queries
+from qwen_rerank.documents.reader import Row, TextFile, shown, text_of
 from qwen_rerank.errors import FileError, InvalidInputError
 from qwen_rerank.types import Document, text_id
 
