@@ -45,7 +45,7 @@ def test_index_then_search_shows_both_rounds(texts, tmp_path):
 
     assert indexed.exit_code == found.exit_code == 0
     assert "2 documents, 1 skipped" in indexed.output
-    assert "skipped broken.txt: it is not UTF-8 (byte 0)" in indexed.output
+    assert "skipped broken.txt: not UTF-8 (invalid start byte at byte 0)" in indexed.output
     assert found.output.index("适合程序员") < found.output.index("薄膜")
     assert "round 1  round 2  moved" in found.output
     assert "a.txt" in found.output
