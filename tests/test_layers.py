@@ -127,7 +127,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         "import qwen_rerank",
         "from qwen_rerank import Document, Candidate, RankedDocument, Scorer, RerankError, Reranker, TwoStageRetriever",
-        "import qwen_rerank.prompt, qwen_rerank.packing, qwen_rerank.passages, qwen_rerank.calibration",
+        "import qwen_rerank.prompt, qwen_rerank.passages, qwen_rerank.calibration",
         "import qwen_rerank.cli",
     ],
 )

@@ -36,13 +36,13 @@ from contestants import (
     model_config,
     random_model,
 )
-from measure import PeakMemory, computed_tokens, hardware, matmul_peak, timed, trees_of, useful_flops, versions
+from measure import PeakMemory, computed_tokens, groups_of, hardware, matmul_peak, timed, useful_flops, versions
 from report import table, write_plot
 from workloads import Words, Workload, cpu_workloads, gpu_workloads, smoke_workloads
 
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
 from qwen_rerank.scorers.qwen.device import activation_bytes
-from qwen_rerank.scorers.qwen.scorer import opening_of
+from qwen_rerank.scorers.qwen.scorer import shared_prefix_of
 
 # Largest difference of log-odds between contestants that rounding explains, at these random weights.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
@@ -198,15 +198,15 @@ def run(
                 seconds[name].append(timed(lambda name=name: score(name), options.device))
             memory[name] = max(memory.get(name, 0), peak.bytes)
             print(f"{workload.name:40} {name:24} {seconds[name][-1]:8.3f} s", file=sys.stderr, flush=True)
-    opening = opening_of(encoder, None) if options.device == "cpu" else None
-    trees = trees_of(encoder, workload.queries, workload.documents, opening=opening)
-    flops = useful_flops(trees, engine.config)
-    full = sum(len(tree.prefix) * len(tree.documents) + sum(map(len, tree.documents)) for tree in trees)
+    shared_prefix = shared_prefix_of(encoder, None) if options.device == "cpu" else None
+    groups = groups_of(encoder, workload.queries, workload.documents, shared_prefix=shared_prefix)
+    flops = useful_flops(groups, engine.config)
+    full = sum(len(group.prefix) * len(group.documents) + sum(map(len, group.documents)) for group in groups)
     return {
         "queries": len(workload.queries),
         "documents": workload.n_documents,
         "tokens": full,
-        "tokens_after_sharing": computed_tokens(trees),
+        "tokens_after_sharing": computed_tokens(groups),
         "useful_flops": flops,
         "contestants": {
             name: {

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from qwen_rerank.packing import Opening, Tree, grow
 from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
+from qwen_rerank.scorers.qwen.packing import QueryGroup, SharedPrefix, group_prompts
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -104,44 +104,48 @@ class PeakMemory:
         self.bytes = max(0, after - self._before)
 
 
-def trees_of(
-    encoder: PromptEncoder, queries: Sequence[str], documents: Sequence[Sequence[str]], *, opening: Opening | None
-) -> list[Tree]:
-    """Return what the engine computes for these texts, with the opening that it has at hand."""
+def groups_of(
+    encoder: PromptEncoder,
+    queries: Sequence[str],
+    documents: Sequence[Sequence[str]],
+    *,
+    shared_prefix: SharedPrefix | None,
+) -> list[QueryGroup]:
+    """Return what the engine computes for these texts, with the shared prefix that it has at hand."""
     return [
-        grow([prompt.ids for prompt in encoder.encode(query, texts)], opening=opening)
+        group_prompts([prompt.ids for prompt in encoder.encode(query, texts)], shared_prefix=shared_prefix)
         for query, texts in zip(queries, documents, strict=True)
     ]
 
 
-def computed_tokens(trees: Sequence[Tree]) -> int:
-    """Return the tokens that are computed: shared prefixes once, openings not at all."""
-    return sum(tree.tokens - _n_opening(tree) for tree in trees)
+def computed_tokens(groups: Sequence[QueryGroup]) -> int:
+    """Return the tokens that are computed: shared prefixes once, shared prefixes not at all."""
+    return sum(group.tokens - _n_shared(group) for group in groups)
 
 
-def useful_flops(trees: Sequence[Tree], config: QwenModelConfig) -> float:
-    """Return the floating-point work that the scores need: shared prefixes once, openings at hand not at all, the last
+def useful_flops(groups: Sequence[QueryGroup], config: QwenModelConfig) -> float:
+    """Return the floating-point work that the scores need: shared prefixes once, shared prefixes at hand not at all, the last
     layer where it is read.
     """
     query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     rest = 2 * config.hidden_size * (query + query + 3 * config.intermediate_size)  # query, output, MLP
-    tokens = computed_tokens(trees)
-    documents = sum(len(tree.documents) for tree in trees)
-    looks = sum(_looks(tree) for tree in trees)  # pairs of a token and one that it attends to
-    last_looks = sum(len(tree.prefix) + len(document) for tree in trees for document in tree.documents)
+    tokens = computed_tokens(groups)
+    documents = sum(len(group.documents) for group in groups)
+    looks = sum(_looks(group) for group in groups)  # pairs of a token and one that it attends to
+    last_looks = sum(len(group.prefix) + len(document) for group in groups for document in group.documents)
     layers = config.n_layers - 1
     linear = 4 * config.hidden_size * key * tokens * config.n_layers + rest * (layers * tokens + documents)
     return linear + 4 * query * (layers * looks + last_looks)
 
 
-def _looks(tree: Tree) -> float:
-    n, n_opening = len(tree.prefix), _n_opening(tree)
-    own = sum(len(document) * (n + (len(document) + 1) / 2) for document in tree.documents)
-    return (n * (n + 1) - n_opening * (n_opening + 1)) / 2 + own
+def _looks(group: QueryGroup) -> float:
+    n, n_shared = len(group.prefix), _n_shared(group)
+    own = sum(len(document) * (n + (len(document) + 1) / 2) for document in group.documents)
+    return (n * (n + 1) - n_shared * (n_shared + 1)) / 2 + own
 
 
-def _n_opening(tree: Tree) -> int:
-    return len(tree.opening) if tree.opening is not None else 0
+def _n_shared(group: QueryGroup) -> int:
+    return len(group.shared_prefix) if group.shared_prefix is not None else 0
 
 
 def _cpu_name() -> str:

@@ -55,9 +55,9 @@ def seconds(work, repeats=3):
 # 同一条查询的所有提示词，开头都一样：系统文字、指令、查询。像多数示例那样一条条排好、补齐到最长，每篇文档都要把这段开头重算一遍，补齐的部分也白算。数一数 token：
 
 # %%
-from qwen_rerank.packing import grow
 from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
+from qwen_rerank.scorers.qwen.packing import group_prompts
 
 checkpoint = load_checkpoint(MODEL)
 encoder = PromptEncoder(checkpoint.tokenizer, spec=checkpoint.prompt_spec("transformers"))
@@ -67,7 +67,7 @@ def counted(query, documents):
     """Return tokens computed: padded to the longest, packed without padding, and with the common beginning shared."""
     prompts = [prompt.ids for prompt in encoder.encode(query, documents)]
     lengths = [len(prompt) for prompt in prompts]
-    return max(lengths) * len(lengths), sum(lengths), grow(prompts).tokens
+    return max(lengths) * len(lengths), sum(lengths), group_prompts(prompts).tokens
 
 
 counts = {

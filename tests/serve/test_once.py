@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 import qwen_rerank.checks
 from qwen_rerank import QwenScorer
-from qwen_rerank.scorers.qwen.forward import Forward
+from qwen_rerank.scorers.qwen.model import Forward
 from tests.serve.conftest import app_client
 
 SHORT = [f"short {i}" for i in range(8)]

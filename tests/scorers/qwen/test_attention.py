@@ -6,17 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_rerank.packing import Branch, Pack
 from qwen_rerank.scorers.qwen import attention_cuda
 from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.attention_cuda import CudaAttention, choose_kernel, padded
-from qwen_rerank.scorers.qwen.device import CUDA_PACK, cuda_budget
-from qwen_rerank.scorers.qwen.forward import Forward
-from qwen_rerank.scorers.qwen.layout import lay_out
-from qwen_rerank.scorers.qwen.ops import EagerOps
-from qwen_rerank.scorers.qwen.runner import Runner
+from qwen_rerank.scorers.qwen.device import CUDA_BATCH, cuda_budget
+from qwen_rerank.scorers.qwen.engine import Runner
+from qwen_rerank.scorers.qwen.kernels import EagerOps
+from qwen_rerank.scorers.qwen.model import Forward
+from qwen_rerank.scorers.qwen.packing import GroupSlice, PackedBatch, lay_out
 
-from .tiny import one_by_one, packed, tiny_config, tiny_model, tiny_weights, trees_of
+from .tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
 
 CPU = torch.device("cpu")
 
@@ -34,14 +33,14 @@ def draw(rows: int, heads: int) -> torch.Tensor:
     st.sampled_from([(), (7,), (3, 9)]),
     st.sampled_from([200, 1 << 24]),
 )
-def test_gathered_and_padded_attention_equals_the_loop(shapes, n_kept, openings, limit):
-    """For every mixture of openings and prefixes at hand and prefixes in the pack, and for every limit on one call."""
-    trees = trees_of(shapes, openings=openings)
-    kept_trees = {tree for tree in trees[:n_kept] if len(tree.prefix)}
-    at_hand = list(dict.fromkeys(tree.opening for tree in trees[1:] if tree.opening))
-    pack = Pack(tuple(Branch(tree, tuple(range(len(tree.documents)))) for tree in trees))
-    layout = lay_out(pack, kept=kept_trees, openings=at_hand)
-    n, n_past, n_documents = len(layout.ids), layout.n_kept, len(layout.documents)
+def test_gathered_and_padded_attention_equals_the_loop(shapes, n_at_hand, shared_prefixes, limit):
+    """For every mixture of shared prefixes and prefixes at hand and prefixes in the batch, and for every limit on one call."""
+    groups = groups_of(shapes, shared_prefixes=shared_prefixes)
+    past_groups = {group for group in groups[:n_at_hand] if len(group.prefix)}
+    at_hand = list(dict.fromkeys(group.shared_prefix for group in groups[1:] if group.shared_prefix))
+    batch = PackedBatch(tuple(GroupSlice(group, tuple(range(len(group.documents)))) for group in groups))
+    layout = lay_out(batch, past_groups=past_groups, shared_prefixes=at_hand)
+    n, n_past, n_documents = len(layout.ids), layout.n_past, len(layout.documents)
     query, keys = draw(n, 4), (draw(n, 2), draw(n + 1, 2)[1:])
     kept = (draw(n_past, 2) + 1, draw(n_past, 2)) if n_past else None
     loop, gathered = CpuAttention(torch.float32), CudaAttention(padded, CPU)
@@ -125,12 +124,12 @@ def test_flash_attention_gets_the_keywords_of_its_own():
     torch.testing.assert_close(attention_cuda._flash(flash)(*rows), padded(*rows))
 
 
-TREES = trees_of([(75, [17] * 9), (0, [5, 130]), (120, [1, 64, 30])])
+GROUPS = groups_of([(75, [17] * 9), (0, [5, 130]), (120, [1, 64, 30])])
 
 
 @pytest.fixture(scope="module")
 def exact():
-    return one_by_one(tiny_model().double(), TREES)
+    return one_by_one(tiny_model().double(), GROUPS)
 
 
 @pytest.mark.parametrize("version", ["2.10", "2.11", "2.12"])
@@ -140,7 +139,7 @@ def test_scores_of_the_cuda_path_equal_the_recipes(exact, version, token_budget)
     weights = tiny_weights(dict(tiny_model().state_dict()), dtype=torch.float32, device="cpu")
     kernel = attention_cuda._varlen(fake_torch(version), repeat=version == "2.10")
     forward = Forward(weights, tiny_config(), CudaAttention(kernel, CPU), EagerOps(), row_chunk=64)
-    ours = packed(Runner(forward, deterministic=False), TREES, token_budget=token_budget)
+    ours = packed(Runner(forward, deterministic=False), GROUPS, token_budget=token_budget)
 
     np.testing.assert_allclose(ours, exact, atol=1e-5)
 
@@ -173,13 +172,13 @@ class FakeGpu:
     ("gpu", "cap_gb", "tokens"),
     [
         pytest.param({"free": 10**9, "per_token": 10**5}, None, 8000, id="a share of what is free"),
-        pytest.param({"free": 10**12, "per_token": 10**5}, None, CUDA_PACK, id="not more than gains speed"),
+        pytest.param({"free": 10**12, "per_token": 10**5}, None, CUDA_BATCH, id="not more than gains speed"),
         pytest.param({"free": 10**12, "per_token": 2**20}, 2.0, 1638, id="a cap"),
         pytest.param({"free": 10**12, "per_token": 2**20, "reserved": 2**30}, 2.0, 819, id="less what is taken"),
         pytest.param({"free": 10**6, "per_token": 10**5}, None, 256, id="hardly any memory"),
     ],
 )
-def test_the_pack_size_follows_the_memory_that_a_trial_takes(monkeypatch, gpu, cap_gb, tokens):
+def test_the_batch_size_follows_the_memory_that_a_trial_takes(monkeypatch, gpu, cap_gb, tokens):
     fake = FakeGpu(**gpu)
     fake.install(monkeypatch)
 

@@ -5,18 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from batches import plan_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packs import plan_packs
 
-from qwen_rerank.packing import Branch, Pack, Tree
 from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
-from qwen_rerank.scorers.qwen.forward import Forward
-from qwen_rerank.scorers.qwen.layout import Span, lay_out
-from qwen_rerank.scorers.qwen.ops import EagerOps
-from qwen_rerank.scorers.qwen.runner import Runner
+from qwen_rerank.scorers.qwen.engine import Runner
+from qwen_rerank.scorers.qwen.kernels import EagerOps
+from qwen_rerank.scorers.qwen.model import Forward
+from qwen_rerank.scorers.qwen.packing import GroupSlice, PackedBatch, QueryGroup, RowSpan, lay_out
 
-from .tiny import one_by_one, packed, tiny_config, tiny_model, tiny_weights, trees_of
+from .tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +29,12 @@ def models():
     return SimpleNamespace(single=single, double=double, forward=forward, left=stored)
 
 
-def check_agreement(models, trees: list[Tree], *, token_budget: int, **options: object) -> None:
+def check_agreement(models, groups: list[QueryGroup], *, token_budget: int, **options: object) -> None:
     """Log-odds within 1e-5 of the recipe, or twice its own float32 error where that is larger."""
     runner = Runner(models.forward, **{"deterministic": False, **options})
-    # The second time openings and unfinished prefixes are at hand.
-    ours = [packed(runner, trees, token_budget=token_budget) for _ in range(2)]
-    theirs, exact = one_by_one(models.single, trees), one_by_one(models.double, trees)
+    # The second time shared prefixes and unfinished prefixes are at hand.
+    ours = [packed(runner, groups, token_budget=token_budget) for _ in range(2)]
+    theirs, exact = one_by_one(models.single, groups), one_by_one(models.double, groups)
     allowed = max(1e-5, 2 * np.abs(theirs - exact).max())
 
     assert np.abs(np.array(ours) - theirs).max() <= allowed
@@ -55,11 +54,13 @@ shapes = st.lists(
     st.booleans(),
     st.integers(0, 9),
 )
-def test_packed_scores_equal_the_recipes(models, shapes, openings, opening_tokens, token_budget, deterministic, seed):
-    """Whatever the openings, prefixes, documents and budgets: also prefixes split over packs, and many queries in one."""
-    trees = trees_of(shapes, seed=seed, openings=tuple(openings))
-    options = {"deterministic": deterministic, "opening_tokens": opening_tokens}
-    check_agreement(models, trees, token_budget=token_budget, **options)
+def test_packed_scores_equal_the_recipes(
+    models, shapes, shared_prefixes, shared_prefix_tokens, token_budget, deterministic, seed
+):
+    """Whatever the shared prefixes, prefixes, documents and budgets: also prefixes split over batches, and many queries in one."""
+    groups = groups_of(shapes, seed=seed, shared_prefixes=tuple(shared_prefixes))
+    options = {"deterministic": deterministic, "shared_prefix_tokens": shared_prefix_tokens}
+    check_agreement(models, groups, token_budget=token_budget, **options)
 
 
 @st.composite
@@ -75,12 +76,12 @@ def wide_shapes(draw) -> list[tuple[int, list[int]]]:
 
 @pytest.mark.heavy
 def test_packed_scores_equal_the_recipes_at_every_size(models, full):
-    """Also with more documents than a pack holds, and with prefixes and documents longer than a pack."""
+    """Also with more documents than a batch holds, and with prefixes and documents longer than a batch."""
 
     @settings(max_examples=100 if full else 3, deadline=None)
     @given(wide_shapes(), st.sampled_from([256, 2048, 8192]), st.booleans(), st.integers(0, 9))
     def check(shapes, token_budget, deterministic, seed):
-        check_agreement(models, trees_of(shapes, seed=seed), token_budget=token_budget, deterministic=deterministic)
+        check_agreement(models, groups_of(shapes, seed=seed), token_budget=token_budget, deterministic=deterministic)
 
     check()
 
@@ -97,17 +98,17 @@ def test_packed_scores_equal_the_recipes_at_every_size(models, full):
     ],
 )
 def test_sizes_at_the_edge(models, shapes):
-    check_agreement(models, trees_of(shapes), token_budget=2048)
+    check_agreement(models, groups_of(shapes), token_budget=2048)
 
 
-def test_a_kept_prefix_is_forgotten_with_its_tree(models):
+def test_a_kept_prefix_is_forgotten_with_its_group(models):
     runner = Runner(models.forward, deterministic=False)
-    trees = trees_of([(20, [5] * 10)])
-    packed(runner, trees, token_budget=40)
-    assert len(runner._kept) == 1
+    groups = groups_of([(20, [5] * 10)])
+    packed(runner, groups, token_budget=40)
+    assert len(runner._prefix_kv) == 1
 
-    del trees
-    assert len(runner._kept) == 0
+    del groups
+    assert len(runner._prefix_kv) == 0
 
 
 def test_an_opening_is_computed_once_for_all_queries_that_begin_with_it(models, monkeypatch):
@@ -118,34 +119,34 @@ def test_an_opening_is_computed_once_for_all_queries_that_begin_with_it(models, 
         return run(self, layout, *args, **kwargs)
 
     monkeypatch.setattr(Forward, "__call__", counting)
-    runner = Runner(models.forward, deterministic=False, opening_tokens=100)
-    trees = trees_of([(5, [3, 4]), (6, [7])], openings=(50,))
-    packed(runner, trees[:1], token_budget=500)
-    packed(runner, trees[1:], token_budget=500)
+    runner = Runner(models.forward, deterministic=False, shared_prefix_tokens=100)
+    groups = groups_of([(5, [3, 4]), (6, [7])], shared_prefixes=(50,))
+    packed(runner, groups[:1], token_budget=500)
+    packed(runner, groups[1:], token_budget=500)
 
     assert rows == [50 + 5 + 3 + 4, 6 + 7]
 
 
 def test_no_more_openings_are_kept_than_allowed_and_the_one_used_last_stays(models):
-    runner = Runner(models.forward, deterministic=False, opening_tokens=100)
-    trees = trees_of([(5, [3])] * 4, openings=(40, 41, 42, 101))
-    for tree in (trees[0], trees[1], trees[0], trees[2], trees[3]):
-        packed(runner, [tree], token_budget=500)
+    runner = Runner(models.forward, deterministic=False, shared_prefix_tokens=100)
+    groups = groups_of([(5, [3])] * 4, shared_prefixes=(40, 41, 42, 101))
+    for group in (groups[0], groups[1], groups[0], groups[2], groups[3]):
+        packed(runner, [group], token_budget=500)
 
-    assert set(runner._openings) == {trees[0].opening, trees[2].opening}
+    assert set(runner._shared_kv) == {groups[0].shared_prefix, groups[2].shared_prefix}
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(1, 300))
 def test_deterministic_scores_have_the_same_bits_whatever_openings_are_at_hand(models, order, token_budget):
-    trees = trees_of([(5, [30, 8]), (9, [20]), (3, [11, 70]), (4, [15]), (8, [9])], openings=(40, 41, 60, 130))
+    groups = groups_of([(5, [30, 8]), (9, [20]), (3, [11, 70]), (4, [15]), (8, [9])], shared_prefixes=(40, 41, 60, 130))
     alone = {
-        tree: packed(Runner(models.forward, deterministic=True, opening_tokens=100), [tree], token_budget=500)
-        for tree in trees
+        group: packed(Runner(models.forward, deterministic=True, shared_prefix_tokens=100), [group], token_budget=500)
+        for group in groups
     }
-    runner = Runner(models.forward, deterministic=True, opening_tokens=100)
+    runner = Runner(models.forward, deterministic=True, shared_prefix_tokens=100)
     for i in order:
-        assert packed(runner, [trees[i]], token_budget=token_budget).tobytes() == alone[trees[i]].tobytes()
+        assert packed(runner, [groups[i]], token_budget=token_budget).tobytes() == alone[groups[i]].tobytes()
 
 
 def test_the_weights_are_held_once(models):
@@ -154,26 +155,32 @@ def test_the_weights_are_held_once(models):
 
 
 def test_rows_of_a_layout():
-    """The first branch's prefix is at hand; the second's is computed."""
-    first, second = trees_of([(2, [1]), (1, [2, 1])])
-    pack = Pack(tuple(branch for pack in plan_packs([first, second], token_budget=99) for branch in pack.branches))
-    layout = lay_out(pack, kept={first})
+    """The first slice's prefix is at hand; the second's is computed."""
+    first, second = groups_of([(2, [1]), (1, [2, 1])])
+    batch = PackedBatch(
+        tuple(group_slice for batch in plan_batches([first, second], token_budget=99) for group_slice in batch.slices)
+    )
+    layout = lay_out(batch, past_groups={first})
 
     assert layout.positions.tolist() == [2, 0, 1, 2, 1]
     assert layout.last_rows.tolist() == [0, 3, 4]
-    assert layout.kept == (first,)
-    assert [part.seen for part in layout.documents] == [(Span(0, 2, kept=True),), (Span(1, 2),), (Span(1, 2),)]
+    assert layout.past_groups == (first,)
+    assert [segment.seen for segment in layout.documents] == [
+        (RowSpan(0, 2, past=True),),
+        (RowSpan(1, 2),),
+        (RowSpan(1, 2),),
+    ]
 
 
 def test_rows_behind_a_head():
-    """The second branch's prefix begins with an opening that is at hand; only what comes behind it is computed."""
-    first, second = trees_of([(2, [1]), (1, [2])], openings=(3, 4))
-    pack = Pack(tuple(Branch(tree, (0,)) for tree in (first, second)))
-    layout = lay_out(pack, kept={first}, openings=[second.opening])
+    """The second slice's prefix begins with a shared prefix that is at hand; only what comes behind it is computed."""
+    first, second = groups_of([(2, [1]), (1, [2])], shared_prefixes=(3, 4))
+    batch = PackedBatch(tuple(GroupSlice(group, (0,)) for group in (first, second)))
+    layout = lay_out(batch, past_groups={first}, shared_prefixes=[second.shared_prefix])
 
-    assert layout.n_kept == 4 + 5
+    assert layout.n_past == 4 + 5
     assert layout.positions.tolist() == [5, 4, 5, 6]
-    assert [part.seen for part in layout.documents] == [
-        (Span(4, 9, kept=True),),
-        (Span(0, 4, kept=True), Span(1, 2)),
+    assert [segment.seen for segment in layout.documents] == [
+        (RowSpan(4, 9, past=True),),
+        (RowSpan(0, 4, past=True), RowSpan(1, 2)),
     ]

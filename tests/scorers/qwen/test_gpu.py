@@ -12,11 +12,11 @@ from qwen_rerank import QwenScorer
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.scorers.qwen.attention_cuda import CudaAttention, candidates, choose_kernel, padded
 from qwen_rerank.scorers.qwen.device import choose_device, choose_dtype
-from qwen_rerank.scorers.qwen.forward import Forward
-from qwen_rerank.scorers.qwen.ops import EagerOps
-from qwen_rerank.scorers.qwen.runner import Runner
+from qwen_rerank.scorers.qwen.engine import Runner
+from qwen_rerank.scorers.qwen.kernels import EagerOps
+from qwen_rerank.scorers.qwen.model import Forward
 
-from .tiny import one_by_one, packed, tiny_config, tiny_model, tiny_weights, trees_of
+from .tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,12 +38,12 @@ def forward_on(dtype: torch.dtype, *, kernel=None, ops=None) -> Forward:
 
 @pytest.fixture(scope="module")
 def exact():
-    return one_by_one(tiny_model().double(), trees_of(SHAPES))
+    return one_by_one(tiny_model().double(), groups_of(SHAPES))
 
 
 @pytest.mark.parametrize("token_budget", [10_000, 300])
 def test_float32_scores_equal_the_recipes(exact, token_budget):
-    ours = packed(Runner(forward_on(torch.float32), deterministic=False), trees_of(SHAPES), token_budget=token_budget)
+    ours = packed(Runner(forward_on(torch.float32), deterministic=False), groups_of(SHAPES), token_budget=token_budget)
 
     assert np.abs(ours - exact).max() <= 1e-4
 
@@ -53,18 +53,18 @@ def test_bfloat16_scores_are_as_close_as_the_recipes(exact, name):
     """Rounding differs from the recipe's; its size does not."""
     ops = None
     if name == "triton":
-        from qwen_rerank.scorers.qwen.ops_triton import TritonOps
+        from qwen_rerank.scorers.qwen.kernels_triton import TritonOps
 
         ops = TritonOps()
     forward = forward_on(torch.bfloat16, kernel=padded if name == "padded" else None, ops=ops)
-    ours = packed(Runner(forward, deterministic=False), trees_of(SHAPES), token_budget=900)
-    theirs = one_by_one(tiny_model().to(DEVICE, torch.bfloat16), trees_of(SHAPES), device=DEVICE)
+    ours = packed(Runner(forward, deterministic=False), groups_of(SHAPES), token_budget=900)
+    theirs = one_by_one(tiny_model().to(DEVICE, torch.bfloat16), groups_of(SHAPES), device=DEVICE)
 
     assert np.abs(ours - exact).max() <= 2 * np.abs(theirs - exact).max()
 
 
 def test_the_kernels_agree_with_pytorch():
-    from qwen_rerank.scorers.qwen.ops_triton import TritonOps, check_triton
+    from qwen_rerank.scorers.qwen.kernels_triton import TritonOps, check_triton
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         check_triton(TritonOps(), head_dim=128, dtype=dtype, device=torch.device(DEVICE))
@@ -115,7 +115,7 @@ def test_threads_and_coroutines_are_answered(checkpoint_of):
 
 
 def test_memory_stays_below_the_cap(checkpoint_of):
-    """Also with far more work than fits: packs shrink until they fit, and every document is scored."""
+    """Also with far more work than fits: batches shrink until they fit, and every document is scored."""
     cap_gb = 1.0
     options = {"gpu_memory_gb": cap_gb, "token_budget": 4_000_000, "max_length": 512, "dtype": "float32"}
     try:
@@ -130,7 +130,7 @@ def test_memory_stays_below_the_cap(checkpoint_of):
     assert torch.cuda.max_memory_reserved() <= cap_gb * 2**30
 
 
-def test_the_pack_size_is_measured(checkpoint_of, caplog):
+def test_the_batch_size_is_measured(checkpoint_of, caplog):
     with caplog.at_level(logging.INFO), QwenScorer(str(checkpoint_of()), max_length=512) as scorer:
         assert 256 <= scorer.token_budget <= 32_768
     assert "bytes a token" in caplog.text

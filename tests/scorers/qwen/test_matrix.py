@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from qwen_rerank.scorers.qwen import matrix
-from qwen_rerank.scorers.qwen.matrix import PackedMatrix, PlainMatrix, as_matrix
+from qwen_rerank.scorers.qwen.model import PackedMatrix, PlainMatrix, _packs, as_matrix
 
-packs = pytest.mark.skipif(not matrix._packs(torch.float32), reason="this build or CPU has no packed matrices")
+packs = pytest.mark.skipif(not _packs(torch.float32), reason="this build or CPU has no packed matrices")
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -78,8 +77,10 @@ def test_without_right_kernels_the_plain_matrix_is_used(monkeypatch, weight, fau
         def __call__(self, rows):
             return linear(rows, self._weight) + 1
 
-    monkeypatch.setattr(matrix, "PackedMatrix", Broken)
-    monkeypatch.setattr(matrix, "_packs", matrix._packs.__wrapped__)  # what was seen before is remembered
+    monkeypatch.setattr("qwen_rerank.scorers.qwen.model.PackedMatrix", Broken)
+    monkeypatch.setattr(
+        "qwen_rerank.scorers.qwen.model._packs", _packs.__wrapped__
+    )  # what was seen before is remembered
 
     assert isinstance(as_matrix(weight), PlainMatrix)
 

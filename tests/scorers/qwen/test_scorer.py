@@ -29,9 +29,9 @@ from qwen_rerank.errors import (
 )
 from qwen_rerank.scorers.base import Call, ScoreRequest
 from qwen_rerank.scorers.qwen.device import as_our_error, choose_dtype
-from qwen_rerank.scorers.qwen.forward import Forward
+from qwen_rerank.scorers.qwen.model import Forward
 from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
-from qwen_rerank.scorers.qwen.scorer import opening_of
+from qwen_rerank.scorers.qwen.scorer import shared_prefix_of
 from qwen_rerank.tokenizer import PromptTokenizer
 
 HORSE = 15223  # the token " horse"
@@ -206,9 +206,9 @@ def test_what_all_queries_begin_with_is_computed_once(tmp_path, tokenizer_dir, m
             scorer.score("q", TEXTS[:1])
         monkeypatch.setattr(Forward, "__call__", counted)
         third, n_tokens = scorer.score("q", TEXTS[:1]), len(scorer.encoder.encode("q", TEXTS[:1])[0].ids)
-        opening = opening_of(scorer.encoder, None)
+        shared_prefix = shared_prefix_of(scorer.encoder, None)
 
-    assert rows == [n_tokens, n_tokens - len(opening), n_tokens]
+    assert rows == [n_tokens, n_tokens - len(shared_prefix), n_tokens]
     np.testing.assert_allclose([second, third], [first, first], atol=1e-5)
 
 
@@ -227,7 +227,7 @@ def test_slices_of_a_request_are_tokenized_once_and_share_the_querys_prefix(scor
     parts = [prepared.begin(Call([]), i, i + 1).result() for i in range(len(texts))]
 
     np.testing.assert_allclose(np.concatenate([part.log_odds for part in parts]), whole, atol=1e-5)
-    n_prefix = len(prepared._tree.prefix) - len(prepared._tree.opening)
+    n_prefix = len(prepared._tree.prefix) - len(prepared._tree.shared_prefix)
     assert sum(rows) == n_prefix + sum(map(len, prepared._tree.documents))
     assert prepared.tokens.tolist() == [len(prompt.ids) for prompt in prompts]
 
@@ -265,11 +265,11 @@ def test_a_document_is_checked_once_and_tokenized_once(scorer, monkeypatch):
 @pytest.mark.parametrize("instruction", [None, "", "Find it\n", "判断相关性"])
 def test_prompts_of_one_instruction_begin_alike(scorer, instruction):
     """Up to the query, whatever that begins with."""
-    opening = opening_of(scorer.encoder, instruction)
+    shared_prefix = shared_prefix_of(scorer.encoder, instruction)
     for query in ("a", "1", "深", "\n a", "  x", ":", "\u0301", "<Query>: q", "\r\nb"):
         prefix = scorer.encoder.query_prefix(query, instruction=instruction)
-        assert prefix[: len(opening)].tolist() == opening.ids.tolist()
-    assert len(opening) > len(scorer.encoder.prefix_ids)
+        assert prefix[: len(shared_prefix)].tolist() == shared_prefix.ids.tolist()
+    assert len(shared_prefix) > len(scorer.encoder.prefix_ids)
 
 
 def test_a_document_that_gives_nan_fails_alone(tmp_path, tokenizer_dir):

@@ -1,14 +1,14 @@
-"""A small random Qwen3, scored prompt by prompt and in packs; needs no hypothesis."""
+"""A small random Qwen3, scored prompt by prompt and in batches; needs no hypothesis."""
 
 import numpy as np
 import torch
-from packs import plan_packs
+from batches import plan_batches
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from qwen_rerank.packing import Opening, Tree
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
-from qwen_rerank.scorers.qwen.runner import Runner
-from qwen_rerank.scorers.qwen.weights import Weights, fuse
+from qwen_rerank.scorers.qwen.engine import Runner
+from qwen_rerank.scorers.qwen.model import Weights, fuse
+from qwen_rerank.scorers.qwen.packing import QueryGroup, SharedPrefix
 
 YES, NO, VOCABULARY, MAX_LENGTH = 7, 9, 500, 8192
 
@@ -56,34 +56,38 @@ def tiny_model() -> Qwen3ForCausalLM:
 
 
 @torch.inference_mode()
-def one_by_one(model, trees: list[Tree], *, device: str = "cpu") -> np.ndarray:
+def one_by_one(model, groups: list[QueryGroup], *, device: str = "cpu") -> np.ndarray:
     """Return log-odds of every prompt, run alone through Transformers."""
-    prompts = [torch.from_numpy(np.concatenate((tree.prefix, d))).long() for tree in trees for d in tree.documents]
+    prompts = [torch.from_numpy(np.concatenate((group.prefix, d))).long() for group in groups for d in group.documents]
     logits = [model(ids[None].to(device), logits_to_keep=1).logits[0, -1] for ids in prompts]
     return np.array([float(row[YES] - row[NO]) for row in logits])
 
 
-def packed(runner: Runner, trees: list[Tree], *, token_budget: int) -> np.ndarray:
+def packed(runner: Runner, groups: list[QueryGroup], *, token_budget: int) -> np.ndarray:
     found = {}
-    for pack in plan_packs(trees, token_budget=token_budget):
-        scores = iter(runner(pack))
-        found |= {(id(branch.tree), i): next(scores) for branch in pack.branches for i in branch.indices}
-    return np.array([found[id(tree), i] for tree in trees for i in range(len(tree.documents))])
+    for batch in plan_batches(groups, token_budget=token_budget):
+        scores = iter(runner(batch))
+        found |= {(id(group_slice.group), i): next(scores) for group_slice in batch.slices for i in group_slice.indices}
+    return np.array([found[id(group), i] for group in groups for i in range(len(group.documents))])
 
 
-def trees_of(shapes: list[tuple[int, list[int]]], *, seed: int = 0, openings: tuple[int, ...] = ()) -> list[Tree]:
-    """Return random trees; those with a prefix begin with one of the openings, which have these lengths, in turn."""
+def groups_of(
+    shapes: list[tuple[int, list[int]]], *, seed: int = 0, shared_prefixes: tuple[int, ...] = ()
+) -> list[QueryGroup]:
+    """Return random groups; those with a prefix begin with one of the shared prefixes, which have these lengths, in cos_sin."""
     draw = np.random.default_rng(seed)
 
     def ids(n: int) -> np.ndarray:
         return draw.integers(0, VOCABULARY, n).astype(np.int32)
 
-    known, trees = [Opening(ids(length)) for length in openings], []
+    known, groups = [SharedPrefix(ids(length)) for length in shared_prefixes], []
     for i, (prefix, lengths) in enumerate(shapes):
-        opening = known[i % len(known)] if known and prefix else None
-        start = [opening.ids] if opening else []
-        trees.append(Tree(np.concatenate((*start, ids(prefix))), tuple(ids(length) for length in lengths), opening))
-    return trees
+        shared_prefix = known[i % len(known)] if known and prefix else None
+        start = [shared_prefix.ids] if shared_prefix else []
+        groups.append(
+            QueryGroup(np.concatenate((*start, ids(prefix))), tuple(ids(length) for length in lengths), shared_prefix)
+        )
+    return groups
 
 
 def tiny_weights(stored: dict[str, torch.Tensor], *, dtype: torch.dtype, device: str) -> Weights:

@@ -7,7 +7,7 @@ try:
 except ImportError as exc:
     raise MissingExtraError("QwenScorer", package="torch", extra="local", cause=exc) from exc
 
+from qwen_rerank.scorers.qwen.engine import QwenConfig
 from qwen_rerank.scorers.qwen.scorer import QwenScorer
-from qwen_rerank.scorers.qwen.settings import QwenConfig
 
 __all__ = ["QwenConfig", "QwenScorer"]

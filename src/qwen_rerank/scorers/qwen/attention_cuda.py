@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from qwen_rerank.scorers.qwen.layout import Layout, Part, Span
+from qwen_rerank.scorers.qwen.kernels import KV
+from qwen_rerank.scorers.qwen.packing import Layout, RowSpan, Segment
 
 logger = logging.getLogger(__name__)
 
-Keys = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
 
 _GATHERED_KEYS = 1 << 17  # of one call: 512 MiB for the 8B model in bfloat16
 _MASK_ELEMENTS = 1 << 24  # of the padded fallback, for one call
@@ -27,7 +27,7 @@ class Ragged:
     """Segments of different lengths, one after the other; queries and keys of a segment end at the same token.
 
     Attributes:
-        key_rows: int64 `(n_keys,)`, the keys of every segment in turn, as rows of earlier passes followed by the pack.
+        key_rows: int64 `(n_keys,)`, the keys of every segment in turn, as rows of earlier passes followed by the batch.
         query_ends: int32 `(n_segments + 1,)`, where the queries of each segment begin; the last is their number.
         key_ends: int32 `(n_segments + 1,)`, the same for the keys.
         query_lengths: Of each segment.
@@ -46,7 +46,7 @@ class Ragged:
         return max(self.query_lengths, default=0), max(self.key_lengths, default=0)
 
 
-CudaPlan = tuple[list[Ragged], list[Ragged]]  # segments of all rows; of the documents' last rows
+CudaPlan = tuple[list[Ragged], list[Ragged]]  # of all rows; of the documents' last rows
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Ragged], torch.Tensor]
 
@@ -67,39 +67,42 @@ class CudaAttention:
         self._device = device
 
     def prepare(self, layout: Layout) -> CudaPlan:
-        """Return the segments of all rows, and of the documents' last rows, some at a time."""
-        parts = sorted(layout.parts, key=lambda part: part.own.start)  # queries must lie in the order of the rows
-        n_kept = layout.n_kept
-        everything = [self.segments(some, [len(part.own) for part in some], n_kept=n_kept) for some in _portions(parts)]
-        last = [self.segments(some, [1] * len(some), n_kept=n_kept) for some in _portions(layout.documents)]
+        """Return the segments of all rows, and of the documents' last rows, as many at a time as one call may take."""
+        # Queries must lie in the order of the rows.
+        segments = sorted(layout.segments, key=lambda segment: segment.own.start)
+        n_past = layout.n_past
+        everything = [
+            self.ragged(some, [len(segment.own) for segment in some], n_past=n_past) for some in _portions(segments)
+        ]
+        last = [self.ragged(some, [1] * len(some), n_past=n_past) for some in _portions(layout.documents)]
         return everything, last
 
-    def all_rows(self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: CudaPlan) -> torch.Tensor:
+    def all_rows(self, query: torch.Tensor, kv: KV, past_kv: KV | None, plan: CudaPlan) -> torch.Tensor:
         """Attend from every row: `(n_rows, n_heads, head_dim)`."""
-        return self._attend(query, keys, kept, plan[0])
+        return self._attend(query, kv, past_kv, plan[0])
 
-    def last_rows(self, query: torch.Tensor, keys: Keys, kept: Keys | None, plan: CudaPlan) -> torch.Tensor:
+    def last_rows(self, query: torch.Tensor, kv: KV, past_kv: KV | None, plan: CudaPlan) -> torch.Tensor:
         """Attend from each document's last row: `(n_documents, n_heads, head_dim)`."""
-        return self._attend(query, keys, kept, plan[1])
+        return self._attend(query, kv, past_kv, plan[1])
 
-    def _attend(self, query: torch.Tensor, keys: Keys, kept: Keys | None, portions: list[Ragged]) -> torch.Tensor:
-        key, value = keys if kept is None else (torch.cat((kept[0], keys[0])), torch.cat((kept[1], keys[1])))
-        mixed: list[torch.Tensor] = []
+    def _attend(self, query: torch.Tensor, kv: KV, past_kv: KV | None, portions: list[Ragged]) -> torch.Tensor:
+        key, value = kv if past_kv is None else (torch.cat((past_kv[0], kv[0])), torch.cat((past_kv[1], kv[1])))
+        attn_out: list[torch.Tensor] = []
         start = 0
-        for segments in portions:
-            rows = query[start : (start := start + sum(segments.query_lengths))]
-            mixed.append(self._kernel(rows, key[segments.key_rows], value[segments.key_rows], segments))
-        return mixed[0] if len(mixed) == 1 else torch.cat([query[:0], *mixed])
+        for ragged in portions:
+            rows = query[start : (start := start + sum(ragged.query_lengths))]
+            attn_out.append(self._kernel(rows, key[ragged.key_rows], value[ragged.key_rows], ragged))
+        return attn_out[0] if len(attn_out) == 1 else torch.cat([query[:0], *attn_out])
 
-    def segments(self, parts: Sequence[Part], query_lengths: list[int], *, n_kept: int = 0) -> Ragged:
-        """Return segments whose last `query_lengths` rows are queries, behind `n_kept` rows of earlier passes."""
+    def ragged(self, segments: Sequence[Segment], query_lengths: list[int], *, n_past: int = 0) -> Ragged:
+        """Return segments whose last `query_lengths` rows are queries, behind `n_past` rows of earlier passes."""
 
-        def rows(span: Span) -> np.ndarray:
-            offset = 0 if span.kept else n_kept
+        def rows(span: RowSpan) -> np.ndarray:
+            offset = 0 if span.past else n_past
             return np.arange(offset + span.start, offset + span.stop)
 
-        gathered = [rows(span) for part in parts for span in (*part.seen, part.own) if len(span)]
-        key_lengths = [part.n_keys for part in parts]
+        gathered = [rows(span) for segment in segments for span in (*segment.seen, segment.own) if len(span)]
+        key_lengths = [segment.n_keys for segment in segments]
         key_rows = np.concatenate(gathered) if gathered else np.zeros(0, dtype=np.int64)
         return Ragged(
             key_rows=torch.from_numpy(key_rows).to(self._device, non_blocking=True),
@@ -114,18 +117,18 @@ class CudaAttention:
         return torch.from_numpy(ends).to(self._device, non_blocking=True)
 
 
-def _portions(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
-    """Yield the parts in turn, as many at a time as the gathered keys may be: many short documents behind one long
+def _portions(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
+    """Yield the segments in turn, as many at a time as the gathered keys may be: many short documents behind one long
     query would otherwise copy its prefix without bound.
     """
     start = keys = 0
-    for stop, part in enumerate(parts):
-        if keys and keys + part.n_keys > _GATHERED_KEYS:
-            yield parts[start:stop]
+    for stop, segment in enumerate(segments):
+        if keys and keys + segment.n_keys > _GATHERED_KEYS:
+            yield segments[start:stop]
             start, keys = stop, 0
-        keys += part.n_keys
-    if start < len(parts):
-        yield parts[start:]
+        keys += segment.n_keys
+    if start < len(segments):
+        yield segments[start:]
 
 
 def choose_kernel(*, n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Kernel:
@@ -163,10 +166,10 @@ def candidates() -> Iterator[tuple[str, Kernel]]:
 
 
 def _flash(function: Callable[..., Any]) -> Kernel:
-    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Ragged) -> torch.Tensor:
-        ends = (segments.query_ends, segments.key_ends)
-        mixed: torch.Tensor = function(query, key, value, *ends, *segments.longest, dropout_p=0.0, causal=True)
-        return mixed
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ragged: Ragged) -> torch.Tensor:
+        ends = (ragged.query_ends, ragged.key_ends)
+        attn_out: torch.Tensor = function(query, key, value, *ends, *ragged.longest, dropout_p=0.0, causal=True)
+        return attn_out
 
     return kernel
 
@@ -177,24 +180,24 @@ def _varlen(function: Callable[..., Any], *, repeat: bool) -> Kernel:
     causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
 
-    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Ragged) -> torch.Tensor:
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ragged: Ragged) -> torch.Tensor:
         if repeat:
             times = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
-        ends = (segments.query_ends, segments.key_ends)
-        mixed: torch.Tensor = function(
-            query, key, value, *ends, *segments.longest, **causal, **({} if repeat else grouped)
+        ends = (ragged.query_ends, ragged.key_ends)
+        attn_out: torch.Tensor = function(
+            query, key, value, *ends, *ragged.longest, **causal, **({} if repeat else grouped)
         )
-        return mixed
+        return attn_out
 
     return kernel
 
 
-def padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Ragged) -> torch.Tensor:
-    """Attend with dense attention over padded batches of segments of similar length; works on every device."""
+def padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ragged: Ragged) -> torch.Tensor:
+    """Attend with dense attention over padded batches of ragged of similar length; works on every device."""
     out = torch.empty_like(query)
-    lengths = list(zip(segments.query_lengths, segments.key_lengths, strict=True))
-    query_starts, key_starts = segments.query_ends.tolist(), segments.key_ends.tolist()
+    lengths = list(zip(ragged.query_lengths, ragged.key_lengths, strict=True))
+    query_starts, key_starts = ragged.query_ends.tolist(), ragged.key_ends.tolist()
     for batch in _batches(lengths):
         n_query, n_key = max(lengths[i][0] for i in batch), max(lengths[i][1] for i in batch)
         # Padded at the left, so that queries and keys end together as in a dense causal mask.
@@ -203,7 +206,7 @@ def padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments
         causal = torch.ones(n_query, n_key, dtype=torch.bool, device=query.device).tril_(n_key - n_query)
         seen = causal & (key_at >= 0)[:, None, :]  # (batch, n_query, n_key)
         seen |= (query_at < 0)[:, :, None]  # a padding row sees anything, or it would be NaN
-        mixed = scaled_dot_product_attention(
+        attn_out = scaled_dot_product_attention(
             query[query_at.clamp(min=0)].transpose(1, 2),
             key[key_at.clamp(min=0)].transpose(1, 2),
             value[key_at.clamp(min=0)].transpose(1, 2),
@@ -211,12 +214,12 @@ def padded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments
             enable_gqa=True,
         ).transpose(1, 2)
         real = query_at >= 0
-        out[query_at[real]] = mixed[real]
+        out[query_at[real]] = attn_out[real]
     return out
 
 
 def _batches(lengths: list[tuple[int, int]]) -> Iterator[list[int]]:
-    """Yield indices of segments, longest first, whose masks together stay within bounds."""
+    """Yield indices of ragged, longest first, whose masks together stay within bounds."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     batch: list[int] = []
     for i in order:
@@ -244,13 +247,13 @@ def _trial(
     def draw(rows: int, heads: int) -> torch.Tensor:
         return torch.randn(rows, heads, head_dim, generator=generator, device=device, dtype=dtype)
 
-    prefix = Span(0, 37)
-    parts = [
-        Part(prefix),
-        Part(Span(37, 150), (prefix,)),
-        Part(Span(150, 151), (prefix,)),
-        Part(Span(151, 160)),
+    prefix = RowSpan(0, 37)
+    segments = [
+        Segment(prefix),
+        Segment(RowSpan(37, 150), (prefix,)),
+        Segment(RowSpan(150, 151), (prefix,)),
+        Segment(RowSpan(151, 160)),
     ]
-    segments = CudaAttention(padded, device).segments(parts, [len(part.own) for part in parts])
-    key_rows = segments.key_rows
-    return draw(160, n_heads), draw(160, n_kv_heads)[key_rows], draw(160, n_kv_heads)[key_rows], segments
+    ragged = CudaAttention(padded, device).ragged(segments, [len(segment.own) for segment in segments])
+    key_rows = ragged.key_rows
+    return draw(160, n_heads), draw(160, n_kv_heads)[key_rows], draw(160, n_kv_heads)[key_rows], ragged

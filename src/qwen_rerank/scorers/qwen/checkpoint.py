@@ -78,7 +78,7 @@ def load_checkpoint(model: str, *, revision: str | None = None, sha256: str | No
 
     Args:
         model: For the three official names the revision is pinned.
-        revision: Commit, tag or branch on the hub; only for a hub name.
+        revision: Commit, tag or group_slice on the hub; only for a hub name.
         sha256: What `weights_sha256` must give; reads every byte. None trusts the files.
 
     Raises:

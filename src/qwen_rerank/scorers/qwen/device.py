@@ -1,4 +1,4 @@
-"""Which device, which number format, and how many tokens a pack may hold there."""
+"""Which device, which number format, and how many tokens a batch may hold there."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Above this a pack gains no speed: on the CPU a matrix product of 2,048 rows already runs at its peak, and a short pack
+# Above this a batch gains no speed: on the CPU a matrix product of 2,048 rows already runs at its peak, and a short batch
 # lets a small call through sooner.
-CPU_PACK = 2048
-CUDA_PACK = 32_768
+CPU_BATCH = 2048
+CUDA_BATCH = 32_768
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_SMALLEST_PACK = 256
+_SMALLEST_BATCH = 256
 _MEMORY_SHARE = 0.25  # of the free memory of a CPU, which others use too
 _CUDA_SHARE = 0.8  # of the free memory of a GPU; the rest is for fragments and for attention over long documents
 _TRIALS = (1024, 4096)  # tokens
@@ -73,16 +73,16 @@ def _has_amx() -> bool:
 
 
 def activation_bytes(config: QwenModelConfig, dtype: torch.dtype) -> int:
-    """Return an upper estimate of the bytes that one row of a pack takes beside the weights."""
+    """Return an upper estimate of the bytes that one row of a batch takes beside the weights."""
     heads = (2 * config.n_heads + 3 * config.n_kv_heads) * config.head_dim
     return dtype.itemsize * (4 * config.hidden_size + 2 * heads + config.intermediate_size)
 
 
 def cpu_budget(config: QwenModelConfig, dtype: torch.dtype, *, max_length: int) -> int:
-    """Return the tokens of a pack on the CPU: enough for full speed, within a share of the free memory."""
+    """Return the tokens of a batch on the CPU: enough for full speed, within a share of the free memory."""
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 4 << 30
     affordable = int(free * _MEMORY_SHARE) // activation_bytes(config, dtype)
-    return max(_SMALLEST_PACK, min(max(CPU_PACK, max_length // 2), affordable))
+    return max(_SMALLEST_BATCH, min(max(CPU_BATCH, max_length // 2), affordable))
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
@@ -97,10 +97,10 @@ def cap_process(device: torch.device, gb: float) -> None:
 
 
 def cuda_budget(run: Callable[[int], None], device: torch.device, *, cap_gb: float | None) -> int:
-    """Return the tokens of a pack that the free memory holds, by what two trial packs took.
+    """Return the tokens of a batch that the free memory holds, by what two trial batches took.
 
     Args:
-        run: Computes a pack of about that many tokens.
+        run: Computes a batch of about that many tokens.
         device: The CUDA device.
         cap_gb: GiB that the process may take; None leaves what is free on the device.
     """
@@ -117,9 +117,9 @@ def cuda_budget(run: Callable[[int], None], device: torch.device, *, cap_gb: flo
     free, _ = torch.cuda.mem_get_info(device)
     if cap_gb is not None:
         free = min(free, int(cap_gb * 2**30) - torch.cuda.memory_reserved(device))
-    budget = min(CUDA_PACK, int(free * _CUDA_SHARE) // per_token)
-    logger.info("%d bytes a token and %d held on %s: packs of %d tokens.", per_token, held, device, budget)
-    return max(_SMALLEST_PACK, budget)
+    budget = min(CUDA_BATCH, int(free * _CUDA_SHARE) // per_token)
+    logger.info("%d bytes a token and %d held on %s: batches of %d tokens.", per_token, held, device, budget)
+    return max(_SMALLEST_BATCH, budget)
 
 
 def as_our_error(exc: Exception) -> Exception:

@@ -1,16 +1,23 @@
-"""Puts a checkpoint on a device: weights, attention, forward pass and pack size."""
+"""The engine: a checkpoint on a device, ready to score batches, with the keys and values that later batches need."""
 
 from __future__ import annotations
 
 import logging
+import math
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+from qwen_rerank.checks import check_choice, check_count, check_query, check_text
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.packing import Branch, Pack, Tree
+from qwen_rerank.prompt import TEMPLATES
 from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.attention_cuda import CudaAttention, choose_kernel
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
@@ -23,26 +30,69 @@ from qwen_rerank.scorers.qwen.device import (
     cuda_budget,
     on_device,
 )
-from qwen_rerank.scorers.qwen.forward import Forward
-from qwen_rerank.scorers.qwen.layout import lay_out
-from qwen_rerank.scorers.qwen.ops import EagerOps, Ops
-from qwen_rerank.scorers.qwen.runner import Runner
-from qwen_rerank.scorers.qwen.settings import QwenConfig
-from qwen_rerank.scorers.qwen.weights import Weights, fuse
+from qwen_rerank.scorers.qwen.kernels import KV, EagerOps, Ops
+from qwen_rerank.scorers.qwen.model import Forward, Weights, fuse
+from qwen_rerank.scorers.qwen.packing import (
+    GroupSlice,
+    Layout,
+    PackedBatch,
+    QueryGroup,
+    RowSpan,
+    Segment,
+    SharedPrefix,
+    lay_out,
+)
 
 if TYPE_CHECKING:
     from qwen_rerank.scorers.qwen.checkpoint import Checkpoint
 
+DEFAULT_MAX_LENGTH = 8192  # tokens of one prompt, as in the model card
 logger = logging.getLogger(__name__)
+
+Template = Literal["transformers", "vllm"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenConfig:
+    """How the local engine runs; the arguments of `QwenScorer`, which says what each means."""
+
+    model: str = "Qwen/Qwen3-Reranker-0.6B"
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    instruction: str | None = None  # the checkpoint's own, else the model card's
+    template: Template = "transformers"
+    max_length: int = DEFAULT_MAX_LENGTH  # tokens of one prompt, template included
+    revision: str | None = None
+    deterministic: bool = False
+    token_budget: int | None = None  # tokens of one forward pass; None: measured
+    gpu_memory_gb: float | None = None  # GiB that the process may take on the GPU; None: what is free
+
+    def __post_init__(self) -> None:
+        check_query(self.model, name="model")
+        check_query(self.device, name="device")
+        if self.instruction is not None:
+            check_text("instruction", self.instruction)
+        check_choice("template", self.template, list(TEMPLATES))
+        check_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        check_count("max_length", self.max_length)
+        if self.token_budget is not None and check_count("token_budget", self.token_budget) < self.max_length:
+            raise InvalidInputError(
+                f"token_budget ({self.token_budget}) must hold at least one prompt of max_length "
+                f"({self.max_length}) tokens; raise token_budget or lower max_length."
+            )
+        if self.gpu_memory_gb is not None and not (math.isfinite(self.gpu_memory_gb) and self.gpu_memory_gb > 0):
+            raise InvalidInputError(f"gpu_memory_gb must be a positive number of GiB, not {self.gpu_memory_gb!r}.")
+
 
 _CPU_ROW_CHUNK = 512  # keeps the MLP and the projections of a chunk in the caches
 _CUDA_ROW_CHUNK = 16_384  # bounds the memory of the MLP and the projections
-_OPENING_TOKENS = 512  # of instructions' openings that are kept: several of the usual length
+_SHARED_PREFIX_TOKENS = 512  # of instructions' shared prefixes that are kept: several of the usual length
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A model that is ready to run packs."""
+    """A model on its device, ready to score batches."""
 
     run: Runner
     device: torch.device
@@ -82,9 +132,9 @@ def build_engine(checkpoint: Checkpoint, config: QwenConfig) -> Engine:
         if ours is exc:
             raise
         raise ours from exc
-    # Not measured on CUDA, where kept rows cost one more copy of a pack's keys.
-    opening_tokens = _OPENING_TOKENS if device.type == "cpu" else 0
-    run = Runner(forward, deterministic=config.deterministic, opening_tokens=opening_tokens)
+    # Not measured on CUDA, where kept rows cost one more copy of a batch's keys.
+    shared_prefix_tokens = _SHARED_PREFIX_TOKENS if device.type == "cpu" else 0
+    run = Runner(forward, deterministic=config.deterministic, shared_prefix_tokens=shared_prefix_tokens)
     return Engine(run, device, dtype, budget)
 
 
@@ -104,7 +154,7 @@ def _on_cuda(weights: Weights, shape: QwenModelConfig) -> Forward:
 def _cuda_ops(head_dim: int, dtype: torch.dtype, device: torch.device) -> Ops:
     """Return fused kernels where Triton is there and right, else PyTorch's own operations."""
     try:
-        from qwen_rerank.scorers.qwen.ops_triton import TritonOps, check_triton
+        from qwen_rerank.scorers.qwen.kernels_triton import TritonOps, check_triton
 
         ops = TritonOps()
         check_triton(ops, head_dim=head_dim, dtype=dtype, device=device)
@@ -117,18 +167,166 @@ def _cuda_ops(head_dim: int, dtype: torch.dtype, device: torch.device) -> Ops:
 def _budget(
     forward: Forward, shape: QwenModelConfig, dtype: torch.dtype, device: torch.device, config: QwenConfig
 ) -> int:
-    """Return the tokens of a pack: by a warm-up on CUDA, by arithmetic on the CPU."""
+    """Return the tokens of a batch: by a warm-up on CUDA, by arithmetic on the CPU."""
     if device.type == "cpu":
         return cpu_budget(shape, dtype, max_length=config.max_length)
 
     def run(tokens: int) -> None:
         length = min(256, config.max_length)
         document = np.zeros(length, dtype=np.int32)
-        forward(
-            lay_out(
-                Pack((Branch(Tree(document[:0], (document,) * (tokens // length)), tuple(range(tokens // length))),))
-            ),
-            None,
-        )
+        group = QueryGroup(document[:0], (document,) * (tokens // length))
+        forward(lay_out(PackedBatch((GroupSlice(group, tuple(range(len(group.documents)))),))), None)
 
     return cuda_budget(run, device, cap_gb=config.gpu_memory_gb)
+
+
+_KV_TOKENS = 1024  # of prefixes whose keys and values outlive a batch
+
+
+class Runner:
+    """Scores batches and keeps the keys and values that later batches need.
+
+    Args:
+        forward: The forward pass.
+        deterministic: Compute every shared prefix, every prefix and every document in a pass of its own. Its shapes
+            then depend on nothing but its own tokens, and so do the bits of its score.
+        shared_prefix_tokens: Tokens of the shared prefixes whose keys and values stay for later queries; a longer one
+            is not kept.
+    """
+
+    def __init__(self, forward: Forward, *, deterministic: bool, shared_prefix_tokens: int = 0) -> None:
+        self._forward = forward
+        self._deterministic = deterministic
+        self._shared_prefix_tokens = shared_prefix_tokens
+        self._shared_kv: OrderedDict[SharedPrefix, list[KV]] = OrderedDict()  # the least recently used first
+        # A group's entry goes away with the group.
+        self._prefix_kv: WeakKeyDictionary[QueryGroup, list[KV]] = WeakKeyDictionary()
+
+    def __call__(self, batch: PackedBatch) -> np.ndarray:
+        """Return log-odds, float32 `(n_documents,)` in the batch's order.
+
+        Raises:
+            DeviceOutOfMemoryError: If the batch is too large for the device.
+            DeviceLostError: If the device cannot be used any more.
+        """
+        try:
+            with on_device(self._forward.device):
+                return self._one_by_one(batch) if self._deterministic else self._together(batch)
+        except Exception as exc:
+            # Whoever keeps the error would keep the pass's tensors with it.
+            traceback.clear_frames(exc.__traceback__)
+            ours = as_our_error(exc)
+            if ours is exc:
+                raise
+            self._release()
+            raise ours from exc
+
+    def _together(self, batch: PackedBatch) -> np.ndarray:
+        # 1. what is at hand
+        fresh_groups = [part.group for part in batch.slices if part.group.root not in self._prefix_kv]
+        wanted = dict.fromkeys(group.shared_prefix for group in fresh_groups)
+        shared_prefixes = [shared for shared in wanted if shared is not None and shared in self._shared_kv]
+        layout = lay_out(batch, past_groups=self._prefix_kv, shared_prefixes=shared_prefixes)
+        past_kv = [*map(self._use_shared, shared_prefixes), *(self._prefix_kv[group] for group in layout.past_groups)]
+        # 2. which rows of this batch are worth keeping for later ones
+        prefixes, new_shared = self._worth_keeping(batch, layout), self._new_shared_prefixes(layout)
+        spans = [segment.own for _, segment in prefixes] + list(new_shared.values())
+        # 3. forward
+        log_odds, kv = self._forward(layout, _joined(past_kv) or None, keep_rows=_rows(spans) if spans else None)
+        # 4. keep
+        ends = list(accumulate(map(len, spans), initial=0))
+        pieces = [[(key[slice(*at)], value[slice(*at)]) for key, value in kv] for at in pairwise(ends)]
+        for (group, _), piece in zip(prefixes, pieces, strict=False):
+            self._prefix_kv[group] = self._with_shared(group, piece)
+        for shared, piece in zip(new_shared, pieces[len(prefixes) :], strict=True):
+            self._keep_shared(shared, piece)
+        return log_odds.cpu().numpy()
+
+    def _one_by_one(self, batch: PackedBatch) -> np.ndarray:
+        log_odds: list[np.ndarray] = []
+        for group_slice in batch.slices:
+            group, root = group_slice.group, group_slice.group.root
+            past_kv = {root: self._prefix_kv.get(root) or self._prefix_alone(root)}
+            if group_slice.more and self._has_room(len(group.prefix)):
+                self._prefix_kv.update(past_kv)
+            for index in group_slice.indices:
+                layout = lay_out(PackedBatch((GroupSlice(group, (index,)),)), past_groups=past_kv)
+                log_odds.append(self._forward(layout, past_kv[root])[0].cpu().numpy())
+        return np.concatenate(log_odds)
+
+    def _prefix_alone(self, group: QueryGroup) -> list[KV]:
+        """Compute a prefix in a pass of its own, and its shared prefix in one before it; keys and values of each layer."""
+        shared_prefix = group.shared_prefix
+        if shared_prefix is None or len(shared_prefix) > self._shared_prefix_tokens:
+            return self._pass(group)
+        if shared_prefix not in self._shared_kv:
+            self._keep_shared(shared_prefix, self._pass(QueryGroup(shared_prefix.ids, ())))
+        return self._with_shared(group, self._pass(group, shared_prefix))
+
+    def _pass(self, group: QueryGroup, *shared_prefixes: SharedPrefix) -> list[KV]:
+        """Compute the prefix of a group behind shared prefixes at hand; its keys and values of each layer."""
+        layout = lay_out(PackedBatch((GroupSlice(group, ()),)), shared_prefixes=shared_prefixes)
+        past_kv = _joined([self._use_shared(shared_prefix) for shared_prefix in shared_prefixes]) or None
+        return self._forward(layout, past_kv, keep_rows=torch.arange(len(layout.ids)))[1]
+
+    def _use_shared(self, shared_prefix: SharedPrefix) -> list[KV]:
+        """Return the keys and values of a shared prefix at hand, now the most recently used one."""
+        self._shared_kv.move_to_end(shared_prefix)
+        return self._shared_kv[shared_prefix]
+
+    def _keep_shared(self, shared_prefix: SharedPrefix, kv: list[KV]) -> None:
+        """Keep a shared prefix for later queries, and drop the least recently used ones to make room."""
+        while self._shared_kv and sum(map(len, self._shared_kv)) + len(shared_prefix) > self._shared_prefix_tokens:
+            self._shared_kv.popitem(last=False)
+        # Cloned: a view would hold all rows that it was cut from.
+        self._shared_kv[shared_prefix] = [(key.clone(), value.clone()) for key, value in kv]
+
+    def _with_shared(self, group: QueryGroup, kv: list[KV]) -> list[KV]:
+        """Return the keys and values of a whole prefix: those computed, behind the shared prefix's where it was at hand."""
+        if group.shared_prefix is None or len(kv[0][0]) == len(group.prefix):
+            return kv
+        return _joined([self._shared_kv[group.shared_prefix], kv])
+
+    def _worth_keeping(self, batch: PackedBatch, layout: Layout) -> list[tuple[QueryGroup, Segment]]:
+        """Return the prefixes of this batch that a later one needs, with their rows, as far as there is room."""
+        unfinished = {group_slice.group.root for group_slice in batch.slices if group_slice.more}
+        chosen: list[tuple[QueryGroup, Segment]] = []
+        total = 0
+        for group, segment in layout.prefixes:
+            if group in unfinished and self._has_room(total + len(group.prefix)):
+                chosen.append((group, segment))
+                total += len(group.prefix)
+        return chosen
+
+    def _new_shared_prefixes(self, layout: Layout) -> dict[SharedPrefix, RowSpan]:
+        """Return the shared prefixes that this batch computes as the start of a prefix and that are to be kept, with their rows."""
+        found: dict[SharedPrefix, RowSpan] = {}
+        for group, segment in layout.prefixes:
+            shared_prefix = group.shared_prefix
+            if shared_prefix is not None and not segment.seen and len(shared_prefix) <= self._shared_prefix_tokens:
+                found.setdefault(shared_prefix, RowSpan(segment.own.start, segment.own.start + len(shared_prefix)))
+        return found
+
+    def _has_room(self, tokens: int) -> bool:
+        return sum(len(group.prefix) for group in self._prefix_kv) + tokens <= _KV_TOKENS
+
+    def _release(self) -> None:
+        """Give back what is not needed, so that a smaller batch finds room."""
+        self._prefix_kv.clear()
+        self._shared_kv.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _rows(spans: Iterable[RowSpan]) -> torch.Tensor:
+    return torch.cat([torch.arange(span.start, span.stop) for span in spans])
+
+
+def _joined(pieces: list[list[KV]]) -> list[KV]:
+    """Return for each layer the keys and values of all pieces, in order; an empty list of no pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return [
+        (torch.cat([key for key, _ in layer]), torch.cat([value for _, value in layer]))
+        for layer in zip(*pieces, strict=True)
+    ]

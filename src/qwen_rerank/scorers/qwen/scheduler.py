@@ -1,4 +1,4 @@
-"""One worker owns the device; callers hand it trees and wait for their scores."""
+"""One worker owns the device; callers hand it groups and wait for their scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qwen_rerank.errors import DeviceOutOfMemoryError, NonFiniteScoreError, ScorerClosedError, ScorerError
-from qwen_rerank.packing import Branch, Pack, Tree, Waiting, fill
+from qwen_rerank.scorers.qwen.packing import GroupSlice, PackedBatch, QueryGroup, Waiting, fill
 
 logger = logging.getLogger(__name__)
 
@@ -22,53 +22,58 @@ class DeviceLostError(ScorerError):
 
 
 @dataclass(frozen=True, slots=True)
-class TreeScores:
-    """A tree's result: float32 `(n_documents,)` with NaN at the failed indices, and why they failed."""
+class GroupScores:
+    """A group's result: float32 `(n_documents,)` with NaN at the failed indices, and why they failed."""
 
     scores: np.ndarray
     failed: dict[int, Exception]
 
 
 @dataclass(eq=False)
-class _Order:
-    """One submitted tree and what is known of it so far."""
+class _Submission:
+    """One submitted group and what is known of it so far."""
 
     waiting: Waiting
-    future: Future[TreeScores]
-    result: TreeScores
+    future: Future[GroupScores]
+    result: GroupScores
     pending: int
 
 
 @dataclass(eq=False)
 class Caller:
-    """One call of a user; its trees share one place in the queue."""
+    """One call of a user; its groups share one place in the queue."""
 
     cancelled: bool = False
-    orders: list[_Order] = field(default_factory=list)
+    submissions: list[_Submission] = field(default_factory=list)
+
+    @property
+    def waiting(self) -> list[Waiting]:
+        """What no batch has taken yet, in order of submission."""
+        return [submission.waiting for submission in self.submissions if submission.waiting.tokens]
 
     @property
     def tokens(self) -> int:
-        """Tokens that no pack has taken yet."""
-        return sum(order.waiting.tokens for order in self.orders)
+        """Tokens that no batch has taken yet."""
+        return sum(waiting.tokens for waiting in self.waiting)
 
 
 class Scheduler:
-    """Packs what is waiting, runs it, and gives every caller its own scores.
+    """Batches what is waiting, runs it, and gives every caller its own scores.
 
     The worker is a pool of one thread that is busy only while something waits: the standard library ends it when the
     scheduler is dropped or the interpreter exits, so nothing is left to leak.
 
     Args:
-        run: Computes one pack; returns float32 `(n_documents,)` in the pack's order. Raises
-            `DeviceOutOfMemoryError` when the pack is too large and `DeviceLostError` when the device is gone.
-        token_budget: Tokens of one pack.
+        run: Computes one batch; returns float32 `(n_documents,)` in the batch's order. Raises
+            `DeviceOutOfMemoryError` when the batch is too large and `DeviceLostError` when the device is gone.
+        token_budget: Tokens of one batch.
     """
 
-    def __init__(self, run: Callable[[Pack], np.ndarray], *, token_budget: int) -> None:
+    def __init__(self, run: Callable[[PackedBatch], np.ndarray], *, token_budget: int) -> None:
         self._run = run
         self._budget = token_budget
         self._callers: list[Caller] = []  # in order of arrival
-        self._orders: dict[Tree, tuple[Caller, _Order]] = {}
+        self._submissions: dict[QueryGroup, tuple[Caller, _Submission]] = {}
         self._lock = threading.Condition()  # notified when the worker rests
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="qwen-rerank-device")
         self._pumping = False
@@ -77,12 +82,12 @@ class Scheduler:
 
     @property
     def token_budget(self) -> int:
-        """Tokens of one pack; smaller than at the start after the device ran out of memory."""
+        """Tokens of one batch; smaller than at the start after the device ran out of memory."""
         return self._budget
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens that no pack has taken yet."""
+        """Tokens that no batch has taken yet."""
         with self._lock:
             return sum(caller.tokens for caller in self._callers)
 
@@ -96,12 +101,12 @@ class Scheduler:
         if self._closed:
             raise ScorerClosedError("this scorer is closed; make a new one.")
 
-    def submit(self, caller: Caller, tree: Tree) -> Future[TreeScores]:
-        """Queue a tree; the future holds its scores, or a `ScorerError` when the worker failed."""
+    def submit(self, caller: Caller, group: QueryGroup) -> Future[GroupScores]:
+        """Queue a group; the future holds its scores, or a `ScorerError` when the worker failed."""
         self.check_open()
-        future: Future[TreeScores] = Future()
-        result = TreeScores(np.full(len(tree.documents), np.nan, dtype=np.float32), {})
-        order = _Order(Waiting(tree), future, result, pending=len(tree.documents))
+        future: Future[GroupScores] = Future()
+        result = GroupScores(np.full(len(group.documents), np.nan, dtype=np.float32), {})
+        submission = _Submission(Waiting(group), future, result, pending=len(group.documents))
         with self._lock:
             self.check_open()
             if caller.cancelled:
@@ -109,16 +114,16 @@ class Scheduler:
                 return future
             if caller not in self._callers:
                 self._callers.append(caller)
-            caller.orders.append(order)
-            self._orders[tree] = (caller, order)
+            caller.submissions.append(submission)
+            self._submissions[group] = (caller, submission)
             self._wake()
         return future
 
     def cancel(self, caller: Caller) -> None:
-        """Drop what this caller still waits for; packs that are being computed are not interrupted."""
+        """Drop what this caller still waits for; batches that are being computed are not interrupted."""
         with self._lock:
             caller.cancelled = True
-            futures = [order.future for order in caller.orders]
+            futures = [submission.future for submission in caller.submissions]
             self._forget(caller)
         for future in futures:
             future.cancel()
@@ -146,19 +151,19 @@ class Scheduler:
 
     def _forget(self, caller: Caller) -> None:
         """Take a caller out of the queue; holds the lock."""
-        for order in caller.orders:
-            self._orders.pop(order.waiting.tree, None)
-        caller.orders.clear()
+        for submission in caller.submissions:
+            self._submissions.pop(submission.waiting.group, None)
+        caller.submissions.clear()
         if caller in self._callers:
             self._callers.remove(caller)
 
     def _pump(self) -> None:
-        """Run one pack and queue up for the next: the pool refuses once the interpreter is shutting down."""
+        """Run one batch and queue up for the next: the pool refuses once the interpreter is shutting down."""
         try:
-            pack = self._next_pack()
-            if pack is None:
+            batch = self._next_batch()
+            if batch is None:
                 return
-            self._attempt(pack)
+            self._attempt(batch)
         except BaseException as exc:  # a worker that dies silently would leave its callers waiting for ever
             logger.exception("The scorer's worker failed; its callers get an error and it starts again.")
             error = ScorerError(f"the scorer's worker failed ({type(exc).__name__}: {exc}); the call can be repeated.")
@@ -170,12 +175,12 @@ class Scheduler:
         except RuntimeError:
             self._fail_all(ScorerClosedError("the interpreter is shutting down; the document was not scored."))
 
-    def _next_pack(self) -> Pack | None:
-        """Return the next pack, or None and rest."""
+    def _next_batch(self) -> PackedBatch | None:
+        """Return the next batch, or None and rest."""
         with self._lock:
-            branches = self._choose()
-            if branches:
-                return Pack(tuple(branches))
+            slices = self._choose()
+            if slices:
+                return PackedBatch(tuple(slices))
             self._rest()
             return None
 
@@ -184,79 +189,83 @@ class Scheduler:
         self._pumping = False
         self._lock.notify_all()
 
-    def _choose(self) -> list[Branch]:
-        """Fill a pack: half for the caller that waits longest, half for those with least left.
+    def _choose(self) -> list[GroupSlice]:
+        """Fill a batch: half for the caller that waits longest, half for those with least left.
 
         So a small call overtakes a huge one, and no stream of small calls can starve it.
         """
+        # 1. what the oldest caller is sure to get: half, or the one document that must fit, or all that it has left
         callers = [caller for caller in self._callers if caller.tokens]
         if not callers:
             return []
         oldest, *others = callers
-        step = next(order.waiting.smallest_step for order in oldest.orders if order.waiting.tokens)
+        step = next(waiting.smallest_step for waiting in oldest.waiting)
         reserved = min(oldest.tokens, max(self._budget // 2, step))
-        branches: list[Branch] = []
+        # 2. the others, least left first
+        slices: list[GroupSlice] = []
         room = self._budget
         for caller in sorted(others, key=lambda caller: caller.tokens):
-            taken = fill((order.waiting for order in caller.orders if order.waiting.tokens), room - reserved)
-            room -= sum(branch.tokens for branch in taken)
-            branches += taken
-        first = fill((order.waiting for order in oldest.orders if order.waiting.tokens), room, force=True)
-        return first + branches
+            taken = fill(caller.waiting, room - reserved)
+            room -= sum(group_slice.tokens for group_slice in taken)
+            slices += taken
+        # 3. the oldest, with whatever the others left of the budget
+        return fill(oldest.waiting, room, force=True) + slices
 
-    def _attempt(self, pack: Pack) -> None:
-        """Run a pack; where it fails, run its halves, so that only the documents at fault fail."""
+    def _attempt(self, batch: PackedBatch) -> None:
+        """Run a batch; where it fails, run its halves, so that only the documents at fault fail."""
         try:
-            scores = self._run(pack)
+            scores = self._run(batch)
         except DeviceLostError:
             raise
         except Exception as exc:
             if isinstance(exc, DeviceOutOfMemoryError):
-                self._shrink(pack)
-            if pack.n_documents == 1:
-                self._settle(pack, [_document_error(exc)])
+                self._shrink(batch)
+            if batch.n_documents == 1:
+                self._settle(batch, [_document_error(exc)])
                 return
         else:
-            self._settle(pack, scores)
+            self._settle(batch, scores)
             return
-        for half in pack.halves():
+        for half in batch.halves():
             self._attempt(half)
 
-    def _shrink(self, pack: Pack) -> None:
-        smaller = max(1, min(self._budget, pack.tokens) // 2)
-        if pack.n_documents > 1:
-            logger.warning("Out of device memory at %d tokens; packs hold %d tokens from now on.", pack.tokens, smaller)
+    def _shrink(self, batch: PackedBatch) -> None:
+        smaller = max(1, min(self._budget, batch.tokens) // 2)
+        if batch.n_documents > 1:
+            logger.warning(
+                "Out of device memory at %d tokens; batches hold %d tokens from now on.", batch.tokens, smaller
+            )
             self._budget = smaller
 
-    def _settle(self, pack: Pack, outcomes: np.ndarray | list[Exception]) -> None:
-        """Hand the outcomes, in the pack's order, to the callers."""
+    def _settle(self, batch: PackedBatch, outcomes: np.ndarray | list[Exception]) -> None:
+        """Hand the outcomes, in the batch's order, to the callers."""
         values = iter(outcomes)
-        done: list[_Order] = []
+        done: list[_Submission] = []
         with self._lock:
-            for branch in pack.branches:
-                _, order = self._orders.get(branch.tree, (None, None))
-                for index in branch.indices:
+            for group_slice in batch.slices:
+                _, submission = self._submissions.get(group_slice.group, (None, None))
+                for index in group_slice.indices:
                     outcome = next(values)
-                    if order is not None:
-                        _note(order, index, outcome)
-                if order is not None and order.pending == 0:
-                    done.append(order)
-                    self._finish(branch.tree)
-        for order in done:
-            if order.future.set_running_or_notify_cancel():
-                order.future.set_result(order.result)
+                    if submission is not None:
+                        _note(submission, index, outcome)
+                if submission is not None and submission.pending == 0:
+                    done.append(submission)
+                    self._finish(group_slice.group)
+        for submission in done:
+            if submission.future.set_running_or_notify_cancel():
+                submission.future.set_result(submission.result)
 
-    def _finish(self, tree: Tree) -> None:
-        """Take a finished tree out of the queue; holds the lock."""
-        caller, order = self._orders.pop(tree)
-        caller.orders.remove(order)
-        if not caller.orders:
+    def _finish(self, group: QueryGroup) -> None:
+        """Take a finished group out of the queue; holds the lock."""
+        caller, submission = self._submissions.pop(group)
+        caller.submissions.remove(submission)
+        if not caller.submissions:
             self._callers.remove(caller)
 
     def _fail_all(self, error: ScorerError) -> None:
         """Give every waiting caller this error, and rest."""
         with self._lock:
-            futures = [order.future for caller in self._callers for order in caller.orders]
+            futures = [submission.future for caller in self._callers for submission in caller.submissions]
             for caller in list(self._callers):
                 self._forget(caller)
             self._rest()
@@ -265,14 +274,14 @@ class Scheduler:
                 future.set_exception(error)
 
 
-def _note(order: _Order, index: int, outcome: float | Exception) -> None:
-    order.pending -= 1
+def _note(submission: _Submission, index: int, outcome: float | Exception) -> None:
+    submission.pending -= 1
     if isinstance(outcome, Exception):
-        order.result.failed[index] = outcome
+        submission.result.failed[index] = outcome
     elif np.isfinite(outcome):
-        order.result.scores[index] = outcome
+        submission.result.scores[index] = outcome
     else:
-        order.result.failed[index] = NonFiniteScoreError(f"the model gave {outcome} for this document.")
+        submission.result.failed[index] = NonFiniteScoreError(f"the model gave {outcome} for this document.")
 
 
 def _document_error(exc: Exception) -> Exception:

@@ -13,16 +13,15 @@ from types import TracebackType
 import numpy as np
 
 from qwen_rerank.errors import QueryTooLongError
-from qwen_rerank.packing import Opening, Tree, common_prefix, grow
 from qwen_rerank.prompt import EncodedPrompt, PromptEncoder
 from qwen_rerank.scorers.base import BaseScorer, Call, Prepared, ScoreRequest, joined, mapped
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
-from qwen_rerank.scorers.qwen.engine import build_engine
-from qwen_rerank.scorers.qwen.scheduler import Caller, Scheduler, TreeScores
-from qwen_rerank.scorers.qwen.settings import DEFAULT_MAX_LENGTH, Dtype, QwenConfig, Template
+from qwen_rerank.scorers.qwen.engine import DEFAULT_MAX_LENGTH, Dtype, QwenConfig, Template, build_engine
+from qwen_rerank.scorers.qwen.packing import QueryGroup, SharedPrefix, common_prefix, group_prompts
+from qwen_rerank.scorers.qwen.scheduler import Caller, GroupScores, Scheduler
 from qwen_rerank.types import Fit, Scores
 
-_INSTRUCTIONS = 64  # whose opening needs no tokenizing; a few hundred bytes each
+_INSTRUCTIONS = 64  # whose shared prefix needs no tokenizing; a few hundred bytes each
 
 
 class QwenScorer(BaseScorer):
@@ -101,7 +100,7 @@ class QwenScorer(BaseScorer):
         self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, self.dtype)
         self._scheduler = Scheduler(engine.run, token_budget=engine.token_budget)
         self._threads = self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
-        self._opening = _openings(self._encoder)
+        self._shared_prefix = _shared_prefixes(self._encoder)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -140,8 +139,10 @@ class QwenScorer(BaseScorer):
         prompts = self._encoder.encode_checked(request.query, request.texts, request.instruction)
         # The longest common prefix depends on the documents; a cut that the query alone fixes does not.
         cut = prompts[0].document_start if self.config.deterministic else None
-        tree = grow([prompt.ids for prompt in prompts], cut=cut, opening=self._opening(request.instruction))
-        return PreparedPrompts(self._scheduler, prompts, tree)
+        group = group_prompts(
+            [prompt.ids for prompt in prompts], cut=cut, shared_prefix=self._shared_prefix(request.instruction)
+        )
+        return PreparedPrompts(self._scheduler, prompts, group)
 
     def _measure(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:
         return self._encoder.fit_checked(query, texts, instruction)
@@ -171,12 +172,12 @@ class PreparedPrompts(Prepared):
         shared_tokens: Tokens that all prompts begin with and that are computed once for all slices.
     """
 
-    def __init__(self, scheduler: Scheduler, prompts: Sequence[EncodedPrompt], tree: Tree) -> None:
+    def __init__(self, scheduler: Scheduler, prompts: Sequence[EncodedPrompt], group: QueryGroup) -> None:
         self.tokens = np.array([len(prompt.ids) for prompt in prompts], dtype=np.int32)
-        self.shared_tokens = len(tree.prefix)
+        self.shared_tokens = len(group.prefix)
         self._kept_chars = np.array([prompt.kept_chars for prompt in prompts], dtype=np.int32)
         self._scheduler = scheduler
-        self._tree = tree
+        self._tree = group
 
     async def ascore(self, start: int, stop: int) -> Scores:
         """Return what came of the prompts from `start` up to `stop`; a cancelled wait takes them out of the queue."""
@@ -191,13 +192,13 @@ class PreparedPrompts(Prepared):
         """Queue the prompts from `start` up to `stop` in a caller's place."""
         own = slice(start, stop)
 
-        def scores(result: TreeScores) -> Scores:
+        def scores(result: GroupScores) -> Scores:
             return Scores(result.scores, self.tokens[own], self._kept_chars[own], result.failed)
 
-        return mapped(self._scheduler.submit(caller, self._tree.part(start, stop)), scores)
+        return mapped(self._scheduler.submit(caller, self._tree.subgroup(start, stop)), scores)
 
 
-def opening_of(encoder: PromptEncoder, instruction: str | None) -> Opening | None:
+def shared_prefix_of(encoder: PromptEncoder, instruction: str | None) -> SharedPrefix | None:
     """Return what the prompts of nearly all queries of an instruction begin with.
 
     Found from two queries that begin unalike; one that merges with what stands before it may still differ.
@@ -206,12 +207,12 @@ def opening_of(encoder: PromptEncoder, instruction: str | None) -> Opening | Non
         one, other = (encoder.query_prefix(query, instruction=instruction) for query in ("a", "1"))
     except QueryTooLongError:  # a query may fit that is one token shorter than these
         return None
-    return Opening(one[: common_prefix((one, other))])
+    return SharedPrefix(one[: common_prefix((one, other))])
 
 
-def _openings(encoder: PromptEncoder) -> Callable[[str | None], Opening | None]:
-    """Return what remembers each instruction's opening, without holding the scorer."""
-    return functools.lru_cache(maxsize=_INSTRUCTIONS)(functools.partial(opening_of, encoder))
+def _shared_prefixes(encoder: PromptEncoder) -> Callable[[str | None], SharedPrefix | None]:
+    """Return what remembers each instruction's shared prefix, without holding the scorer."""
+    return functools.lru_cache(maxsize=_INSTRUCTIONS)(functools.partial(shared_prefix_of, encoder))
 
 
 def _fingerprint(*parts: str) -> str:

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from qwen_rerank.scorers.qwen.ops import EagerOps, Turn
+from qwen_rerank.scorers.qwen.kernels import CosSin, EagerOps
 
 _COLUMNS = 1024  # of a gate that one program computes
 
@@ -58,7 +58,7 @@ def _gate(x: Any, out: Any, size: Any, block: tl.constexpr) -> None:
 class TritonOps:
     """As `EagerOps`; sums and products in float32, rounded once."""
 
-    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, turn: Turn, eps: float) -> torch.Tensor:
+    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
         """Normalise every head of `x` and apply the rotary positions; `x` may be a slice of columns."""
         rows, heads, size = x.shape
         out = torch.empty(rows, heads, size, dtype=x.dtype, device=x.device)
@@ -67,8 +67,8 @@ class TritonOps:
                 x,
                 out,
                 weight,
-                turn[0].contiguous(),
-                turn[1].contiguous(),
+                cos_sin[0].contiguous(),
+                cos_sin[1].contiguous(),
                 x.stride(0),
                 heads,
                 eps,
@@ -100,11 +100,11 @@ def check_triton(ops: TritonOps, *, head_dim: int, dtype: torch.dtype, device: t
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
 
-    joined, weight, turn = draw(5, 7 * head_dim), draw(head_dim), (draw(5, half), draw(5, half))
+    joined, weight, cos_sin = draw(5, 7 * head_dim), draw(head_dim), (draw(5, half), draw(5, half))
     heads = joined[:, head_dim:].view(5, 6, head_dim)
     gate_up, eager = draw(3, 2600), EagerOps()
     pairs = [
-        (ops.norm_rotate(heads, weight, turn, 1e-6), eager.norm_rotate(heads, weight, turn, 1e-6)),
+        (ops.norm_rotate(heads, weight, cos_sin, 1e-6), eager.norm_rotate(heads, weight, cos_sin, 1e-6)),
         (ops.gate(gate_up.clone()), eager.gate(gate_up.clone())),
     ]
     allowed = 1e-4 if dtype == torch.float32 else 0.05

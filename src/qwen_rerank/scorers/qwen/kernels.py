@@ -7,13 +7,14 @@ from typing import Protocol
 import torch
 from torch.nn.functional import silu
 
-Turn = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's position, each (n_rows, head_dim // 2)
+KV = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
+CosSin = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's position, each (n_rows, head_dim // 2)
 
 
 class Ops(Protocol):
     """What a device may have a fused kernel for."""
 
-    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, turn: Turn, eps: float) -> torch.Tensor:
+    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
         """Normalise every head of `x` `(n_rows, heads, head_dim)` and apply the rotary positions."""
         ...
 
@@ -25,13 +26,13 @@ class Ops(Protocol):
 class EagerOps:
     """Works everywhere; one pass over the data an operation."""
 
-    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, turn: Turn, eps: float) -> torch.Tensor:
+    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
         """Normalise every head of `x` and apply the rotary positions."""
         size, half = x.shape[-1], x.shape[-1] // 2
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = length.square_().div_(size).add_(eps).rsqrt_()
         normed = (x * scale).to(x.dtype).mul_(weight)  # a scale rounded to bfloat16 would shift a whole head
-        cosine, sine = turn[0].unsqueeze(1), turn[1].unsqueeze(1)
+        cosine, sine = cos_sin[0].unsqueeze(1), cos_sin[1].unsqueeze(1)
         first, second = normed.chunk(2, dim=-1)
         out = torch.empty_like(normed)
         torch.mul(first, cosine, out=out[..., :half]).addcmul_(second, sine, value=-1)
