@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from qwen_rerank.check.findings import Finding, Report
-from qwen_rerank.check.runner import CheckOptions, check
+from qwen_rerank.check.diagnosis import CheckOptions, check
+from qwen_rerank.check.report import Finding, Report
 from qwen_rerank.check.templates import template_text
 
 __all__ = ["CheckOptions", "Finding", "Report", "check", "template_text"]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm.auto import tqdm
 
-from qwen_rerank.check.findings import Finding
-from qwen_rerank.check.pairs import GROUPS, INSTRUCTED, INSTRUCTION
-from qwen_rerank.check.probes import Seen, ignored
+from qwen_rerank.check.probes import GROUPS, INSTRUCTED, INSTRUCTION, Seen, ignored
+from qwen_rerank.check.report import Finding
 from qwen_rerank.check.scales import CLEARLY, CLOSE, Hypothesis, Match, Scale, decide, match
-from qwen_rerank.check.subjects import Subject
 from qwen_rerank.check.variants import RECIPE, VARIANTS, Variant
 
 if TYPE_CHECKING:
+    from qwen_rerank.check.diagnosis import Subject
     from qwen_rerank.check.reference import Reference
 
 _BY_KEY = {variant.key: variant for variant in VARIANTS}

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwen_rerank.check.agreement import Agreement
-from qwen_rerank.check.findings import Finding
-from qwen_rerank.check.pairs import CAPITAL, CONTROL, FILLER, GROUPS
+from qwen_rerank.check.probes import CAPITAL, CONTROL, FILLER, GROUPS
+from qwen_rerank.check.report import Finding
 from qwen_rerank.check.scales import CLEARLY, Hypothesis, match
-from qwen_rerank.check.subjects import Scores, Subject
 from qwen_rerank.check.variants import RECIPE, VARIANTS, Variant
 from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, DocumentScoringError
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
 
 if TYPE_CHECKING:
+    from qwen_rerank.check.diagnosis import Reported, Subject
     from qwen_rerank.check.reference import Reference
 
 _SAFE = "send exact prompts: HttpScorer(url, tokenizer=...), or use qwen-rerank serve"
@@ -25,7 +25,7 @@ def counted(
     subject: Subject,
     encoder: PromptEncoder | None,
     tokenizer: PromptTokenizer | None,
-    first: Scores,
+    first: Reported,
     agreement: Agreement | None,
 ) -> Finding:
     """Compare `usage.prompt_tokens` with what the recipe's prompts have."""
@@ -99,7 +99,7 @@ def control_strings(
     )
 
 
-def _control_by_score(got: Scores, reference: Reference | None, agreement: Agreement | None) -> bool | None:
+def _control_by_score(got: Reported, reference: Reference | None, agreement: Agreement | None) -> bool | None:
     if reference is None or agreement is None or agreement.variant is None or agreement.scale is None:
         return None
     if not agreement.scale.possible(got.reported) or agreement.variant.key.startswith("empty"):
@@ -139,7 +139,7 @@ def _plain_ids(reference: Reference, variant: Variant) -> np.ndarray:
 
 
 def _control_by_count(
-    got: Scores, encoder: PromptEncoder | None, tokenizer: PromptTokenizer | None, agreement: Agreement | None
+    got: Reported, encoder: PromptEncoder | None, tokenizer: PromptTokenizer | None, agreement: Agreement | None
 ) -> bool | None:
     if encoder is None or tokenizer is None or got.prompt_tokens is None:
         return None
@@ -201,7 +201,7 @@ def long_document(
     )
 
 
-def _how_cut(got: Scores, document: str, length: int, reference: Reference, agreement: Agreement) -> Finding:
+def _how_cut(got: Reported, document: str, length: int, reference: Reference, agreement: Agreement) -> Finding:
     variant, scale = agreement.variant or RECIPE, agreement.scale
     whole = reference.text_ids(variant.render(reference.spec, reference.instruction, CAPITAL, document))
     cut = reference.encoder_for(length).encode(CAPITAL, [document])[0].ids if variant is RECIPE else None

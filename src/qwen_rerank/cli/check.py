@@ -5,9 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qwen_rerank.check import Report
+
+_MARKS = {
+    "ok": "[green]ok[/]",
+    "wrong": "[bold red]wrong[/]",
+    "warning": "[yellow]mind[/]",
+    "unknown": "[blue]cannot tell[/]",
+    "skipped": "[dim]not tried[/]",
+}
+_VERDICTS = {
+    "right": "[bold green]The scores are right.[/]",
+    "wrong": "[bold red]The scores cannot be trusted[/]: see {rows}.",
+    "cannot tell": "[bold yellow]Cannot tell whether the scores are right:[/] nothing odd was seen, and nothing proves them.",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +58,6 @@ def check(
 
     from qwen_rerank.check import CheckOptions
     from qwen_rerank.check import check as run
-    from qwen_rerank.check.show import show
 
     if not sys.stderr.isatty():
         disable_progress_bars()  # Transformers' too, which asks for this when it is imported
@@ -59,7 +76,7 @@ def check(
     if as_json:
         print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
     else:
-        show(report, Console())
+        _show(report, Console())
     raise typer.Exit(report.exit_code)
 
 
@@ -71,3 +88,24 @@ def template(
 
     # No newline at the end: it would belong to the file, and the file is the prompt.
     sys.stdout.write(template_text(server))
+
+
+def _show(report: Report, console: Console) -> None:
+    """Print the findings of a report as a table, and what they add up to."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(report.target), title_justify="left", show_lines=True, expand=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("what was seen, what it means, what helps", overflow="fold")
+    for finding in report.findings:
+        parts = [escape(finding.saw)]
+        if finding.why:
+            parts.append(f"[italic]{escape(finding.why)}[/]")
+        if finding.cure:
+            parts.append(f"[bold]→ {escape(finding.cure)}[/]")
+        table.add_row(finding.check, _MARKS[finding.status], "\n".join(parts))
+    console.print(table)
+    rows = ", ".join(finding.check for finding in report.findings if finding.status == "wrong")
+    console.print(_VERDICTS[report.verdict].format(rows=rows))

@@ -1,25 +1,27 @@
-"""Runs the checks on a server or a local model."""
+"""What is checked, a server as an application sees it or a local model, and all checks on it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from qwen_rerank.check import probes, tokens
 from qwen_rerank.check.agreement import Agreement, compare, compare_instruction
-from qwen_rerank.check.findings import Finding, Report
-from qwen_rerank.check.pairs import GROUPS
+from qwen_rerank.check.probes import GROUPS
+from qwen_rerank.check.report import Finding, Report
 from qwen_rerank.check.scales import CLOSE
-from qwen_rerank.check.subjects import LocalSubject, Scores, ServerSubject, Subject
-from qwen_rerank.errors import InvalidInputError, ProtocolError, RerankError
+from qwen_rerank.errors import DocumentScoringError, InvalidInputError, RerankError
 from qwen_rerank.models.folder import read_tokenizer
 from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
 
 if TYPE_CHECKING:
     from qwen_rerank.check.reference import Reference
+    from qwen_rerank.scorers.http import HttpScorer
+    from qwen_rerank.scorers.qwen import QwenScorer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,80 @@ class CheckOptions:
     api_key: str | None = None
     timeout_s: float = 60.0
     long_tokens: int | None = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """What one request gave: float64 `(n,)` as reported, and the tokens counted, or None."""
+
+    reported: np.ndarray
+    prompt_tokens: int | None
+
+
+class Subject(Protocol):
+    """Something that scores.
+
+    Attributes:
+        title: For people.
+        dialect: Of a server; "local" for a model in this process.
+        carries_instruction: Whether it can be given one.
+        length: Tokens of its longest prompt, or None.
+        models: Names it goes by.
+    """
+
+    title: str
+    dialect: str
+    carries_instruction: bool
+    length: int | None
+    models: tuple[str, ...]
+
+    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> Reported:
+        """Return scores as an application would get them."""
+        ...
+
+
+class ServerSubject:
+    """A server asked as applications ask it: by its rerank route, without special wishes."""
+
+    def __init__(self, scorer: HttpScorer) -> None:
+        self.scorer = scorer
+        self.session = scorer.open()
+        self.dialect = self.session.dialect.name
+        self.title = f"{self.dialect} server at {scorer.config.url[0]}"
+        self.carries_instruction = self.session.dialect.carries_instruction
+        self.length = self.session.length
+        named = (scorer.config.model,) if scorer.config.model else ()
+        self.models: tuple[str, ...] = (*named, *self.session.models)
+
+    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> Reported:
+        """Return scores as the server sends them by default.
+
+        Raises:
+            DocumentScoringError: If some have none.
+        """
+        from qwen_rerank.scorers.http import ServerScores
+
+        found = self.scorer.score_details(query, documents, instruction=instruction)
+        if found.errors or not isinstance(found, ServerScores):
+            raise DocumentScoringError(found.errors, found.log_odds)
+        return Reported(found.reported, found.prompt_tokens)
+
+
+class LocalSubject:
+    """A model in this process; its scores are log-odds."""
+
+    dialect = "local"
+    carries_instruction = True
+
+    def __init__(self, scorer: QwenScorer) -> None:
+        self.scorer = scorer
+        self.title = f"local model {scorer.name}"
+        self.length: int | None = scorer.max_length
+        self.models: tuple[str, ...] = (scorer.name,)
+
+    def score(self, query: str, documents: Sequence[str], *, instruction: str | None = None) -> Reported:
+        """Return log-odds."""
+        return Reported(self.scorer.score(query, documents, instruction=instruction).astype(np.float64), None)
 
 
 def check(target: str, options: CheckOptions | None = None) -> Report:
@@ -155,7 +231,7 @@ def _instruction(subject: Subject, reference: Reference | None, agreement: Agree
 
 
 def _texts(
-    subject: Subject, reference: Reference | None, agreement: Agreement | None, options: CheckOptions, first: Scores
+    subject: Subject, reference: Reference | None, agreement: Agreement | None, options: CheckOptions, first: Reported
 ) -> list[Finding]:
     encoder, tokenizer = _encoder(reference, options)
     return [
@@ -192,7 +268,7 @@ def _exact_prompts(subject: ServerSubject, reference: Reference | None, options:
         ) as scorer:  # fmt: skip
             got = np.concatenate([scorer.score(group.query, group.documents) for group in GROUPS]).astype(np.float64)
             route = scorer.open().path
-    except (InvalidInputError, ProtocolError, RerankError) as exc:
+    except RerankError as exc:
         return [Finding("exact prompts", "warning", f"prompts as token ids are not scored: {exc}")]
     if reference is None:
         return [
