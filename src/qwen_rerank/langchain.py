@@ -9,15 +9,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
-
-from qwen_rerank.adapters import ALL, LazyReranker, RerankSettings, check_top_n, copied, own_top_n, score_of
-from qwen_rerank.checks import check_count, check_query
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
-from qwen_rerank.pipeline import TwoStageRetriever
-from qwen_rerank.protocols import FirstStage
-from qwen_rerank.types import Candidate, RankedDocument, text_id
-from qwen_rerank.types import Document as PlainDocument
 
 try:
     from langchain_core.callbacks import (
@@ -30,6 +22,15 @@ try:
     from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 except ImportError as exc:
     raise MissingExtraError("qwen_rerank.langchain", package="langchain-core", extra="langchain", cause=exc) from exc
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from qwen_rerank.adapters import ALL, LazyReranker, RerankSettings, check_top_n, copied, own_top_n, score_of
+from qwen_rerank.checks import check_count, check_query
+from qwen_rerank.pipeline import TwoStageRetriever
+from qwen_rerank.protocols import FirstStage
+from qwen_rerank.types import Candidate, RankedDocument, text_id
+from qwen_rerank.types import Document as PlainDocument
 
 __all__ = ["LangChainFirstStage", "QwenRerankCompressor", "QwenRerankRetriever", "from_langchain"]
 

@@ -7,14 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
-
-from qwen_rerank.adapters import ALL, LazyReranker, RerankSettings, check_top_n, copied, own_top_n, score_of
-from qwen_rerank.checks import check_count, check_query
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
-from qwen_rerank.pipeline import TwoStageRetriever
-from qwen_rerank.protocols import FirstStage
-from qwen_rerank.types import Candidate, Document, RankedDocument
 
 try:
     from llama_index.core.base.base_retriever import BaseRetriever
@@ -27,6 +20,14 @@ except ImportError as exc:
     raise MissingExtraError(
         "qwen_rerank.llama_index", package="llama-index-core", extra="llama-index", cause=exc
     ) from exc
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from qwen_rerank.adapters import ALL, LazyReranker, RerankSettings, check_top_n, copied, own_top_n, score_of
+from qwen_rerank.checks import check_count, check_query
+from qwen_rerank.pipeline import TwoStageRetriever
+from qwen_rerank.protocols import FirstStage
+from qwen_rerank.types import Candidate, Document, RankedDocument
 
 __all__ = ["LlamaIndexFirstStage", "QwenRerankPostprocessor", "QwenRerankRetriever", "from_llama_index"]
 
