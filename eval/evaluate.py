@@ -12,7 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from qwen_rerank import QwenScorer, Reranker, TwoStageRetriever
+from qwen_rerank import Reranker, TwoStageRetriever
 from qwen_rerank.evaluation.collection import load_beir
 from qwen_rerank.evaluation.measures import measure
 from qwen_rerank.evaluation.stages import first_stage
@@ -34,7 +34,7 @@ def main() -> None:
     collection = load_beir(arguments.collection, split=arguments.split)
     with tempfile.TemporaryDirectory() as folder:
         recalling = first_stage(arguments.embedder, collection, folder=Path(folder))
-        retriever = TwoStageRetriever(recalling, Reranker(QwenScorer(arguments.model)), top_k=arguments.top_k)
+        retriever = TwoStageRetriever(recalling, Reranker(arguments.model), top_k=arguments.top_k)
         queries = list(collection.queries.values())
         found = [recalling.search(query, arguments.top_k) for query in queries]
         ranked = retriever.retrieve_many(queries, top_n=arguments.top_k)

@@ -83,7 +83,7 @@ def mteb_figures(collection: Collection, model: str, embedder: str, *, depth: in
 def our_figures(collection: Collection, model: str, embedder: str, *, depth: int, folder: Path) -> dict[str, float]:
     """Return our own nDCG@10 of the same."""
     found = recall(first_stage(embedder, collection, folder=folder), collection, top_k=depth).run
-    scores = score_run(Reranker(QwenScorer(model)), collection, found, depth=depth)
+    scores = score_run(Reranker(model), collection, found, depth=depth)
     runs = {"first stage": found, "reranked": rerank_run(found, scores, depth=depth)}
     return {name: measure(run, collection.qrels, [MEASURE]).means[MEASURE] for name, run in runs.items()}
 

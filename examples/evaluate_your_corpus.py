@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qwen_rerank import BM25Index, Document, QwenScorer, Reranker
+from qwen_rerank import BM25Index, Document, Reranker
 from qwen_rerank.documents import read_documents
 from qwen_rerank.evaluation.collection import Collection, load_pairs
 from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run
@@ -43,7 +43,7 @@ def main() -> None:
         print(f"  {note}")
 
     found = recall(BM25Index(collection.documents), collection, top_k=100)
-    scores = score_run(Reranker(QwenScorer(arguments.model)), collection, found.run, depth=max(arguments.depths))
+    scores = score_run(Reranker(arguments.model), collection, found.run, depth=max(arguments.depths))
     runs = {f"reranked @{depth}": rerank_run(found.run, scores, depth=depth) for depth in arguments.depths}
     measured = {name: measure(run, collection.qrels, MEASURES) for name, run in {"bm25": found.run, **runs}.items()}
 

@@ -29,7 +29,6 @@ from qwen_rerank import (
     Document,
     Embedder,
     FirstStage,
-    QwenScorer,
     Reranker,
     TwoStageRetriever,
     load_embedder,
@@ -80,7 +79,7 @@ def main() -> None:
     vectors = InMemoryVectorStore(OurEmbeddings(load_embedder(arguments.embedder)))
     vectors.add_documents([LangChainDocument(id=d.id, page_content=d.text) for d in documents])
 
-    reranker = Reranker(QwenScorer(arguments.model))
+    reranker = Reranker(arguments.model)
     first_stages: dict[str, FirstStage] = {
         "a LangChain vector store": from_langchain(vectors.as_retriever()),
         "a search system of one's own": CharacterSearch(documents),

@@ -16,7 +16,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from qwen_rerank import Document, FaissStore, QwenScorer, Reranker, TwoStageRetriever, load_embedder
+from qwen_rerank import Document, FaissStore, Reranker, TwoStageRetriever, load_embedder
 from qwen_rerank.documents import read_documents
 from qwen_rerank.samples import load_sample
 
@@ -40,7 +40,7 @@ def main() -> None:
     ):
         n_new = update(store, documents)
         print(f"{len(store)} documents in the store, {n_new} of them new or changed")
-        retriever = TwoStageRetriever(store, Reranker(QwenScorer(arguments.model)), top_k=arguments.top_k)
+        retriever = TwoStageRetriever(store, Reranker(arguments.model), top_k=arguments.top_k)
         print(f"\n{arguments.query}\n")
         for hit in retriever.retrieve(arguments.query, top_n=arguments.top_n):
             first_line = hit.document.text.splitlines()[0]

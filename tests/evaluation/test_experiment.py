@@ -6,8 +6,9 @@ import pytest
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.cache import ScoreCache
-from qwen_rerank.evaluation.experiment import fuse, recall, rerank_run, score_run, time_reranking
+from qwen_rerank.evaluation.experiment import fuse, recall, rerank_run, score_run, time_searches
 from qwen_rerank.evaluation.measures import measure
+from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.reranker import Reranker
 from qwen_rerank.testing import OverlapScorer
 
@@ -90,11 +91,11 @@ def test_fusion_puts_first_what_both_have_first(collection):
     assert fuse(runs, collection, top_k=2)["q0"][0][0] == "d1"
 
 
-def test_timing_asks_the_scorer_anew_twice_for_every_query_and_takes_the_faster(collection, first_stage):
-    run = recall(first_stage, collection, top_k=8).run
+def test_timing_searches_anew_twice_for_every_query_and_takes_the_faster(collection, first_stage):
     scorer = CountingScorer()
+    retriever = TwoStageRetriever(first_stage, Reranker(scorer), top_k=3)
 
-    seconds = time_reranking(Reranker(scorer), collection, run, depth=3, n_queries=4)
+    seconds = time_searches(retriever, collection, n_queries=4, name="time")
 
     assert seconds.shape == (4,)
     assert scorer.n_documents == 3 * (4 * 2 + 1)
@@ -109,7 +110,7 @@ def test_one_slow_call_is_not_taken_for_the_settings_time(collection, first_stag
             clock[0] += next(durations)
             return super().score(query, documents, instruction=instruction)
 
-    run = recall(first_stage, collection, top_k=8).run
     monkeypatch.setattr("qwen_rerank.evaluation.experiment.time.perf_counter", lambda: clock[0])
+    retriever = TwoStageRetriever(first_stage, Reranker(Timed()))
 
-    assert time_reranking(Reranker(Timed()), collection, run, depth=3, n_queries=2).tolist() == [2.0, 2.0]
+    assert time_searches(retriever, collection, n_queries=2, name="time").tolist() == [2.0, 2.0]

@@ -11,7 +11,7 @@ from qwen_rerank.calibration import Calibration, Key, Kind
 from qwen_rerank.checks import check_choice, check_probability
 from qwen_rerank.documents import Qrels
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
-from qwen_rerank.evaluation.experiment import Scores
+from qwen_rerank.evaluation.experiment import RunScores
 
 try:
     from sklearn.isotonic import IsotonicRegression
@@ -49,7 +49,7 @@ class Labelled:
         return Labelled(self.log_odds[rows], self.labels[rows], self.queries[rows])
 
 
-def label(scores: Scores, qrels: Qrels, *, judged_only: bool = False) -> Labelled:
+def label(scores: RunScores, qrels: Qrels, *, judged_only: bool = False) -> Labelled:
     """Join scores with judgements.
 
     Args:

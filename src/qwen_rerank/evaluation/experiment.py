@@ -14,12 +14,12 @@ from qwen_rerank.documents import Run
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.cache import ScoreCache, score_key
 from qwen_rerank.evaluation.collection import Collection
-from qwen_rerank.pipeline import rank_fusion
+from qwen_rerank.pipeline import TwoStageRetriever, rank_fusion
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.reranker import Reranker
 from qwen_rerank.types import Candidate, Document
 
-Scores = dict[str, dict[str, float]]
+RunScores = dict[str, dict[str, float]]
 """Query id to document id to log-odds."""
 
 _QUERIES_A_CALL = 16  # enough documents for full packs, few enough that little is lost when the work breaks off
@@ -73,7 +73,7 @@ def score_run(
     depth: int,
     cache: ScoreCache | None = None,
     name: str = "rerank",
-) -> Scores:
+) -> RunScores:
     """Score the first `depth` candidates of every query once; what the cache knows is not scored again.
 
     Raises:
@@ -83,7 +83,7 @@ def score_run(
     check_count("depth", depth)
     plain = replace(reranker, top_n=None, threshold=None, calibration=None, on_error="raise")
     documents = {document.id: document for document in collection.documents}
-    scores: Scores = {}
+    scores: RunScores = {}
     wanted: list[tuple[str, list[Candidate]]] = []
     for query in collection.queries:
         candidates = _candidates(run.get(query, [])[:depth], documents)
@@ -97,7 +97,7 @@ def score_run(
     return scores
 
 
-def rerank_run(run: Run, scores: Scores, *, depth: int) -> Run:
+def rerank_run(run: Run, scores: RunScores, *, depth: int) -> Run:
     """Return the run with its first `depth` documents in the order of their log-odds, the rest behind them as they were.
 
     Equal scores keep the first stage's order. The scores of the result are the log-odds, and minus infinity behind them.
@@ -116,25 +116,21 @@ def rerank_run(run: Run, scores: Scores, *, depth: int) -> Run:
     return reranked
 
 
-def time_reranking(reranker: Reranker, collection: Collection, run: Run, *, depth: int, n_queries: int) -> np.ndarray:
-    """Return the seconds that reranking took for each of the first `n_queries` queries, float64 `(n_queries,)`.
+def time_searches(retriever: TwoStageRetriever, collection: Collection, *, n_queries: int, name: str) -> np.ndarray:
+    """Return the seconds that both stages took for each of the first `n_queries` queries, float64 `(n_queries,)`.
 
     Each query is one call, nothing is cached, and one call goes before them unmeasured, as a warm-up. Each is called twice and the
     faster time taken: what else the machine does is not the setting's, and would decide the percentiles of a few queries.
     """
-    check_count("n_queries", n_queries)
-    documents = {document.id: document for document in collection.documents}
-    jobs = [(text, _candidates(run.get(query, [])[:depth], documents)) for query, text in collection.queries.items()]
-    reranker.rerank(*jobs[0])
-    seconds = []
-    for text, candidates in tqdm(jobs[:n_queries], desc=f"time at {depth}", unit="query", disable=None):
-        seconds.append(min(_seconds(reranker, text, candidates) for _ in range(2)))
-    return np.array(seconds)
+    queries = list(collection.queries.values())[: check_count("n_queries", n_queries)]
+    retriever.retrieve(queries[0])
+    timed = tqdm(queries, desc=name, unit="query", disable=None)
+    return np.array([min(_seconds(retriever, query) for _ in range(2)) for query in timed])
 
 
-def _seconds(reranker: Reranker, query: str, candidates: list[Candidate]) -> float:
+def _seconds(retriever: TwoStageRetriever, query: str) -> float:
     started = time.perf_counter()
-    reranker.rerank(query, candidates)
+    retriever.retrieve(query)
     return time.perf_counter() - started
 
 
@@ -167,7 +163,7 @@ def _score_part(
     reranker: Reranker,
     collection: Collection,
     part: list[tuple[str, list[Candidate]]],
-    scores: Scores,
+    scores: RunScores,
     cache: ScoreCache | None,
 ) -> None:
     texts = [collection.queries[query] for query, _ in part]

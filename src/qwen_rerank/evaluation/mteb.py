@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
-from qwen_rerank.protocols import Embedder, Scorer
+from qwen_rerank.protocols import Embedder, Scorer, SimpleScorer
+from qwen_rerank.scorers.adapted import as_scorer
 
 if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
@@ -21,7 +22,7 @@ class MtebCrossEncoder:
     """A scorer behind mteb's cross-encoder protocol.
 
     Args:
-        scorer: Gives the log-odds.
+        scorer: Gives the log-odds: a scorer, any object with `name` and `score(query, documents)`, or a model's name.
         name: Name in mteb's results, "organisation/model".
         revision: Revision in mteb's results.
         instructions: mteb task name to the instruction for it; other tasks get `instruction`.
@@ -30,14 +31,14 @@ class MtebCrossEncoder:
 
     def __init__(
         self,
-        scorer: Scorer,
+        scorer: Scorer | SimpleScorer | str,
         *,
         name: str,
         revision: str = "local",
         instructions: Mapping[str, str] | None = None,
         instruction: str | None = None,
     ) -> None:
-        self._scorer = scorer
+        self._scorer = as_scorer(scorer)
         self._name = name
         self._revision = revision
         self._instructions = dict(instructions or {})
@@ -123,8 +124,8 @@ class MtebEncoder:
 class PairPredictor:
     """A scorer with the `predict(pairs)` of a sentence-transformers cross-encoder, as its evaluators and EvalScope call it."""
 
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+    def __init__(self, scorer: Scorer | SimpleScorer | str) -> None:
+        self._scorer = as_scorer(scorer)
         self.model_card_data = _NoModelCard()
 
     def predict(self, sentences: Sequence[Sequence[str]], **kwargs: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ from qwen_rerank.evaluation.calibrate import (
 from qwen_rerank.evaluation.collection import Collection
 from qwen_rerank.evaluation.contamination import POCKET, QWEN3_EMBEDDING, in_domain
 from qwen_rerank.evaluation.environment import environment
-from qwen_rerank.evaluation.experiment import Scores
+from qwen_rerank.evaluation.experiment import RunScores
 from qwen_rerank.evaluation.explain import Move, largest_moves
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
 from qwen_rerank.evaluation.significance import compare
@@ -68,7 +68,7 @@ def run_result(
     baseline: str,
     runs: Mapping[str, Run],
     *,
-    scores: Scores | None = None,
+    scores: RunScores | None = None,
     measures: Sequence[str] = DEFAULT_MEASURES,
     primary: str = "nDCG@10",
     n_examples: int = 10,
@@ -120,7 +120,7 @@ def _example(move: Move) -> dict[str, Any]:
     return row | {name: row[name][:_TEXT_CHARS] for name in ("top_before", "top_after")}
 
 
-def _histogram(scores: Scores, collection: Collection) -> dict[str, list[float]] | None:
+def _histogram(scores: RunScores, collection: Collection) -> dict[str, list[float]] | None:
     """Return how many relevant and other candidates lie between the edges; None where there are not both."""
     try:
         pairs = label(scores, collection.qrels)
@@ -167,7 +167,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 def calibration_result(
     collection: Collection,
     reranker: Reranker,
-    scores: Scores,
+    scores: RunScores,
     *,
     kind: Kind = "platt",
     precision: float | None = None,

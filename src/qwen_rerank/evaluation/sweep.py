@@ -11,9 +11,10 @@ from qwen_rerank.documents import Run
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.cache import ScoreCache
 from qwen_rerank.evaluation.collection import Collection
-from qwen_rerank.evaluation.experiment import Recall, recall, rerank_run, score_run, time_reranking
+from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run, time_searches
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
 from qwen_rerank.evaluation.significance import mean_interval
+from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.reranker import Reranker
 
@@ -116,14 +117,10 @@ def sweep(
             label = f"{first_name} → {name}"
             scores = score_run(reranker, collection, found.run, depth=max(depths), cache=cache, name=label)
             for depth in depths:
-                seconds = _both_stages(found, reranker, collection, depth, n_timed)
+                retriever = TwoStageRetriever(first_stage, reranker, top_k=depth, top_n=depth)
+                seconds = time_searches(retriever, collection, n_queries=n_timed, name=f"time {label} @{depth}")
                 judge(first_name, name, depth, rerank_run(found.run, scores, depth=depth), seconds)
     return outcomes
-
-
-def _both_stages(found: Recall, reranker: Reranker, collection: Collection, depth: int, n_timed: int) -> np.ndarray:
-    reranking = time_reranking(reranker, collection, found.run, depth=depth, n_queries=n_timed)
-    return np.asarray(list(found.seconds.values())[: len(reranking)] + reranking)
 
 
 @dataclass(frozen=True, slots=True)
