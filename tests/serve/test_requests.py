@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from qwen_rerank.errors import DeviceOutOfMemoryError, QueryTooLongError, ScorerClosedError, ScorerError
 from tests.serve.conftest import Client, app_client
-from tests.serve.stubs import SECRET, Faulty, Oracle
+from tests.serve.stubs import SECRET, Faulty, Oracle, value_of
 
 JSON = {"content-type": "application/json"}
 
@@ -315,3 +317,29 @@ async def test_booleans_may_be_words(client, flag):
     assert response.json()["results"][0]["document"] == {"text": "b 2"}
     check_error(await client.rerank(return_documents="yes"), 422, param="return_documents")
     check_error(await client.rerank(return_documents=0), 422, param="return_documents")
+
+
+class Plain:
+    """The least that scores."""
+
+    name = "plain"
+
+    def score(self, query: str, documents: Sequence[str]) -> np.ndarray:
+        return np.array([value_of(text) for text in documents], dtype=np.float32)
+
+
+async def test_any_object_with_a_name_and_score_can_be_served():
+    async with app_client(Plain()) as client:
+        answer = await client.rerank(return_details=True)
+        with_instruction = await client.rerank(instruction="x")
+
+    assert [result["log_odds"] for result in answer.json()["results"]] == [2.0, 1.0]
+    assert answer.json()["usage"]["total_tokens"] > 0  # estimated: nobody can tell
+    check_error(with_instruction, 422)
+
+
+async def test_a_models_name_can_be_served():
+    async with app_client("pocket") as client:
+        answer = await client.rerank(model="pocket")
+
+    assert answer.status_code == 200

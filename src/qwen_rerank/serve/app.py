@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from qwen_rerank import __version__
-from qwen_rerank.protocols import Scorer
+from qwen_rerank.protocols import SimpleScorer
 from qwen_rerank.serve import openapi, responses
 from qwen_rerank.serve.auth import KeyRing
 from qwen_rerank.serve.backend import Backend, State
@@ -34,17 +34,17 @@ HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
 
 
 def create_app(
-    scorer: Scorer | None = None,
+    scorer: SimpleScorer | str | None = None,
     *,
-    load: Callable[[], Scorer] | None = None,
+    load: Callable[[], SimpleScorer | str] | None = None,
     settings: ServeSettings | None = None,
     api_keys: Iterable[str] = (),
 ) -> FastAPI:
     """Return the server as an ASGI app.
 
     Args:
-        scorer: A scorer that is ready; or
-        load: a function that returns one, called in a thread when the app starts.
+        scorer: A scorer, any object with `name` and `score(query, documents)`, or a name that `load_scorer` knows; or
+        load: a function that returns one of these. Loading is done in a thread when the app starts.
         settings: Limits; None for the defaults.
         api_keys: Keys that open it; without any it is open to all.
     """
@@ -52,7 +52,7 @@ def create_app(
     return _Server(Backend(load or (lambda: _given(scorer)), chosen), chosen, KeyRing(api_keys)).app
 
 
-def _given(scorer: Scorer | None) -> Scorer:
+def _given(scorer: SimpleScorer | str | None) -> SimpleScorer | str:
     if scorer is None:
         raise TypeError("create_app needs a scorer or a function that loads one.")
     return scorer

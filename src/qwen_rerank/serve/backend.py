@@ -36,11 +36,11 @@ class Backend:
     """Loads a scorer, checks it, and says whether requests may come.
 
     Args:
-        load: Returns the scorer; runs in a thread.
+        load: Returns the scorer, or a name that `load_scorer` knows; runs in a thread.
         settings: Limits.
     """
 
-    def __init__(self, load: Callable[[], SimpleScorer], settings: ServeSettings) -> None:
+    def __init__(self, load: Callable[[], SimpleScorer | str], settings: ServeSettings) -> None:
         self.state = State.LOADING
         self.reason = "the model is loading"
         self.queue = FairQueue(settings)
@@ -99,7 +99,7 @@ class Backend:
 
     async def _prepare(self) -> None:
         try:
-            scorer = as_scorer(await asyncio.to_thread(self._load))
+            scorer = await asyncio.to_thread(lambda: as_scorer(self._load()))
             self._scoring = Scoring(scorer, self._settings, self.queue)
             self._names = ModelNames(scorer.name, self._settings)
             self.reason = "the model is being checked"

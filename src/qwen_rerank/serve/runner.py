@@ -18,7 +18,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.protocols import Scorer
+from qwen_rerank.protocols import SimpleScorer
+from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.serve.app import create_app
 from qwen_rerank.serve.backend import Backend, State
 from qwen_rerank.serve.protocol import protocol_class
@@ -33,7 +34,7 @@ _SPARE_FILES = 64  # descriptors kept for everything that is no connection
 
 
 def serve(
-    load: Callable[[], Scorer],
+    load: Callable[[], SimpleScorer | str],
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
@@ -47,7 +48,7 @@ def serve(
     The exit status is 0 after the first, 143 after the second, and 70 where the model hung.
 
     Args:
-        load: Returns the scorer; called in a thread, while the port answers 503.
+        load: Returns the scorer, or a name that `load_scorer` knows; called in a thread, while the port answers 503.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, and the log says which.
         settings: Limits; None for the defaults.
@@ -67,19 +68,21 @@ def serve(
     server.run(sockets=[sock])
 
 
-def _load_to_stay(load: Callable[[], Scorer]) -> Scorer:
+def _load_to_stay(load: Callable[[], SimpleScorer | str]) -> SimpleScorer:
     """Return the scorer, and take all that is there by now out of the garbage collector's sight.
 
     A full pass over a server's libraries and model stops every request for a tenth of a second and more, and under load
     there is one every few seconds.
     """
-    scorer = load()
+    scorer = as_scorer(load())
     gc.collect()
     gc.freeze()
     return scorer
 
 
-def make_server(load: Callable[[], Scorer], *, settings: ServeSettings, api_keys: Sequence[str] = ()) -> Server:
+def make_server(
+    load: Callable[[], SimpleScorer | str], *, settings: ServeSettings, api_keys: Sequence[str] = ()
+) -> Server:
     """Return a server that `run(sockets=[…])` starts."""
     app = create_app(load=load, settings=settings, api_keys=api_keys)
     config = uvicorn.Config(

@@ -33,7 +33,9 @@ def inherited_listener() -> socket.socket | None:
 
 
 def supervise(host: str, port: int) -> int:
-    """Run this very command line as a child until it ends well; return the exit status.
+    """Run this very command line as a child until it ends well or is told to stop; return its exit status.
+
+    A child that a signal killed has the status 128 and the signal's number, as in a shell.
 
     The listening socket stays open here, so clients that come while the child starts wait instead of being refused.
 
