@@ -27,7 +27,7 @@ from qwen_rerank.errors import (
     QueryTooLongError,
     ScorerClosedError,
 )
-from qwen_rerank.scorers.base import Call, ScoreRequest
+from qwen_rerank.scorers.base import ScoreRequest
 from qwen_rerank.scorers.qwen.device import as_our_error, choose_dtype
 from qwen_rerank.scorers.qwen.model import Forward
 from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
@@ -212,7 +212,7 @@ def test_what_all_queries_begin_with_is_computed_once(tmp_path, tokenizer_dir, m
     np.testing.assert_allclose([second, third], [first, first], atol=1e-5)
 
 
-def test_slices_of_a_request_are_tokenized_once_and_share_the_querys_prefix(scorer, monkeypatch):
+async def test_slices_of_a_request_are_tokenized_once_and_share_the_querys_prefix(scorer, monkeypatch):
     """However many slices, the prefix's rows are in one pass, and no text goes through the tokenizer again."""
     run, rows, texts = Forward.__call__, [], [text for text in TEXTS if text.strip()]
 
@@ -224,11 +224,11 @@ def test_slices_of_a_request_are_tokenized_once_and_share_the_querys_prefix(scor
     prepared = scorer.prepare(ScoreRequest("capital", texts))
     monkeypatch.setattr(Forward, "__call__", counted)
     monkeypatch.setattr(PromptTokenizer, "pieces", lambda *_: pytest.fail("a text was tokenized again"))
-    parts = [prepared.begin(Call([]), i, i + 1).result() for i in range(len(texts))]
+    parts = [await prepared.ascore(i, i + 1) for i in range(len(texts))]
 
     np.testing.assert_allclose(np.concatenate([part.log_odds for part in parts]), whole, atol=1e-5)
     n_prefix = len(prepared._tree.prefix) - len(prepared._tree.shared_prefix)
-    assert sum(rows) == n_prefix + sum(map(len, prepared._tree.documents))
+    assert sum(rows) == n_prefix + sum(map(len, group.documents))
     assert prepared.tokens.tolist() == [len(prompt.ids) for prompt in prompts]
 
 
