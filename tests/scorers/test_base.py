@@ -143,9 +143,9 @@ def test_what_is_registered_after_the_cancellation_is_undone_at_once():
     assert undone == [1]
 
 
-def test_prepared_requests_are_scored_in_slices():
+async def test_prepared_requests_are_scored_in_slices():
     prepared = OverlapScorer().prepare(ScoreRequest("cat", ["a cat", "a dog", "cat cat"]))
-    parts = [prepared.begin(Call([]), start, stop).result() for start, stop in ((0, 2), (2, 3))]
+    parts = [await prepared.ascore(start, stop) for start, stop in ((0, 2), (2, 3))]
 
     assert [part.log_odds.tolist() for part in parts] == [[4.0, -4.0], [4.0]]
     assert prepared.tokens.tolist() == [-1, -1, -1]
