@@ -227,7 +227,7 @@ async def test_slices_of_a_request_are_tokenized_once_and_share_the_querys_prefi
     parts = [await prepared.ascore(i, i + 1) for i in range(len(texts))]
 
     np.testing.assert_allclose(np.concatenate([part.log_odds for part in parts]), whole, atol=1e-5)
-    group = prepared._group
+    group = prepared._query_group
     n_prefix = len(group.prefix) - len(group.shared_prefix)
     assert sum(rows) == n_prefix + sum(map(len, group.documents))
     assert prepared.tokens.tolist() == [len(prompt.ids) for prompt in prompts]

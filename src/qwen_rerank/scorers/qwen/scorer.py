@@ -177,7 +177,7 @@ class PreparedPrompts(Prepared):
         self.shared_tokens = len(group.prefix)
         self._kept_chars = np.array([prompt.kept_chars for prompt in prompts], dtype=np.int32)
         self._scheduler = scheduler
-        self._tree = group
+        self._query_group = group
 
     async def ascore(self, start: int, stop: int) -> Scores:
         """Return what came of the prompts from `start` up to `stop`; a cancelled wait takes them out of the queue."""
@@ -195,7 +195,7 @@ class PreparedPrompts(Prepared):
         def scores(result: GroupScores) -> Scores:
             return Scores(result.scores, self.tokens[own], self._kept_chars[own], result.failed)
 
-        return mapped(self._scheduler.submit(caller, self._tree.subgroup(start, stop)), scores)
+        return mapped(self._scheduler.submit(caller, self._query_group.subgroup(start, stop)), scores)
 
 
 def shared_prefix_of(encoder: PromptEncoder, instruction: str | None) -> SharedPrefix | None:
