@@ -1,8 +1,9 @@
-"""What each extra of this package brings, and the pip line that installs one here."""
+"""What each extra of this package brings, what is installed, and the pip line that installs an extra here."""
 
 from __future__ import annotations
 
 import shlex
+from importlib import metadata
 from pathlib import Path
 
 # Each with all that it needs beside the base install; `doctor` looks for these, and a test compares them with pyproject.toml.
@@ -21,6 +22,14 @@ EXTRAS = {
 }
 
 _PARENT = Path(__file__).resolve().parents[1]  # "src" of a checkout, else site-packages
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def pip_line(extra: str) -> str:

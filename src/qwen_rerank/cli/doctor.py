@@ -8,14 +8,13 @@ import sqlite3
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 
-from qwen_rerank.extras import EXTRAS, pip_line
+from qwen_rerank.extras import EXTRAS, installed_version, pip_line
 
 # Parameters of the published checkpoints (their safetensors indices).
 MODELS = {
@@ -98,14 +97,6 @@ def examine() -> list[Finding]:
         *_hardware(),
         _hub(),
     ]
-
-
-def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _python() -> Finding:

@@ -16,6 +16,7 @@ from qwen_rerank.evaluation.experiment import RunScores
 try:
     from sklearn.isotonic import IsotonicRegression
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import precision_recall_curve
 except ImportError as exc:
     raise MissingExtraError(
         "qwen_rerank.evaluation.calibrate", package="scikit-learn", extra="eval", cause=exc
@@ -178,28 +179,25 @@ def threshold_for(
     """
     if (precision is None) == (recall is None):
         raise InvalidInputError("give a wanted precision or a wanted recall, one of them.")
-    order = np.argsort(-probabilities, kind="stable")
-    hits = np.cumsum(pairs.labels[order])
-    last = np.append(np.diff(probabilities[order]) != 0, True)  # a threshold cannot cut between equal probabilities
+    precisions, recalls, values = precision_recall_curve(pairs.labels, probabilities)  # by rising threshold
+    precisions, recalls = precisions[:-1], recalls[:-1]  # the last is that of no document at all
     if precision is not None:
-        reached = last & (hits / np.arange(1, len(hits) + 1) >= check_probability("precision", precision))
-        if not reached.any():
-            best = float(np.max((hits / np.arange(1, len(hits) + 1))[last]))
+        reached = np.flatnonzero(precisions >= check_probability("precision", precision))
+        if not len(reached):
             raise InvalidInputError(
-                f"no threshold reaches a precision of {precision}; the best that one reaches is {best:.3f}."
+                f"no threshold reaches a precision of {precision}; the best that one reaches is {precisions.max():.3f}."
             )
-        place = int(np.flatnonzero(reached)[-1])
+        place = reached[0]
     else:
-        reached = last & (hits / hits[-1] >= check_probability("recall", recall))
-        place = int(np.flatnonzero(reached)[0])
-    value = float(probabilities[order][place])
+        place = np.flatnonzero(recalls >= check_probability("recall", recall))[-1]
+    value = float(values[place])
     draws = _resampled(pairs, probabilities >= value, n_resamples, seed)
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     return Threshold(
         value,
-        float(hits[place] / (place + 1)),
+        float(precisions[place]),
         (float(low[0]), float(high[0])),
-        float(hits[place] / hits[-1]),
+        float(recalls[place]),
         (float(low[1]), float(high[1])),
     )
 

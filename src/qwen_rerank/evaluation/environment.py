@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
+
+from qwen_rerank.extras import installed_version
 
 _PACKAGES = (
     "qwen-rerank",
@@ -28,15 +29,8 @@ def environment() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "gpus": _gpus(),
         "python": platform.python_version(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name)) is not None},
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

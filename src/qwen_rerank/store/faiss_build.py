@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_choice
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
-from qwen_rerank.extras import pip_line
+from qwen_rerank.extras import installed_version, pip_line
 from qwen_rerank.store.errors import FaissWheelsError
 
 _log = logging.getLogger(__name__)
@@ -23,13 +22,7 @@ _WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-
 
 def faiss_wheels() -> dict[str, str]:
     """Return the installed FAISS distributions with their versions; more than one is a broken installation."""
-    found = {}
-    for name in _WHEELS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in _WHEELS if (version := installed_version(name)) is not None}
 
 
 def load_faiss() -> ModuleType:
