@@ -1,4 +1,4 @@
-"""The GPU tests and the benchmark in one command, from the source group, without network or installation.
+"""The GPU tests and the benchmark in one command, from the source tree, without network or installation.
 
     python eval/speed/gpu.py --tokenizer FOLDER --out FOLDER [--size 0.6B | 4B | 8B] [--no-tests]
 

@@ -119,12 +119,12 @@ def groups_of(
 
 
 def computed_tokens(groups: Sequence[QueryGroup]) -> int:
-    """Return the tokens that are computed: shared prefixes once, shared prefixes not at all."""
+    """Return the tokens that are computed: a query's prefix once, what is shared by all queries not at all."""
     return sum(group.tokens - _n_shared(group) for group in groups)
 
 
 def useful_flops(groups: Sequence[QueryGroup], config: QwenModelConfig) -> float:
-    """Return the floating-point work that the scores need: shared prefixes once, shared prefixes at hand not at all, the last
+    """Return the floating-point work that the scores need: a query's prefix once, what is shared and at hand not at all, the last
     layer where it is read.
     """
     query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
