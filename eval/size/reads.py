@@ -7,7 +7,6 @@ with the document in it that is handed to the tokenizers library.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import logging
 import sys
@@ -90,12 +89,12 @@ class Counts:
 
 def install(counts: Counts) -> None:
     """Count all checks and tokenisings; before any module takes a check's name for itself."""
-    loaded = [name for name in sys.modules if name.startswith("qwen_rerank.") and name != "qwen_rerank.checks"]
-    if set(loaded) - {"qwen_rerank.errors"}:
-        raise SystemExit(f"loaded too early: {', '.join(loaded)}")
-    for name, function in inspect.getmembers(qwen_rerank.checks, inspect.isfunction):
-        if name.startswith("check_"):
-            setattr(qwen_rerank.checks, name, counts.around_check(function))
+    checks = [value for name, value in vars(qwen_rerank.checks).items() if name.startswith("check_")]
+    for module in [module for name, module in sys.modules.items() if name.startswith("qwen_rerank.")]:
+        if module is not qwen_rerank.checks and any(value in checks for value in vars(module).values()):
+            raise SystemExit(f"{module.__name__} was loaded before its checks could be counted.")
+    for check in checks:
+        setattr(qwen_rerank.checks, check.__name__, counts.around_check(check))
     for name in ("encode", "encode_batch", "encode_batch_fast"):
         setattr(Tokenizer, name, counts.around_encode(getattr(Tokenizer, name)))
 
