@@ -1,4 +1,4 @@
-"""Which known prompt, head and scale a server's scores come from, by comparison with a reference model."""
+"""Compares scores with a reference model, to name the prompt, output head and scale that they come from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm.auto import tqdm
 
-from qwen_rerank.check.probes import GROUPS, INSTRUCTED, INSTRUCTION, Seen, ignored
-from qwen_rerank.check.report import Finding
+from qwen_rerank.check.findings import Finding
+from qwen_rerank.check.probes import INSTRUCTED, INSTRUCTION, PROBES, ReportedByQuery, instruction_ignored
 from qwen_rerank.check.scales import CLEARLY, CLOSE, Hypothesis, Match, Scale, decide, match
 from qwen_rerank.check.variants import RECIPE, VARIANTS, Variant
 
@@ -23,7 +23,7 @@ _SHOWN = 3  # rivals that are named
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the comparison showed.
+    """The outcome of a comparison with a reference model.
 
     Attributes:
         finding: For the report.
@@ -42,15 +42,15 @@ class Agreement:
     cause: str = ""
 
 
-def compare(subject: Subject, seen: Seen, reference: Reference) -> Agreement:
+def compare(subject: Subject, seen: ReportedByQuery, reference: Reference) -> Agreement:
     """Score all pairs with the reference under every known variant and find the nearest."""
     hypotheses = _hypotheses(reference)
     right = hypotheses[0].log_odds
     first, start = {}, 0
-    for group in GROUPS:
-        first[group.query] = int(np.argmax(right[start : start + len(group.documents)]))
-        start += len(group.documents)
-    reported = np.concatenate([seen[group.query] for group in GROUPS])
+    for probe in PROBES:
+        first[probe.query] = int(np.argmax(right[start : start + len(probe.documents)]))
+        start += len(probe.documents)
+    reported = np.concatenate([seen[probe.query] for probe in PROBES])
     matches = match(reported, hypotheses)
     rivals, following = decide(matches)
     from_recipe = min(m.distance for m in matches if m.hypothesis.prompt == RECIPE.key and m.hypothesis.head == "true")
@@ -68,7 +68,7 @@ def compare(subject: Subject, seen: Seen, reference: Reference) -> Agreement:
 
 
 def _hypotheses(reference: Reference) -> list[Hypothesis]:
-    pairs = [(group.query, document) for group in GROUPS for document in group.documents]
+    pairs = [(probe.query, document) for probe in PROBES for document in probe.documents]
     heads = ("true", "embedding") if reference.untied else ("true",)
     out: list[Hypothesis] = []
     known: set[tuple[bytes, ...]] = set()
@@ -161,7 +161,7 @@ def compare_instruction(subject: Subject, reference: Reference, agreement: Agree
     if near.distance > CLEARLY * far.distance or far.distance - near.distance < 1e-4:
         return None
     saw = f"the scores with another instruction fit the reference {near.hypothesis.prompt} it ({near.distance:.3f} against {far.distance:.2f})."
-    return Finding("instruction", "ok", saw) if near.hypothesis.prompt == "with" else ignored(saw)
+    return Finding("instruction", "ok", saw) if near.hypothesis.prompt == "with" else instruction_ignored(saw)
 
 
 def _expected(reference: Reference, agreement: Agreement, instruction: str | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is checked, a server as an application sees it or a local model, and all checks on it."""
+"""Runs all checks on a server, as an application sees it, or on a local model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from qwen_rerank.check import probes, tokens
 from qwen_rerank.check.agreement import Agreement, compare, compare_instruction
-from qwen_rerank.check.probes import GROUPS
-from qwen_rerank.check.report import Finding, Report
+from qwen_rerank.check.findings import Finding, Report
+from qwen_rerank.check.probes import PROBES
 from qwen_rerank.check.scales import CLOSE
 from qwen_rerank.errors import DocumentScoringError, InvalidInputError, RerankError
 from qwen_rerank.models.folder import read_tokenizer
@@ -173,7 +173,7 @@ def _open(reference: str | Reference | None) -> Reference | None:
 
 def _run(target: str, subject: Subject, reference: Reference | None, options: CheckOptions) -> Report:
     local = subject.dialect == "local"
-    first = {group.query: subject.score(group.query, group.documents) for group in GROUPS}
+    first = {probe.query: subject.score(probe.query, probe.documents) for probe in PROBES}
     seen = {query: scores.reported for query, scores in first.items()}
     agreement = None if reference is None else compare(subject, seen, reference)
     scale = agreement.scale if agreement is not None else None
@@ -185,7 +185,7 @@ def _run(target: str, subject: Subject, reference: Reference | None, options: Ch
     findings.append(_order(seen, agreement))
     instruction = _instruction(subject, reference, agreement)
     findings.append(instruction)
-    findings += _texts(subject, reference, agreement, options, first[GROUPS[0].query])
+    findings += _texts(subject, reference, agreement, options, first[PROBES[0].query])
     cause = agreement.cause if agreement is not None else ""
     if cause == "recipe" and instruction.status == "wrong":
         cause = "instruction-ignored"
@@ -199,7 +199,7 @@ def _run(target: str, subject: Subject, reference: Reference | None, options: Ch
     return Report(target, findings, cause, facts)
 
 
-def _order(seen: probes.Seen, agreement: Agreement | None) -> Finding:
+def _order(seen: probes.ReportedByQuery, agreement: Agreement | None) -> Finding:
     found = probes.order(seen, agreement.first if agreement is not None else None)
     explained = agreement is not None and agreement.variant is not None and agreement.variant.status == "warning"
     # Another good prompt may order other documents first; that is no fault of its own.
@@ -266,7 +266,7 @@ def _exact_prompts(subject: ServerSubject, reference: Reference | None, options:
             config.url, dialect=subject.dialect, mode="token-ids", model=config.model, api_key=options.api_key,
             tokenizer=source, timeout_s=config.timeout_s,
         ) as scorer:  # fmt: skip
-            got = np.concatenate([scorer.score(group.query, group.documents) for group in GROUPS]).astype(np.float64)
+            got = np.concatenate([scorer.score(probe.query, probe.documents) for probe in PROBES]).astype(np.float64)
             route = scorer.open().path
     except RerankError as exc:
         return [Finding("exact prompts", "warning", f"prompts as token ids are not scored: {exc}")]
@@ -278,7 +278,7 @@ def _exact_prompts(subject: ServerSubject, reference: Reference | None, options:
                 f"{route} takes prompts as token ids; give --reference to compare the scores.",
             )
         ]
-    prompts = [ids for group in GROUPS for ids in _recipe_ids(reference, group.query, group.documents)]
+    prompts = [ids for probe in PROBES for ids in _recipe_ids(reference, probe.query, probe.documents)]
     gap = float(np.sqrt(np.mean((got - reference.log_odds(prompts)) ** 2)))
     saw = f"{route} with token ids is {gap:.4f} (root mean square of log-odds) away from the reference."
     if gap <= CLOSE:

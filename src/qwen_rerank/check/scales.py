@@ -1,4 +1,4 @@
-"""What a server's numbers may be, and which known prompt they fit best."""
+"""Scales of reported numbers (logits, probabilities, …), and the known prompts that fit reported scores best."""
 
 from __future__ import annotations
 

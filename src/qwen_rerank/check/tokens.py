@@ -1,4 +1,4 @@
-"""What a server makes of the texts: how many tokens it counts, control strings in a document, documents that are too long."""
+"""Checks of how a server tokenizes: its token count, control strings in a document, documents that are too long."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwen_rerank.check.agreement import Agreement
-from qwen_rerank.check.probes import CAPITAL, CONTROL, FILLER, GROUPS
-from qwen_rerank.check.report import Finding
+from qwen_rerank.check.findings import Finding
+from qwen_rerank.check.probes import CAPITAL, CONTROL, FILLER, PROBES
 from qwen_rerank.check.scales import CLEARLY, Hypothesis, match
 from qwen_rerank.check.variants import RECIPE, VARIANTS, Variant
 from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, DocumentScoringError
@@ -35,10 +35,10 @@ def counted(
         return Finding("token count", "skipped", f"a {subject.dialect} server does not say how many tokens it read.")
     if encoder is None or tokenizer is None:
         return Finding("token count", "skipped", f"{first.prompt_tokens} tokens counted; give --tokenizer to compare.")
-    group = GROUPS[0]
+    probe = PROBES[0]
     sizes = {variant.key: _size(variant, encoder, tokenizer) for variant in VARIANTS}
     expected = sizes[RECIPE.key]
-    saw = f"{first.prompt_tokens} tokens for {len(group.documents)} pairs; the model card's prompts have {expected}."
+    saw = f"{first.prompt_tokens} tokens for {len(probe.documents)} pairs; the model card's prompts have {expected}."
     if first.prompt_tokens == expected:
         return Finding("token count", "ok", saw)
     if agreement is not None and agreement.variant is not None:
@@ -63,8 +63,8 @@ def counted(
 
 
 def _size(variant: Variant, encoder: PromptEncoder, tokenizer: PromptTokenizer) -> int:
-    group = GROUPS[0]
-    texts = (variant.render(encoder.spec, encoder.instruction, group.query, document) for document in group.documents)
+    probe = PROBES[0]
+    texts = (variant.render(encoder.spec, encoder.instruction, probe.query, document) for document in probe.documents)
     return sum(len(tokenizer.control_ids(text)) for text in texts)
 
 
@@ -176,7 +176,7 @@ def long_document(
         return Finding(
             "long document", "skipped", f"its prompts may have {length} tokens; try that with --long-tokens {length}."
         )
-    document = GROUPS[1].documents[0] + " " + FILLER * (length // 10)  # a sentence of filler has over 20 tokens
+    document = PROBES[1].documents[0] + " " + FILLER * (length // 10)  # a sentence of filler has over 20 tokens
     try:
         got = subject.score(CAPITAL, [document])
     except (BackendRejectedError, BackendUnavailableError, DocumentScoringError) as exc:

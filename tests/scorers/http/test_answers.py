@@ -17,7 +17,7 @@ from tests.scorers.http import wire
 from tests.scorers.http.calls import GOOD, llamacpp, replying, results
 from tests.scorers.http.stub import Reply, serving
 
-# --- D5, D6, D7, D8: answers -------------------------------------------------------------------------------------------
+# --- answers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_unsorted_results_find_their_places():
     assert scores == pytest.approx([0.0, 2.1972246, -2.1972246])
 
 
-# --- D13: other models, changed texts ----------------------------------------------------------------------------------
+# --- other models, changed texts -------------------------------------------------------------------------------------
 
 
 def test_another_models_name_is_a_warning(caplog):
@@ -107,7 +107,7 @@ def test_strict_echo_makes_it_an_error(extra):
         scorer.score("q", ["d"])
 
 
-# --- D14: some requests fail -------------------------------------------------------------------------------------------
+# --- some requests fail ----------------------------------------------------------------------------------------------
 
 
 def test_when_some_requests_fail_the_call_fails_and_carries_the_other_scores():

@@ -24,7 +24,7 @@ def quick_retries(monkeypatch):
     monkeypatch.setattr(transport, "BACKOFF_S", 0.01)
 
 
-# --- D1, D2, D3: statuses ------------------------------------------------------------------------------------------
+# --- statuses: waited for, tried again, refused ----------------------------------------------------------------------
 
 
 def test_a_rate_limit_is_waited_out():
@@ -174,7 +174,7 @@ def test_a_body_that_is_too_large_is_sent_in_parts():
         assert len(scorer.score("q", [f"d{i}" for i in range(10)])) == 10
 
 
-# --- D4: time ------------------------------------------------------------------------------------------------------
+# --- time ------------------------------------------------------------------------------------------------------------
 
 
 def drip(prefix):

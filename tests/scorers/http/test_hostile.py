@@ -18,7 +18,7 @@ from qwen_rerank.scorers.http import HttpScorer, transport
 from tests.scorers.http.calls import GOOD, KEY, llamacpp, replying
 from tests.scorers.http.stub import Reply, raw_server, serving
 
-# --- D10, D11, D12: hostile servers ------------------------------------------------------------------------------------
+# --- hostile servers -------------------------------------------------------------------------------------------------
 
 
 def endless(connection):
@@ -120,7 +120,7 @@ def test_public_only_connects_to_the_address_that_was_checked(monkeypatch):
     assert server.posts[0].headers["host"] == f"rerank.invalid:{port}"
 
 
-# --- the key -----------------------------------------------------------------------------------------------------------
+# --- the key ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_key_is_in_no_error_log_or_repr(caplog):

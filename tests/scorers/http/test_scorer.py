@@ -236,7 +236,7 @@ def test_more_requests_than_allowed_wait():
     assert most <= 3
 
 
-# --- several servers -----------------------------------------------------------------------------------------------
+# --- several servers -------------------------------------------------------------------------------------------------
 
 
 def test_work_is_spread_over_equal_servers():
@@ -294,7 +294,7 @@ def test_outages_grow_up_to_half_a_minute():
     assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
-# --- settings ----------------------------------------------------------------------------------------------------------
+# --- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_the_configuration_builds_an_equal_scorer_without_the_key():
@@ -365,7 +365,7 @@ def test_errors_survive_the_way_between_processes():
     assert isinstance(RerankTimeoutError("late", url="http://a"), TimeoutError)
 
 
-# --- saturated probabilities -------------------------------------------------------------------------------------------
+# --- saturated probabilities -----------------------------------------------------------------------------------------
 
 
 def test_saturated_probabilities_are_clipped_flagged_and_keep_their_order(caplog):
@@ -382,7 +382,7 @@ def test_saturated_probabilities_are_clipped_flagged_and_keep_their_order(caplog
     assert "clipped at ±20" in caplog.text
 
 
-# --- in other parts of the package -------------------------------------------------------------------------------------
+# --- in other parts of the package -----------------------------------------------------------------------------------
 
 
 def test_a_threshold_on_uncalibrated_scores_needs_a_calibration():

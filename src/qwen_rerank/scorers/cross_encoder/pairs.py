@@ -1,4 +1,4 @@
-"""(query, document) → the token ids of a pair, in which untrusted text never becomes a control token."""
+"""`PairEncoder`: (query, document) pairs as token ids, in which untrusted text never becomes a control token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores pairs with a cross-encoder: tokenize, batch by length, one number a pair."""
+"""`CrossEncoderScorer`: (query, document) pairs tokenized, batched by length, one number each."""
 
 from __future__ import annotations
 
@@ -127,14 +127,15 @@ class CrossEncoderScorer(BaseScorer):
     def _forward(self, pairs: Sequence[Pair]) -> Sequence[float | Exception]:
         """Run one batch through the network, padded on the right."""
         width = max(len(pair.ids) for pair in pairs)
-        inputs = {
+        inputs = {  # lists of shape (n_pairs, width)
             "input_ids": [pair.ids + [self._pad_id] * (width - len(pair.ids)) for pair in pairs],
             "attention_mask": [[1] * len(pair.ids) + [0] * (width - len(pair.ids)) for pair in pairs],
         }
         if self._with_types:
             inputs["token_type_ids"] = [pair.type_ids + [0] * (width - len(pair.ids)) for pair in pairs]
-        logits = self._network(**{name: torch.tensor(rows, device=self.device) for name, rows in inputs.items()}).logits
-        return [_finite(score) for score in logits[:, 0].float().tolist()]  # (n_pairs, 1)
+        tensors = {name: torch.tensor(rows, device=self.device) for name, rows in inputs.items()}
+        logits = self._network(**tensors).logits[:, 0]  # (n_pairs, 1) → (n_pairs,)
+        return [_finite(score) for score in logits.float().tolist()]
 
     def _shrink(self, batch_size: int) -> None:
         """Go on with smaller batches."""

@@ -1,4 +1,4 @@
-"""What a rerank server answered: read strictly, never with a made-up score, and turned into log-odds of relevance."""
+"""Parses what rerank servers answer, strictly and with no score made up, and turns it into log-odds of relevance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EXCERPT_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """One HTTP answer, read to its end.
 
     Attributes:
@@ -56,7 +56,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedAnswer:
     """The scores of one request.
 
     Attributes:
@@ -72,7 +72,7 @@ class Reading:
     echoes: Mapping[int, str] = field(default_factory=dict)
 
 
-def broken(answer: Answer, what: str) -> NoReturn:
+def raise_protocol_error(answer: HttpAnswer, what: str) -> NoReturn:
     """Raise `ProtocolError` for an answer with status 200."""
     raise ProtocolError(
         f"{answer.url} answered with {what}; no score is made up for it. It began: {answer.excerpt!r}",
@@ -82,7 +82,7 @@ def broken(answer: Answer, what: str) -> NoReturn:
     )
 
 
-def parse(answer: Answer) -> Any:
+def parse(answer: HttpAnswer) -> Any:
     """Return the JSON of an answer.
 
     Raises:
@@ -92,14 +92,14 @@ def parse(answer: Answer) -> Any:
         return json.loads(answer.body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as exc:
         reason = "JSON nested too deeply" if isinstance(exc, RecursionError) else f"something that is no JSON ({exc})"
-        broken(answer, reason if answer.body else "an empty body")
+        raise_protocol_error(answer, reason if answer.body else "an empty body")
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def refusal(answer: Answer, hint: str = "") -> BackendRejectedError:
+def refusal(answer: HttpAnswer, hint: str = "") -> BackendRejectedError:
     """Return the error for an answer of 3xx or 4xx."""
     if 300 <= answer.status < 400:
         message = (
@@ -114,7 +114,7 @@ def refusal(answer: Answer, hint: str = "") -> BackendRejectedError:
     )
 
 
-def too_many_requests(answer: Answer, retry_after_s: float | None) -> RateLimitedError:
+def too_many_requests(answer: HttpAnswer, retry_after_s: float | None) -> RateLimitedError:
     """Return the error for 429."""
     wait = "" if retry_after_s is None else f" and asks to wait {retry_after_s:g} s"
     return RateLimitedError(
@@ -126,7 +126,7 @@ def too_many_requests(answer: Answer, retry_after_s: float | None) -> RateLimite
     )
 
 
-def error_text(answer: Answer) -> str:
+def error_text(answer: HttpAnswer) -> str:
     """Return the server's own words: `error.message`, `error`, `message` or `detail`, at most 200 characters."""
     payload = _payload(answer)
     error = payload.get("error")
@@ -140,7 +140,7 @@ def error_text(answer: Answer) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:_EXCERPT_CHARS].rstrip(". ")
 
 
-def error_code(answer: Answer) -> str:
+def error_code(answer: HttpAnswer) -> str:
     """Return the server's name for its error, or ""."""
     payload = _payload(answer)
     error = payload.get("error")
@@ -157,7 +157,7 @@ def error_code(answer: Answer) -> str:
     return ""
 
 
-def _payload(answer: Answer) -> Mapping[str, Any]:
+def _payload(answer: HttpAnswer) -> Mapping[str, Any]:
     try:
         payload = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -166,8 +166,8 @@ def _payload(answer: Answer) -> Mapping[str, Any]:
 
 
 def read_results(
-    answer: Answer, payload: Any, n: int, *, score_keys: Sequence[str] = ("relevance_score", "score")
-) -> Reading:
+    answer: HttpAnswer, payload: Any, n: int, *, score_keys: Sequence[str] = ("relevance_score", "score")
+) -> ParsedAnswer:
     """Return the scores of a result list, wherever the server puts it: top level, `results` or `data`.
 
     Raises:
@@ -179,45 +179,47 @@ def read_results(
     for item in items:
         index = item_index(answer, item, n)
         if not np.isnan(scores[index]):
-            broken(answer, f"index {index} twice")
-        scores[index] = finite(answer, next((item[key] for key in score_keys if key in item), None), f"result {index}")
+            raise_protocol_error(answer, f"index {index} twice")
+        scores[index] = finite_score(
+            answer, next((item[key] for key in score_keys if key in item), None), f"result {index}"
+        )
         if (text := _document_text(item)) is not None:
             echoes[index] = text
-    return Reading(scores, prompt_tokens(payload), model_name(payload), echoes)
+    return ParsedAnswer(scores, prompt_tokens(payload), model_name(payload), echoes)
 
 
-def result_items(answer: Answer, payload: Any, n: int) -> list[Mapping[str, Any]]:
+def result_items(answer: HttpAnswer, payload: Any, n: int) -> list[Mapping[str, Any]]:
     """Return the list of results, checked to be `n` objects."""
     found = payload
     if isinstance(payload, Mapping):
         found = next((payload[key] for key in ("results", "data") if key in payload), None)
     if not isinstance(found, list):
-        broken(answer, "no list of results")
+        raise_protocol_error(answer, "no list of results")
     if len(found) != n:
-        broken(answer, f"{len(found)} results for {n} documents")
+        raise_protocol_error(answer, f"{len(found)} results for {n} documents")
     if not all(isinstance(item, Mapping) for item in found):
-        broken(answer, "a result that is no object")
+        raise_protocol_error(answer, "a result that is no object")
     return found
 
 
-def item_index(answer: Answer, item: Mapping[str, Any], n: int) -> int:
+def item_index(answer: HttpAnswer, item: Mapping[str, Any], n: int) -> int:
     """Return a result's index, an integer (no boolean, no float) in range."""
     index = item.get("index")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n:
-        broken(answer, f"index {index!r:.40} where a place in a list of {n} is expected")
+        raise_protocol_error(answer, f"index {index!r:.40} where a place in a list of {n} is expected")
     return index
 
 
-def finite(answer: Answer, value: Any, where: str) -> float:
-    """Return a number that is one."""
+def finite_score(answer: HttpAnswer, value: Any, where: str) -> float:
+    """Return a score as a float; what is no finite number breaks the protocol."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        broken(answer, f"a score of {where} that is no number ({value!r:.40})")
+        raise_protocol_error(answer, f"a score of {where} that is no number ({value!r:.40})")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        broken(answer, f"a score of {where} that is not finite ({value!r:.40})")
+        raise_protocol_error(answer, f"a score of {where} that is not finite ({value!r:.40})")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Addresses of equal servers: which are allowed, which is least busy, which is out for now."""
+"""`EndpointPool`: equal servers by their addresses, the least busy one first; and which addresses are allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests of one call: texts are cut into them, sent, split where one is too large, and every answer is checked."""
+"""The requests of one call: made from its texts, sent, split where one is too large, and their answers checked."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ import numpy as np
 from qwen_rerank.errors import BackendRejectedError, InvalidInputError, ProtocolError, RerankError, RerankTimeoutError
 from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.scorers.base import ScoreRequest
-from qwen_rerank.scorers.http.answers import Answer, Reading, ScoreKind, broken, parse, to_log_odds
-from qwen_rerank.scorers.http.dialects.base import Ask
-from qwen_rerank.scorers.http.dialects.token_routes import Labels
+from qwen_rerank.scorers.http.answers import (
+    HttpAnswer,
+    ParsedAnswer,
+    ScoreKind,
+    parse,
+    raise_protocol_error,
+    to_log_odds,
+)
+from qwen_rerank.scorers.http.dialects.dialect import TextRequest
+from qwen_rerank.scorers.http.dialects.token_routes import LabelIds
 from qwen_rerank.scorers.http.session import Session, encode_json
 from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
@@ -175,7 +182,7 @@ class RequestSender:
 
     # --- one request ---------------------------------------------------------------------------------------------
 
-    async def _send(self, batch: list[SentText]) -> Reading:
+    async def _send(self, batch: list[SentText]) -> ParsedAnswer:
         """Return the scores of a batch, in its order; in several requests where it is too large for one."""
         if len(batch) > self.session.max_batch:
             return await self._send_in_parts(batch, self.session.max_batch)
@@ -192,7 +199,7 @@ class RequestSender:
             return await self._send_in_parts(batch, limit)
         return self._checked(answer, batch)
 
-    async def _send_in_parts(self, batch: list[SentText], size: int) -> Reading:
+    async def _send_in_parts(self, batch: list[SentText], size: int) -> ParsedAnswer:
         answers = await asyncio.gather(*(self._send(part) for part in _chunks(batch, size)), return_exceptions=True)
         readings = []
         for answer in answers:
@@ -200,7 +207,7 @@ class RequestSender:
                 raise answer
             readings.append(answer)
         counts = [reading.prompt_tokens for reading in readings if reading.prompt_tokens is not None]
-        return Reading(
+        return ParsedAnswer(
             np.concatenate([reading.scores for reading in readings]),
             sum(counts) if len(counts) == len(readings) else None,
         )
@@ -211,46 +218,46 @@ class RequestSender:
             return session.route.body([unit.ids or [] for unit in batch], self._labels(), model=model)
         query, documents = batch[0].of, [unit.text for unit in batch]
         return session.dialect.body(
-            Ask(
+            TextRequest(
                 query=query.query, documents=documents, model=model, instruction=query.instruction,
                 logits=session.logits,
             )
         )  # fmt: skip
 
-    def _labels(self) -> Labels:
+    def _labels(self) -> LabelIds:
         encoder = self.session.encoder
-        return Labels(encoder.yes_id, encoder.no_id) if encoder is not None else Labels(0, 0)
+        return LabelIds(encoder.yes_id, encoder.no_id) if encoder is not None else LabelIds(0, 0)
 
     # --- one answer ----------------------------------------------------------------------------------------------
 
-    def _checked(self, answer: Answer, batch: list[SentText]) -> Reading:
+    def _checked(self, answer: HttpAnswer, batch: list[SentText]) -> ParsedAnswer:
         session, n = self.session, len(batch)
         payload = parse(answer)
         if session.route is not None:
             reading = session.route.read(answer, payload, n, self._labels())
             sent = sum(len(unit.ids or ()) for unit in batch)
             if reading.prompt_tokens not in (None, sent):
-                broken(answer, f"scores of {reading.prompt_tokens} tokens where {sent} were sent")
+                raise_protocol_error(answer, f"scores of {reading.prompt_tokens} tokens where {sent} were sent")
         else:
             reading = session.dialect.read(answer, payload, n)
             changed = [place for place, text in reading.echoes.items() if text != batch[place].text]
             if changed:
-                self._object(answer, f"the text of document {changed[0]} changed")
+                self._report_mismatch(answer, f"the text of document {changed[0]} changed")
         if session.kind in ("probability", "relevance") and not np.all((reading.scores >= 0) & (reading.scores <= 1)):
-            broken(
+            raise_protocol_error(
                 answer, "scores outside 0 to 1 where probabilities are expected (scores='logit' takes them as logits)"
             )
         asked = self.config.model
         if asked is not None and reading.model is not None and reading.model != asked:
-            self._object(answer, f"scores of the model {reading.model!r:.80} where {asked!r} was asked for")
+            self._report_mismatch(answer, f"scores of the model {reading.model!r:.80} where {asked!r} was asked for")
         return reading
 
-    def _object(self, answer: Answer, what: str) -> None:
+    def _report_mismatch(self, answer: HttpAnswer, what: str) -> None:
         if self.config.strict_echo:
             raise ProtocolError(f"{answer.url} answered with {what}.", url=answer.url, status=answer.status)
         self.warn(f"{answer.url} answered with {what}; strict_echo=True makes this an error.")
 
-    def _collect(self, batch: list[SentText], answer: Reading | BaseException) -> None:
+    def _collect(self, batch: list[SentText], answer: ParsedAnswer | BaseException) -> None:
         """Take what came of one request to its texts."""
         if isinstance(answer, BaseException):
             if not isinstance(answer, RerankError):

@@ -1,4 +1,4 @@
-"""What is found out about a server before the first score: its dialect, its length, its route, its scale."""
+"""`Session`: a server's dialect, longest prompt, route and scale, found out before the first score."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptSpec, PromptTokenizer
 from qwen_rerank.scorers.http import dialects
 from qwen_rerank.scorers.http.answers import ScoreKind, parse, refusal
-from qwen_rerank.scorers.http.dialects.base import Ask, Dialect
-from qwen_rerank.scorers.http.dialects.token_routes import Labels, TokenRoute
+from qwen_rerank.scorers.http.dialects.dialect import Dialect, TextRequest
+from qwen_rerank.scorers.http.dialects.token_routes import LabelIds, TokenRoute
 from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
 
@@ -32,7 +32,7 @@ _PROBE = ("What is the capital of China?", "The capital of China is Beijing.")
 
 @dataclass(slots=True)
 class Session:
-    """What is known of the server.
+    """A server as it is known after it was asked what it is.
 
     Attributes:
         dialect: What it speaks.
@@ -79,7 +79,7 @@ def _tokenizer(source: str) -> PromptTokenizer:
 
 
 async def open_session(config: HttpConfig, transport: Transport, deadline: float) -> Session:
-    """Ask the server what it is.
+    """TextRequest the server what it is.
 
     Raises:
         InvalidInputError: If the dialect cannot be found out, or cannot do what the configuration asks.
@@ -176,7 +176,7 @@ async def _probe_tokens(
     if encoder is None or route is None:
         raise InvalidInputError("mode 'token-ids' needs a tokenizer.")
     [prompt] = encoder.encode(_PROBE[0], [_PROBE[1]])
-    labels = Labels(encoder.yes_id, encoder.no_id)
+    labels = LabelIds(encoder.yes_id, encoder.no_id)
     body = route.body([prompt.ids.tolist()], labels, model=config.model, logits=logits)
     answer = await transport.post(route.path, encode_json(body), deadline=deadline)
     return float(route.read(answer, parse(answer), 1, labels).scores[0])
@@ -185,7 +185,9 @@ async def _probe_tokens(
 async def _probe_text(
     session: Session, config: HttpConfig, transport: Transport, logits: bool, deadline: float
 ) -> float:
-    ask = Ask(query=_PROBE[0], documents=[_PROBE[1]], model=config.model, instruction=config.instruction, logits=logits)
+    ask = TextRequest(
+        query=_PROBE[0], documents=[_PROBE[1]], model=config.model, instruction=config.instruction, logits=logits
+    )
     body = session.dialect.body(ask)
     answer = await transport.post(session.dialect.path, encode_json(body), deadline=deadline)
     return float(session.dialect.read(answer, parse(answer), 1).scores[0])

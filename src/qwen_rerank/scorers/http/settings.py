@@ -1,4 +1,4 @@
-"""What an `HttpScorer` is told, without the key."""
+"""`HttpConfig`: the settings of an `HttpScorer`, without the key."""
 
 from __future__ import annotations
 

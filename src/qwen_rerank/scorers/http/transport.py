@@ -29,7 +29,7 @@ from qwen_rerank.errors import (
     RerankTimeoutError,
     ScorerClosedError,
 )
-from qwen_rerank.scorers.http.answers import Answer, broken, error_text, refusal, too_many_requests
+from qwen_rerank.scorers.http.answers import HttpAnswer, error_text, raise_protocol_error, refusal, too_many_requests
 from qwen_rerank.scorers.http.endpoints import Endpoint, EndpointPool, public_address
 from qwen_rerank.scorers.http.settings import HttpConfig
 
@@ -174,7 +174,7 @@ class Transport:
             raise RuntimeError("the loop has not started")
         return self._live
 
-    async def post(self, path: str, body: bytes, *, deadline: float) -> Answer:
+    async def post(self, path: str, body: bytes, *, deadline: float) -> HttpAnswer:
         """Return the answer with status 200.
 
         Args:
@@ -192,11 +192,11 @@ class Transport:
         async with self._current().slots:
             return await self._within(deadline, self._send("POST", path, body, deadline))
 
-    async def get(self, path: str, *, deadline: float) -> Answer:
+    async def get(self, path: str, *, deadline: float) -> HttpAnswer:
         """Return whatever status a small question gets."""
         return await self._within(deadline, self._send("GET", path, None, deadline, any_status=True))
 
-    async def _within(self, deadline: float, sending: Awaitable[Answer]) -> Answer:
+    async def _within(self, deadline: float, sending: Awaitable[HttpAnswer]) -> HttpAnswer:
         try:
             async with asyncio.timeout_at(deadline):
                 return await sending
@@ -211,7 +211,7 @@ class Transport:
 
     async def _send(
         self, method: str, path: str, body: bytes | None, deadline: float, *, any_status: bool = False
-    ) -> Answer:
+    ) -> HttpAnswer:
         live = self._current()
         live.retry_tokens = min(RETRY_RESERVE, live.retry_tokens + RETRY_SHARE)
         endpoint: Endpoint | None = None
@@ -247,7 +247,9 @@ class Transport:
             await asyncio.sleep(wait_s)
         raise problem
 
-    async def _once(self, live: Connections, endpoint: Endpoint, method: str, path: str, body: bytes | None) -> Answer:
+    async def _once(
+        self, live: Connections, endpoint: Endpoint, method: str, path: str, body: bytes | None
+    ) -> HttpAnswer:
         url = endpoint.url + path
         try:
             request = await self._request(live, method, url, body)
@@ -279,19 +281,19 @@ class Transport:
             extensions={"sni_hostname": host},
         )
 
-    async def _read(self, response: httpx2.Response, url: str) -> Answer:
+    async def _read(self, response: httpx2.Response, url: str) -> HttpAnswer:
         headers = {name.lower(): value for name, value in response.headers.items()}
-        head = Answer(url, response.status_code, headers, b"", self._secrets)
+        head = HttpAnswer(url, response.status_code, headers, b"", self._secrets)
         cap = self._config.max_answer_bytes
         body = bytearray()
         async for chunk in _decompressed(response, head, cap):
             body += chunk
             if len(body) > cap:
-                broken(head, f"more than {cap} bytes")
-        return Answer(url, response.status_code, headers, bytes(body), self._secrets)
+                raise_protocol_error(head, f"more than {cap} bytes")
+        return HttpAnswer(url, response.status_code, headers, bytes(body), self._secrets)
 
 
-async def _decompressed(response: httpx2.Response, head: Answer, cap: int) -> AsyncIterator[bytes]:
+async def _decompressed(response: httpx2.Response, head: HttpAnswer, cap: int) -> AsyncIterator[bytes]:
     """Yield the body; at most `cap` bytes come out of one piece, however much it would expand to."""
     encoding = head.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
@@ -299,13 +301,13 @@ async def _decompressed(response: httpx2.Response, head: Answer, cap: int) -> As
             yield chunk
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        broken(head, f"content-encoding {encoding!r:.40}, which was not asked for")
+        raise_protocol_error(head, f"content-encoding {encoding!r:.40}, which was not asked for")
     decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
     async for chunk in response.aiter_raw():
         try:
             yield decoder.decompress(chunk, cap + 1)
         except zlib.error as exc:
-            broken(head, f"a broken {encoding} body ({exc})")
+            raise_protocol_error(head, f"a broken {encoding} body ({exc})")
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -330,7 +332,7 @@ def _date(value: str) -> datetime | None:
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
-def _unavailable(answer: Answer) -> BackendUnavailableError:
+def _unavailable(answer: HttpAnswer) -> BackendUnavailableError:
     return BackendUnavailableError(
         f"{answer.url} failed with {answer.status}: {error_text(answer) or 'no reason given'}; look at the server's log.",
         url=answer.url,

@@ -1,4 +1,4 @@
-"""The dialects that `HttpScorer` speaks, and how a server is recognised."""
+"""The dialects of rerank servers by name, and how a server's dialect is recognised."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from qwen_rerank.scorers.http.dialects.base import Dialect
-from qwen_rerank.scorers.http.dialects.hosted import Cohere, Jina, Voyage
+from qwen_rerank.scorers.http.dialects.dialect import Dialect
 from qwen_rerank.scorers.http.dialects.servers import (
+    Cohere,
     Infinity,
+    Jina,
     LlamaCpp,
     QwenRerank,
     Sglang,
     Tei,
     Vllm,
+    Voyage,
     Xinference,
 )
 

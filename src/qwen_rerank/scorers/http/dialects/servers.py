@@ -1,12 +1,15 @@
-"""Servers that people run themselves."""
+"""The dialects: servers that people run themselves, and hosted services.
+
+The scores of hosted services order documents but are no probability of relevance.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from qwen_rerank.scorers.http.answers import Answer, Reading, read_results
-from qwen_rerank.scorers.http.dialects.base import Ask, Dialect, given
+from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, read_results
+from qwen_rerank.scorers.http.dialects.dialect import Dialect, TextRequest, optional
 from qwen_rerank.scorers.http.dialects.token_routes import (
     SglangGenerate,
     VllmClassify,
@@ -24,8 +27,8 @@ class Vllm(Dialect):
     may_ignore_logits = True
     token_routes = (VllmClassify(), VllmGenerativeScoring(), VllmCompletions())
 
-    def _fields(self, ask: Ask) -> dict[str, Any]:
-        return {**given("instruction", ask.instruction), **({"use_activation": False} if ask.logits else {})}
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
+        return {**optional("instruction", ask.instruction), **({"use_activation": False} if ask.logits else {})}
 
 
 class Sglang(Dialect):
@@ -36,8 +39,8 @@ class Sglang(Dialect):
     scores_blank = False
     token_routes = (SglangGenerate(),)
 
-    def _fields(self, ask: Ask) -> dict[str, Any]:
-        return {"return_documents": False, **given("instruct", ask.instruction)}
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
+        return {"return_documents": False, **optional("instruct", ask.instruction)}
 
 
 class Tei(Dialect):
@@ -48,16 +51,16 @@ class Tei(Dialect):
     max_batch = 32
     can_give_logits = True
 
-    def body(self, ask: Ask) -> dict[str, Any]:
+    def body(self, ask: TextRequest) -> dict[str, Any]:
         """Return the JSON to send: `texts`, no model; a long document is cut by the server."""
         texts = list(ask.documents)
         return {"query": ask.query, "texts": texts, "raw_scores": ask.logits, "truncate": True, "return_text": False}
 
-    def read(self, answer: Answer, payload: Any, n: int) -> Reading:
+    def read(self, answer: HttpAnswer, payload: Any, n: int) -> ParsedAnswer:
         """Return the scores; the tokens are counted in a header."""
         reading = read_results(answer, payload, n, score_keys=("score",))
         counted = answer.headers.get("x-compute-tokens", "")
-        return Reading(reading.scores, int(counted) if counted.isdecimal() else None, None, reading.echoes)
+        return ParsedAnswer(reading.scores, int(counted) if counted.isdecimal() else None, None, reading.echoes)
 
 
 class LlamaCpp(Dialect):
@@ -74,7 +77,7 @@ class Infinity(Dialect):
     max_batch = 2048
     can_give_logits = True
 
-    def _fields(self, ask: Ask) -> dict[str, Any]:
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
         return {"raw_scores": ask.logits, "return_documents": False}
 
 
@@ -85,9 +88,9 @@ class Xinference(Dialect):
     needs_model = True
     carries_instruction = True
 
-    def _fields(self, ask: Ask) -> dict[str, Any]:
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
         extra = None if ask.instruction is None else json.dumps({"instruction": ask.instruction})
-        return {"return_documents": False, "return_len": True, **given("kwargs", extra)}
+        return {"return_documents": False, "return_len": True, **optional("kwargs", extra)}
 
 
 class QwenRerank(Dialect):
@@ -97,5 +100,42 @@ class QwenRerank(Dialect):
     carries_instruction = True
     can_give_logits = True
 
-    def _fields(self, ask: Ask) -> dict[str, Any]:
-        return {"return_documents": False, "raw_scores": ask.logits, **given("instruction", ask.instruction)}
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
+        return {"return_documents": False, "raw_scores": ask.logits, **optional("instruction", ask.instruction)}
+
+
+class Cohere(Dialect):
+    """Cohere's v2 API; the first 4,096 tokens of a document are read."""
+
+    name = "cohere"
+    path = "/v2/rerank"
+    max_batch = 1000
+    needs_model = True
+    kind = "relevance"
+
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
+        return {"top_n": len(ask.documents)}
+
+
+class Jina(Dialect):
+    """Jina's API; the range of its scores depends on the model."""
+
+    name = "jina"
+    max_batch = 1000
+    needs_model = True
+    kind = "raw"
+
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
+        return {"top_n": len(ask.documents), "return_documents": False}
+
+
+class Voyage(Dialect):
+    """Voyage's API, also MongoDB Atlas; the list is under `data`."""
+
+    name = "voyage"
+    max_batch = 1000
+    needs_model = True
+    kind = "relevance"
+
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
+        return {"top_k": len(ask.documents), "return_documents": False, "truncation": True}

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qwen_rerank.scorers.http.answers import (
-    Answer,
-    Reading,
+    HttpAnswer,
+    ParsedAnswer,
     ScoreKind,
-    broken,
-    finite,
+    finite_score,
     item_index,
     model_name,
     prompt_tokens,
+    raise_protocol_error,
     read_results,
     result_items,
 )
@@ -33,7 +33,7 @@ TOP_LOGPROBS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class LabelIds:
     """Token ids of the two answers."""
 
     yes: int
@@ -56,12 +56,12 @@ class TokenRoute:
     honours_activation: ClassVar[bool] = False
 
     def body(
-        self, prompts: Sequence[list[int]], labels: Labels, *, model: str | None, logits: bool = True
+        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
     ) -> dict[str, Any]:
         """Return the JSON to send; `logits` False asks for probabilities where the route knows the difference."""
         raise NotImplementedError
 
-    def read(self, answer: Answer, payload: Any, n: int, labels: Labels) -> Reading:
+    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
         """Return the scores, in the order the prompts were sent."""
         raise NotImplementedError
 
@@ -74,12 +74,12 @@ class VllmClassify(TokenRoute):
     honours_activation = True
 
     def body(
-        self, prompts: Sequence[list[int]], labels: Labels, *, model: str | None, logits: bool = True
+        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
     ) -> dict[str, Any]:
         """Return the JSON to send."""
         return {**_named(model), "input": list(prompts), "add_special_tokens": False, "use_activation": not logits}
 
-    def read(self, answer: Answer, payload: Any, n: int, labels: Labels) -> Reading:
+    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
         """Return the scores."""
         scores = np.full(n, np.nan)
         for item in result_items(answer, payload, n):
@@ -87,11 +87,13 @@ class VllmClassify(TokenRoute):
             values = item.get("probs")
             if not isinstance(values, list) or len(values) != 1:
                 found = len(values) if isinstance(values, list) else "no"
-                broken(answer, f"{found} classes where a reranker has one (started with classifier_from_token?)")
+                raise_protocol_error(
+                    answer, f"{found} classes where a reranker has one (started with classifier_from_token?)"
+                )
             if not np.isnan(scores[index]):
-                broken(answer, f"index {index} twice")
-            scores[index] = finite(answer, values[0], f"result {index}")
-        return Reading(scores, prompt_tokens(payload), model_name(payload))
+                raise_protocol_error(answer, f"index {index} twice")
+            scores[index] = finite_score(answer, values[0], f"result {index}")
+        return ParsedAnswer(scores, prompt_tokens(payload), model_name(payload))
 
 
 class VllmGenerativeScoring(TokenRoute):
@@ -101,7 +103,7 @@ class VllmGenerativeScoring(TokenRoute):
     kind = "probability"  # softmax over the two labels, in float64
 
     def body(
-        self, prompts: Sequence[list[int]], labels: Labels, *, model: str | None, logits: bool = True
+        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
     ) -> dict[str, Any]:
         """Return the JSON to send."""
         shared = _shared_prefix(prompts)
@@ -115,7 +117,7 @@ class VllmGenerativeScoring(TokenRoute):
             "add_special_tokens": False,
         }
 
-    def read(self, answer: Answer, payload: Any, n: int, labels: Labels) -> Reading:
+    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
         """Return the scores."""
         return read_results(answer, payload, n, score_keys=("score",))
 
@@ -126,7 +128,7 @@ class VllmCompletions(TokenRoute):
     path = "/v1/completions"
 
     def body(
-        self, prompts: Sequence[list[int]], labels: Labels, *, model: str | None, logits: bool = True
+        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
     ) -> dict[str, Any]:
         """Return the JSON to send."""
         return {
@@ -140,25 +142,27 @@ class VllmCompletions(TokenRoute):
             "add_special_tokens": False,
         }
 
-    def read(self, answer: Answer, payload: Any, n: int, labels: Labels) -> Reading:
+    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
         """Return the scores."""
         choices = payload.get("choices") if isinstance(payload, Mapping) else None
         scores = np.full(n, np.nan)
         for item in result_items(answer, choices, n):
             index = item_index(answer, item, n)
             if not np.isnan(scores[index]):
-                broken(answer, f"index {index} twice")
+                raise_protocol_error(answer, f"index {index} twice")
             scores[index] = self._difference(answer, item, index, labels)
-        return Reading(scores, prompt_tokens(payload), model_name(payload))
+        return ParsedAnswer(scores, prompt_tokens(payload), model_name(payload))
 
-    def _difference(self, answer: Answer, item: Mapping[str, Any], index: int, labels: Labels) -> float:
+    def _difference(self, answer: HttpAnswer, item: Mapping[str, Any], index: int, labels: LabelIds) -> float:
         logprobs = item.get("logprobs")
         steps = logprobs.get("top_logprobs") if isinstance(logprobs, Mapping) else None
         found = steps[0] if isinstance(steps, list) and steps and isinstance(steps[0], Mapping) else {}
         keys = (f"token_id:{labels.yes}", f"token_id:{labels.no}")
         if any(key not in found for key in keys):
-            broken(answer, f"no log-probability of both labels for prompt {index}; the server may be too old")
-        yes, no = (finite(answer, found[key], f"prompt {index}") for key in keys)
+            raise_protocol_error(
+                answer, f"no log-probability of both labels for prompt {index}; the server may be too old"
+            )
+        yes, no = (finite_score(answer, found[key], f"prompt {index}") for key in keys)
         return yes - no
 
 
@@ -169,7 +173,7 @@ class SglangGenerate(TokenRoute):
     reserve = 8  # it keeps a few tokens of its context for itself
 
     def body(
-        self, prompts: Sequence[list[int]], labels: Labels, *, model: str | None, logits: bool = True
+        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
     ) -> dict[str, Any]:
         """Return the JSON to send."""
         return {
@@ -182,7 +186,7 @@ class SglangGenerate(TokenRoute):
             "stream": False,
         }
 
-    def read(self, answer: Answer, payload: Any, n: int, labels: Labels) -> Reading:
+    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
         """Return the scores."""
         items = result_items(answer, [payload] if n == 1 and isinstance(payload, Mapping) else payload, n)
         counts: list[int] = []
@@ -193,14 +197,14 @@ class SglangGenerate(TokenRoute):
             if isinstance(count := meta.get("prompt_tokens"), int):
                 counts.append(count)
             scores[index] = self._difference(answer, meta.get("output_token_ids_logprobs"), index, labels)
-        return Reading(scores, sum(counts) if len(counts) == n else None)
+        return ParsedAnswer(scores, sum(counts) if len(counts) == n else None)
 
-    def _difference(self, answer: Answer, steps: Any, index: int, labels: Labels) -> float:
+    def _difference(self, answer: HttpAnswer, steps: Any, index: int, labels: LabelIds) -> float:
         rows = steps[0] if isinstance(steps, list) and steps and isinstance(steps[0], list) else []
         found = {row[1]: row[0] for row in rows if isinstance(row, list) and len(row) >= 2 and isinstance(row[1], int)}
         if labels.yes not in found or labels.no not in found:
-            broken(answer, f"no log-probability of both labels for prompt {index}")
-        return finite(answer, found[labels.yes], f"prompt {index}") - finite(
+            raise_protocol_error(answer, f"no log-probability of both labels for prompt {index}")
+        return finite_score(answer, found[labels.yes], f"prompt {index}") - finite_score(
             answer, found[labels.no], f"prompt {index}"
         )
 

@@ -1,4 +1,4 @@
-"""What a check found, and what all of it means."""
+"""`Finding` and `Report`: what a check found, and the verdict of all findings."""
 
 from __future__ import annotations
 

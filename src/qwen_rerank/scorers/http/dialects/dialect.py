@@ -1,4 +1,4 @@
-"""What a dialect says about its servers, and the request most of them share."""
+"""`Dialect`: the requests and answers of one family of rerank servers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.scorers.http.answers import Answer, Reading, ScoreKind, read_results
+from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, ScoreKind, read_results
 from qwen_rerank.scorers.http.dialects.token_routes import TokenRoute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class TextRequest:
     """What one request asks; `logits` asks for scores before the sigmoid."""
 
     query: str
@@ -59,20 +59,20 @@ class Dialect:
                 "a server that carries one (vllm, sglang, xinference, qwen-rerank)."
             )
 
-    def body(self, ask: Ask) -> dict[str, Any]:
+    def body(self, ask: TextRequest) -> dict[str, Any]:
         """Return the JSON to send."""
         model = {} if ask.model is None else {"model": ask.model}
         return {"query": ask.query, "documents": list(ask.documents), **model, **self._fields(ask)}
 
-    def read(self, answer: Answer, payload: Any, n: int) -> Reading:
+    def read(self, answer: HttpAnswer, payload: Any, n: int) -> ParsedAnswer:
         """Return the scores, in the order the documents were sent."""
         return read_results(answer, payload, n)
 
-    def _fields(self, ask: Ask) -> dict[str, Any]:
+    def _fields(self, ask: TextRequest) -> dict[str, Any]:
         """What this dialect sends beyond query, documents and model."""
         return {}
 
 
-def given(name: str, value: str | None) -> dict[str, Any]:
+def optional(name: str, value: str | None) -> dict[str, Any]:
     """Return one field, or none for None."""
     return {} if value is None else {name: value}
