@@ -72,7 +72,7 @@ def test_a_package_that_does_not_import_is_a_problem_and_no_crash(monkeypatch, b
 
 
 def test_a_problem_is_exit_status_1_and_the_report_says_what_to_type_next(monkeypatch):
-    monkeypatch.setattr(doctor, "_faiss", lambda wheels: [doctor.Finding("problem", "faiss", "broken", "mend it")])
+    monkeypatch.setattr(doctor, "_faiss", lambda wheels: [doctor.Observation("problem", "faiss", "broken", "mend it")])
 
     result = CliRunner().invoke(app, ["doctor"])
 

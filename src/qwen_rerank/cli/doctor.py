@@ -34,7 +34,7 @@ Level = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Observation:
     """One line of the report: what was looked at, what was seen, and the cure where one is needed."""
 
     level: Level
@@ -85,7 +85,7 @@ def doctor() -> None:
         sys.exit(1)
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Observation]:
     """Return every finding, in the order in which one would mend them."""
     from qwen_rerank.store.faiss_build import faiss_wheels
 
@@ -99,30 +99,30 @@ def examine() -> list[Finding]:
     ]
 
 
-def _python() -> Finding:
+def _python() -> Observation:
     seen = f"{platform.python_version()} on {platform.system()} {platform.machine()}, SQLite {sqlite3.sqlite_version}"
-    return Finding("ok", "Python", seen)
+    return Observation("ok", "Python", seen)
 
 
-def _core() -> list[Finding]:
+def _core() -> list[Observation]:
     findings = []
     for name in ("tokenizers", "safetensors", "huggingface-hub"):
         version = installed_version(name)
         if version is None:
-            findings.append(Finding("problem", name, "not installed", "pip install --force-reinstall qwen-rerank"))
+            findings.append(Observation("problem", name, "not installed", "pip install --force-reinstall qwen-rerank"))
         else:
-            findings.append(Finding("ok", name, version))
+            findings.append(Observation("ok", name, version))
     return findings
 
 
-def _faiss(wheels: Mapping[str, str]) -> list[Finding]:
+def _faiss(wheels: Mapping[str, str]) -> list[Observation]:
     """Say which FAISS is there, given the installed wheels with their versions."""
     if len(wheels) > 1:
         named = " and ".join(f"{name} {version}" for name, version in wheels.items())
         cure = f"pip uninstall -y {' '.join(wheels)}, then install one: {pip_line('faiss-cpu')}"
-        return [Finding("problem", "faiss", f"{named} overwrite each other's files", cure)]
+        return [Observation("problem", "faiss", f"{named} overwrite each other's files", cure)]
     if not wheels:
-        return [Finding("note", "faiss", "not installed: no FaissStore", pip_line("faiss-cpu"))]
+        return [Observation("note", "faiss", "not installed: no FaissStore", pip_line("faiss-cpu"))]
     [(name, version)] = wheels.items()
     try:
         import faiss
@@ -132,31 +132,31 @@ def _faiss(wheels: Mapping[str, str]) -> list[Finding]:
         reason = gpu_or_reason(faiss)[1]
     except (ImportError, AttributeError) as exc:
         cure = f"pip uninstall -y {name}, then {pip_line('faiss-cpu')}"
-        return [Finding("problem", "faiss", f"{name} {version} is installed, but broken ({exc})", cure)]
-    return [Finding("ok", "faiss", f"{name} {version}, searches on the {f'CPU: {reason}' if reason else 'GPU'}")]
+        return [Observation("problem", "faiss", f"{name} {version} is installed, but broken ({exc})", cure)]
+    return [Observation("ok", "faiss", f"{name} {version}, searches on the {f'CPU: {reason}' if reason else 'GPU'}")]
 
 
-def _extras() -> list[Finding]:
+def _extras() -> list[Observation]:
     lacks = {
         extra: [name for name in packages if installed_version(name) is None] for extra, packages in EXTRAS.items()
     }
     complete = [extra for extra, missing in lacks.items() if not missing]
-    findings = [Finding("ok", "extras", f"complete: {', '.join(complete)}")] if complete else []
+    findings = [Observation("ok", "extras", f"complete: {', '.join(complete)}")] if complete else []
     for extra, missing in lacks.items():
         if missing:
-            findings.append(Finding("note", f"extra {extra}", f"not there: {', '.join(missing)}", pip_line(extra)))
+            findings.append(Observation("note", f"extra {extra}", f"not there: {', '.join(missing)}", pip_line(extra)))
     return findings
 
 
-def _hardware() -> list[Finding]:
+def _hardware() -> list[Observation]:
     version = installed_version("torch")
     if version is None:
-        return [Finding("note", "largest model", "none here: without torch only a server scores (--server URL)")]
+        return [Observation("note", "largest model", "none here: without torch only a server scores (--server URL)")]
     try:
         import torch
     except (ImportError, OSError) as exc:
-        return [Finding("problem", "torch", f"cannot be imported ({exc})", "pip install --force-reinstall torch")]
-    findings = [Finding("ok", "torch", version)]
+        return [Observation("problem", "torch", f"cannot be imported ({exc})", "pip install --force-reinstall torch")]
+    findings = [Observation("ok", "torch", version)]
     if not torch.cuda.is_available():
         return [
             *findings,
@@ -165,21 +165,21 @@ def _hardware() -> list[Finding]:
         ]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        findings.append(Finding("ok", f"cuda:{number}", properties.name))
+        findings.append(Observation("ok", f"cuda:{number}", properties.name))
         findings.append(_fitting(f"cuda:{number}", properties.total_memory, dtype="bfloat16"))
     return findings
 
 
-def _cpu_only(*, cuda_build: str | None) -> Finding:
+def _cpu_only(*, cuda_build: str | None) -> Observation:
     seen = f"{os.cpu_count()} CPU cores, no CUDA device"
     if cuda_build is None:
-        return Finding(
+        return Observation(
             "note",
             "device",
             f"{seen}; this torch has no CUDA",
             "with an NVIDIA GPU: install torch's CUDA build (qwen-rerank help slow)",
         )
-    return Finding(
+    return Observation(
         "note",
         "device",
         f"{seen}, though torch is built for CUDA {cuda_build}",
@@ -187,18 +187,18 @@ def _cpu_only(*, cuda_build: str | None) -> Finding:
     )
 
 
-def _fitting(where: str, n_bytes: int | None, *, dtype: str) -> Finding:
+def _fitting(where: str, n_bytes: int | None, *, dtype: str) -> Observation:
     """Say which published model fits into `n_bytes`, weights and working room together."""
     subject = "largest model"
     if n_bytes is None:
-        return Finding("note", subject, f"the size of {where} is unknown here")
+        return Observation("note", subject, f"the size of {where} is unknown here")
     room = f"{where} ({n_bytes / 1024**3:.0f} GiB) in {dtype}"
     fits = [name for name, n in MODELS.items() if n * _BYTES[dtype] + _ROOM_BYTES <= n_bytes]
     if not fits:
-        return Finding("note", subject, f"none of the published ones fits {room}", "try: qwen-rerank demo")
+        return Observation("note", subject, f"none of the published ones fits {room}", "try: qwen-rerank demo")
     # A larger one would fit a CPU's memory, but not the patience of who waits for it.
     name = fits[0] if dtype == "float32" else fits[-1]
-    return Finding("ok", subject, f"{fits[-1]} fits {room}", f"try: qwen-rerank demo --model {name}")
+    return Observation("ok", subject, f"{fits[-1]} fits {room}", f"try: qwen-rerank demo --model {name}")
 
 
 def _memory_bytes() -> int | None:
@@ -214,16 +214,16 @@ def _memory_bytes() -> int | None:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def _hub() -> Finding:
+def _hub() -> Observation:
     try:
         from huggingface_hub import constants
     except ImportError as exc:
         cure = "pip install --force-reinstall huggingface-hub"
-        return Finding("problem", "model hub", f"its client cannot be imported ({exc})", cure)
+        return Observation("problem", "model hub", f"its client cannot be imported ({exc})", cure)
     cache = Path(constants.HF_HUB_CACHE)
     found = sorted(p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*Qwen3-Reranker*"))
     cached = f"in the cache: {', '.join(found) or 'no Qwen3-Reranker'}"
     if constants.HF_HUB_OFFLINE:
         cure = "" if found else "unset HF_HUB_OFFLINE to download, or give --model a folder (qwen-rerank help hub)"
-        return Finding("note", "model hub", f"offline by HF_HUB_OFFLINE; {cached}", cure)
-    return Finding("ok", "model hub", f"{constants.ENDPOINT}; {cached}", "" if found else "downloaded on first use")
+        return Observation("note", "model hub", f"offline by HF_HUB_OFFLINE; {cached}", cure)
+    return Observation("ok", "model hub", f"{constants.ENDPOINT}; {cached}", "" if found else "downloaded on first use")
