@@ -75,6 +75,8 @@ class Connections:
     retry_tokens: float = RETRY_RESERVE
 
 
+# anyio's blocking portal would be this thread, but for two things: a forked child that ends without closing waits for
+# ever for a portal whose thread it does not have, and no portal can be closed from its own loop.
 _transports: weakref.WeakSet[Transport] = weakref.WeakSet()
 # What a forked child inherits. Its loop shares the parent's epoll handle: closing or collecting it in the child would
 # take the parent's sockets out of it, so it is kept.
