@@ -1,7 +1,7 @@
 """Count how many times a document is checked and tokenised on each way in; `measure.py` runs it.
 
-A check is an outermost call of one of `qwen_rerank.checks` with the document among its arguments; a tokenising is a text
-with the document in it that is handed to the tokenizers library.
+A check is a call of `qwen_rerank.checks.check_text` with the document; a tokenising is a text with the document in it that
+is handed to the tokenizers library. What the server does to a whole body while it parses it is not counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ class Counts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = threading.local()
         self._marks: dict[str, str] = {}
         self.checked: Counter[str] = Counter()
         self.tokenised: Counter[str] = Counter()
@@ -47,20 +46,14 @@ class Counts:
             self._marks = {text: mark for mark, text in texts.items()}
             self.checked, self.tokenised = Counter(), Counter()
 
-    def around_check(self, check: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the check, counted unless another check calls it."""
+    def around_check(self, check: Callable[[str, object], str]) -> Callable[[str, object], str]:
+        """Return the check of one text, counted."""
 
         @wraps(check)
-        def counted(*args: Any, **options: Any) -> Any:
-            if getattr(self._inside, "check", False):
-                return check(*args, **options)
-            self._inside.check = True
-            try:
-                with self._lock:
-                    self.checked.update(self._found([*args, *options.values()]))
-                return check(*args, **options)
-            finally:
-                self._inside.check = False
+        def counted(name: str, value: object) -> str:
+            with self._lock:
+                self.checked.update([self._marks[value]] if isinstance(value, str) and value in self._marks else [])
+            return check(name, value)
 
         return counted
 
@@ -77,24 +70,14 @@ class Counts:
 
         return counted
 
-    def _found(self, values: Iterable[Any]) -> list[str]:
-        found = []
-        for value in values:
-            if isinstance(value, str):
-                found += [self._marks[value]] if value in self._marks else []
-            elif isinstance(value, Sequence) and not isinstance(value, bytes):
-                found += self._found(value)
-        return found
-
 
 def install(counts: Counts) -> None:
     """Count all checks and tokenisings; before any module takes a check's name for itself."""
-    checks = [value for name, value in vars(qwen_rerank.checks).items() if name.startswith("check_")]
+    check = qwen_rerank.checks.check_text
     for module in [module for name, module in sys.modules.items() if name.startswith("qwen_rerank.")]:
-        if module is not qwen_rerank.checks and any(value in checks for value in vars(module).values()):
+        if module is not qwen_rerank.checks and getattr(module, "check_text", None) is check:
             raise SystemExit(f"{module.__name__} was loaded before its checks could be counted.")
-    for check in checks:
-        setattr(qwen_rerank.checks, check.__name__, counts.around_check(check))
+    qwen_rerank.checks.check_text = counts.around_check(check)
     for name in ("encode", "encode_batch", "encode_batch_fast"):
         setattr(Tokenizer, name, counts.around_encode(getattr(Tokenizer, name)))
 
