@@ -31,7 +31,7 @@ MODULES = (
     "qwen_rerank.scorers.http",
     "qwen_rerank.scorers.pool",
     "qwen_rerank.serve.app",
-    "qwen_rerank.serve.runner",
+    "qwen_rerank.serve.process",
     "qwen_rerank.serve.settings",
     "qwen_rerank.check",
     "qwen_rerank.training",

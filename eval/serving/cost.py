@@ -161,7 +161,10 @@ def process(way: str, model: str, settings: dict[str, int]) -> None:
 
     load = partial(QwenScorer, model, device="cpu")
     if way == "server":
-        from qwen_rerank.serve.runner import listen, serve
+        try:
+            from qwen_rerank.serve.process import listen, serve
+        except ImportError:  # a checkout from before the module had this name
+            from qwen_rerank.serve.runner import listen, serve  # type: ignore[import-not-found,no-redef]
 
         listener = listen("127.0.0.1", 0)
         threading.Thread(target=obey_when_ready, args=(listener.getsockname()[1], settings), daemon=True).start()

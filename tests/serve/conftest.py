@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from qwen_rerank.serve.app import create_app
-from qwen_rerank.serve.runner import Server, listen, make_server
+from qwen_rerank.serve.process import Server, listen, make_server
 from qwen_rerank.serve.settings import ServeSettings
 from tests.serve.stubs import Oracle
 

@@ -101,13 +101,13 @@ def stub_server(scorer: str = "Oracle", *, ready: bool = True, **options: Any) -
 
 
 def main() -> None:
-    from qwen_rerank.serve import logs
-    from qwen_rerank.serve.runner import serve
+    from qwen_rerank.serve import telemetry
+    from qwen_rerank.serve.process import serve
     from qwen_rerank.serve.settings import ServeSettings
     from tests.serve import stubs
 
     config = json.loads(sys.argv[1])
-    logs.configure()
+    telemetry.configure()
     make = getattr(stubs, config.pop("scorer"))
     arguments = config.pop("arguments", [])
     settings = ServeSettings(**config.pop("settings", {}))

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.serve import runner
+from qwen_rerank.serve import process
 from qwen_rerank.serve.auth import KeyRing, load_keys
 from tests.serve.conftest import KEY, OTHER_KEY, app_client, live_server
 from tests.serve.raw import talk
@@ -131,11 +131,11 @@ def test_a_weak_or_unsendable_key_is_refused_without_being_shown(key):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
 def test_other_machines_are_let_in_only_with_a_key_or_by_saying_so(host):
     with pytest.raises(InvalidInputError, match="--no-auth"):
-        runner.check_exposure(host, has_keys=False, no_auth=False)
-    runner.check_exposure(host, has_keys=True, no_auth=False)
-    runner.check_exposure(host, has_keys=False, no_auth=True)
+        process.check_exposure(host, has_keys=False, no_auth=False)
+    process.check_exposure(host, has_keys=True, no_auth=False)
+    process.check_exposure(host, has_keys=False, no_auth=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.0.3"])
 def test_this_machine_alone_needs_no_key(host):
-    runner.check_exposure(host, has_keys=False, no_auth=False)
+    process.check_exposure(host, has_keys=False, no_auth=False)

@@ -73,8 +73,8 @@ def test_a_model_is_served_with_keys_names_and_long_documents_in_windows(model):
 @pytest.mark.parametrize("old", [[], ["--kind", "cross-encoder"]], ids=["a name is enough", "as it was once said"])
 def test_a_cross_encoder_is_served_with_its_dtype_and_length(tmp_path, monkeypatch, old):
     loaded = []
-    monkeypatch.setattr("qwen_rerank.serve.runner.serve", lambda load, **options: loaded.append(load()))
-    monkeypatch.setattr("qwen_rerank.serve.logs.configure", lambda **options: None)
+    monkeypatch.setattr("qwen_rerank.serve.process.serve", lambda load, **options: loaded.append(load()))
+    monkeypatch.setattr("qwen_rerank.serve.telemetry.configure", lambda **options: None)
     options = [
         "--model",
         str(make_bert(tmp_path / "m")),

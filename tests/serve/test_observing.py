@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from qwen_rerank.serve import logs
+from qwen_rerank.serve import telemetry
 from tests.serve.conftest import KEY, app_client
 from tests.serve.stubs import SECRET, Faulty
 
@@ -20,7 +20,7 @@ def lines():
     root, access = logging.getLogger(), logging.getLogger("uvicorn.access")
     handlers, disabled = root.handlers[:], access.disabled
     levels = {logger: logger.level for logger in map(logging.getLogger, (None, "qwen_rerank", "uvicorn"))}
-    logs.configure(level="DEBUG", stream=stream)
+    telemetry.configure(level="DEBUG", stream=stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     root.handlers[:], access.disabled = handlers, disabled
     for logger, level in levels.items():
@@ -51,7 +51,7 @@ async def test_hostile_names_stay_in_their_line_and_are_cut(lines, hostile):
 
     requests = [line for line in lines() if line["message"] == "request"]
     assert len(requests) == 2
-    assert all(len(str(value)) <= logs.MAX_CHARS for line in requests for value in line.values())
+    assert all(len(str(value)) <= telemetry.MAX_CHARS for line in requests for value in line.values())
     assert len(requests[1]["request_id"]) <= 64
 
 

@@ -292,10 +292,10 @@ def test_the_pocket_models_prompt_is_shown_with_its_foreign_parts_marked(page):
 @pytest.mark.browser
 def test_a_page_opened_while_the_model_loads_asks_again_by_itself(page):
     with live_server(OverlapScorer) as server:
-        server.backend.turn(State.LOADING, "the model is loading")
+        server.backend.enter(State.LOADING, "the model is loading")
         page.open(server.url)
         page.until("document.querySelector('#message').innerText.includes('not ready yet')")
-        server.backend.turn(State.READY, "")
+        server.backend.enter(State.READY, "")
         page.until(READY)
 
         assert page.run("document.querySelector('#message').hidden") is True

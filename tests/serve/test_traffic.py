@@ -19,7 +19,7 @@ from tests.serve.stubs import Gated, Oracle, Slow, Stepped
 
 def counters(backend) -> tuple[int, int, int, int]:
     queue = backend.queue
-    return queue.queued_tokens, queue.running_tokens, queue.running_turns, queue.requests
+    return queue.queued_tokens, queue.running_tokens, queue.running_slots, queue.requests
 
 
 async def until(condition) -> None:
@@ -207,8 +207,8 @@ def test_a_real_client_that_hangs_up_is_noticed():
         assert scorer.waiting == 0
 
 
-def waiting_turns(backend) -> int:
-    return sum(len(tenant.turns) for tenant in backend.queue._tenants.values())
+def waiting_slots(backend) -> int:
+    return sum(len(tenant.waiting) for tenant in backend.queue._tenants.values())
 
 
 async def step_until_scored(scorer: Stepped, text: str) -> int:
@@ -237,9 +237,9 @@ async def test_one_key_that_floods_leaves_the_other_its_share():
             return asyncio.create_task(client.post("/v1/rerank", json=body, headers={"authorization": f"Bearer {key}"}))
 
         tasks = [ask(KEY, f"flood {i}") for i in range(90)]
-        await until(lambda: waiting_turns(client.backend) == 89)
+        await until(lambda: waiting_slots(client.backend) == 89)
         tasks += [ask(OTHER_KEY, f"quiet {i}") for i in range(5)]
-        await until(lambda: waiting_turns(client.backend) == 94)
+        await until(lambda: waiting_slots(client.backend) == 94)
         waited = max([await step_until_scored(scorer, f"quiet {i}") for i in range(5)])
 
         assert waited <= 3
@@ -250,10 +250,10 @@ async def test_a_small_request_passes_a_large_one_that_came_before():
     scorer = Stepped()
     async with app_client(scorer, max_running_tokens=40) as client:
         large = asyncio.create_task(client.rerank(documents=[f"large {i}" for i in range(900)]))
-        await until(lambda: waiting_turns(client.backend) > 250)
-        queued = waiting_turns(client.backend)
+        await until(lambda: waiting_slots(client.backend) > 250)
+        queued = waiting_slots(client.backend)
         small = asyncio.create_task(client.rerank(documents=["small 1"]))
-        await until(lambda: waiting_turns(client.backend) > queued)
+        await until(lambda: waiting_slots(client.backend) > queued)
 
         assert await step_until_scored(scorer, "small 1") <= 24  # of 900
         assert await finish(scorer, [large, small]) == [200, 200]

@@ -64,7 +64,7 @@ def serve(
     """Serve /v1/rerank and its relatives for any rerank client, and a playground at /."""
     from qwen_rerank.checks import check_choice
     from qwen_rerank.scorers.loading import check_model, load_scorer
-    from qwen_rerank.serve import logs, runner, supervisor
+    from qwen_rerank.serve import process, telemetry
     from qwen_rerank.serve.auth import KeyRing, load_keys
     from qwen_rerank.serve.settings import ServeSettings
 
@@ -82,20 +82,20 @@ def serve(
         grace_s=grace,
         watchdog_s=watchdog,
     )
-    logs.configure(level=check_choice("log_level", log_level, ("debug", "info", "warning", "error")).upper())
+    telemetry.configure(level=check_choice("log_level", log_level, ("debug", "info", "warning", "error")).upper())
     keys = load_keys(listed=api_keys, file=api_key_file)
     KeyRing(keys)
-    runner.check_exposure(host, has_keys=bool(keys), no_auth=no_auth)
+    process.check_exposure(host, has_keys=bool(keys), no_auth=no_auth)
     check_model(model)  # before the port is opened: a wrong name should not look like a server that starts
-    if supervise and not supervisor.is_child():
-        raise typer.Exit(supervisor.supervise(host, port))
+    if supervise and not process.is_child():
+        raise typer.Exit(process.supervise(host, port))
     load = partial(load_scorer, model, device=device, dtype=dtype, max_length=max_length)
-    runner.serve(
+    process.serve(
         load,
         host=host,
         port=port,
         settings=settings,
         api_keys=keys,
         no_auth=no_auth,
-        listener=supervisor.inherited_listener(),
+        listener=process.inherited_listener(),
     )

@@ -16,15 +16,22 @@ from qwen_rerank.protocols import SimpleScorer
 from qwen_rerank.serve import openapi, responses
 from qwen_rerank.serve.auth import KeyRing
 from qwen_rerank.serve.backend import Backend, State
-from qwen_rerank.serve.body import parse_object
 from qwen_rerank.serve.errors import ApiError
-from qwen_rerank.serve.gate import Exchange, Gate
-from qwen_rerank.serve.metrics import CONTENT_TYPE, Metrics
+from qwen_rerank.serve.middleware import RequestContext, RequestMiddleware
 from qwen_rerank.serve.playground import Playground
 from qwen_rerank.serve.responses import json_response
-from qwen_rerank.serve.schemas import RankingRequest, RerankRequest, ScoreRequest, TeiRequest, _Body, read
+from qwen_rerank.serve.schemas import (
+    PairsRequest,
+    RankingRequest,
+    RerankRequest,
+    ScoringBody,
+    TeiRequest,
+    parse_object,
+    read,
+)
 from qwen_rerank.serve.scoring import RerankJob, RerankResult
 from qwen_rerank.serve.settings import ServeSettings
+from qwen_rerank.serve.telemetry import METRICS_TYPE, Metrics
 
 _LARGE_BODY_BYTES = 1 << 18  # above it, parsing takes milliseconds and goes to a thread
 _TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -83,7 +90,7 @@ class _Server:
         playground.add_routes(self.app, openapi.extra)
         paths = frozenset(path for route in self.app.routes if (path := getattr(route, "path", None)))
         self.app.add_middleware(
-            Gate,
+            RequestMiddleware,
             settings=settings,
             keys=keys,
             metrics=self._metrics,
@@ -95,13 +102,13 @@ class _Server:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self._backend.start()
         yield
-        self._backend.turn(State.DRAINING, "the server is shutting down")
+        self._backend.enter(State.DRAINING, "the server is shutting down")
 
     def _watch_queue(self) -> None:
         queue, backend = self._backend.queue, self._backend
         self._metrics.watch("queued_tokens", "Estimated tokens that wait.", lambda: queue.queued_tokens)
         self._metrics.watch("running_tokens", "Estimated tokens with the model.", lambda: queue.running_tokens)
-        self._metrics.watch("running_calls", "Scorer calls under way.", lambda: queue.running_turns)
+        self._metrics.watch("running_calls", "Scorer calls under way.", lambda: queue.running_slots)
         self._metrics.watch("admitted_requests", "Requests admitted and not answered.", lambda: queue.requests)
         self._metrics.watch("ready", "1 when requests are taken.", lambda: float(backend.state is State.READY))
 
@@ -111,8 +118,8 @@ class _Server:
         for path in RERANK_PATHS:
             app.add_api_route(path, self.rerank, methods=["POST"], **openapi.documented(rerank, path))
         for path, handler, kind in (
-            ("/score", self.score, ScoreRequest),
-            ("/v1/score", self.score, ScoreRequest),
+            ("/score", self.score, PairsRequest),
+            ("/v1/score", self.score, PairsRequest),
             ("/v1/ranking", self.ranking, RankingRequest),
             ("/tei/rerank", self.tei, TeiRequest),
             ("/infinity/rerank", self.infinity, RerankRequest),
@@ -139,9 +146,9 @@ class _Server:
 
     async def rerank(self, request: Request) -> Response:
         """Rank documents by relevance. `texts` instead of `documents` answers as TEI, `passages` as NIM."""
-        exchange, body = await _body(request)
+        context, body = await _body(request)
         if "texts" in body and "documents" not in body:
-            exchange.tei = True
+            context.tei = True
             return await self._tei(request, body)
         if "passages" in body and "documents" not in body:
             return await self._ranking(request, body)
@@ -169,8 +176,8 @@ class _Server:
 
     async def score(self, request: Request) -> Response:
         """Score pairs, 1:1, 1:N or N:N, in input order: vLLM's shape."""
-        exchange, body = await _body(request)
-        wanted = read(ScoreRequest, body)
+        context, body = await _body(request)
+        wanted = read(PairsRequest, body)
         queries, documents = wanted.queries, wanted.documents
         if len(queries) not in (1, len(documents)):
             message = f"{len(queries)} queries and {len(documents)} documents: lengths must be 1:1, 1:N or N:N."
@@ -181,7 +188,7 @@ class _Server:
             jobs = [_job(wanted, query, [text]) for query, text in zip(queries, documents, strict=True)]
         results = await self._run(request, wanted, jobs)
         answer = responses.scores(
-            results, log_odds=wanted.wants_log_odds, request_id=exchange.id, model=self._backend.names.reported
+            results, log_odds=wanted.wants_log_odds, request_id=context.id, model=self._backend.names.reported
         )
         return json_response(answer)
 
@@ -229,7 +236,7 @@ class _Server:
 
     async def metrics(self) -> Response:
         """Show the counters for Prometheus."""
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+        return Response(self._metrics.text(), media_type=METRICS_TYPE)
 
     async def docs(self) -> Response:
         """Show this description as a page that needs nothing from elsewhere."""
@@ -238,7 +245,7 @@ class _Server:
     async def _listed(self, request: Request, body: dict[str, Any], answer: Callable[..., object]) -> Response:
         wanted = read(RerankRequest, body)
         result = await self._rank(request, wanted, wanted.query, wanted.documents)
-        request_id = request.state.exchange.id
+        request_id = request.state.context.id
         return json_response(answer(wanted, result, request_id=request_id, model=self._backend.names.reported))
 
     async def _tei(self, request: Request, body: dict[str, Any]) -> Response:
@@ -249,20 +256,20 @@ class _Server:
         wanted = read(RankingRequest, body)
         return json_response(responses.ranking(await self._rank(request, wanted, wanted.query, wanted.passages)))
 
-    async def _rank(self, request: Request, wanted: _Body, query: str, documents: Sequence[str]) -> RerankResult:
+    async def _rank(self, request: Request, wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankResult:
         [result] = await self._run(request, wanted, [_job(wanted, query, documents)])
         return result
 
-    async def _run(self, request: Request, wanted: _Body, jobs: Sequence[RerankJob]) -> list[RerankResult]:
+    async def _run(self, request: Request, wanted: ScoringBody, jobs: Sequence[RerankJob]) -> list[RerankResult]:
         """Ask the model, and count what it did."""
         scoring = self._backend.scoring
         self._backend.names.check(wanted.model)
-        exchange: Exchange = request.state.exchange
+        context: RequestContext = request.state.context
         n_documents = sum(len(job.documents) for job in jobs)
-        exchange.event |= {"documents": n_documents}
-        results = await scoring.run(exchange.tenant, jobs, timeout_s=self._timeout_s(request))
+        context.event |= {"documents": n_documents}
+        results = await scoring.run(context.tenant, jobs, timeout_s=self._timeout_s(request))
         tokens = sum(result.tokens for result in results)
-        exchange.event |= {"tokens": tokens}
+        context.event |= {"tokens": tokens}
         self._metrics.documents.inc(n_documents)
         self._metrics.tokens.inc(tokens)
         self._metrics.truncated.inc(sum(hit.truncated for result in results for hit in result.ranked))
@@ -279,14 +286,14 @@ class _Server:
         return min(self._settings.request_timeout_s, int(given) / 1000)
 
 
-async def _body(request: Request) -> tuple[Exchange, dict[str, Any]]:
-    exchange: Exchange = request.state.exchange
-    if len(exchange.body) > _LARGE_BODY_BYTES:
-        return exchange, await asyncio.to_thread(parse_object, exchange.body)
-    return exchange, parse_object(exchange.body)
+async def _body(request: Request) -> tuple[RequestContext, dict[str, Any]]:
+    context: RequestContext = request.state.context
+    if len(context.body) > _LARGE_BODY_BYTES:
+        return context, await asyncio.to_thread(parse_object, context.body)
+    return context, parse_object(context.body)
 
 
-def _job(wanted: _Body, query: str, documents: Sequence[str]) -> RerankJob:
+def _job(wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankJob:
     prompt_tokens = wanted.truncate_prompt_tokens
     return RerankJob(
         query=query,

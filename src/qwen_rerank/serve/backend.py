@@ -1,4 +1,4 @@
-"""The model behind the server, and whether it may be asked."""
+"""The model behind the server: loading, checking, its names, and whether it may be asked."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from enum import StrEnum
 from qwen_rerank.errors import RerankError
 from qwen_rerank.protocols import SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
+from qwen_rerank.serve.admission import FairQueue
 from qwen_rerank.serve.errors import ApiError
-from qwen_rerank.serve.names import ModelNames
-from qwen_rerank.serve.queue import FairQueue
 from qwen_rerank.serve.scoring import Scoring
 from qwen_rerank.serve.selfcheck import check_scorer
 from qwen_rerank.serve.settings import ServeSettings
 
 logger = logging.getLogger("qwen_rerank.serve")
 
+_UNNAMED = ("", "default", "default/not-specified")  # what clients send that have no name to send
 _RETRY_S = {"loading": 5.0, "draining": 2.0, "stalled": 10.0, "failed": 60.0}
 
 
@@ -80,7 +80,7 @@ class Backend:
     @property
     def busy(self) -> bool:
         """Whether a thread of the model may still be running: it is loading, or calls are under way."""
-        return bool(self.queue.running_turns) or (self._loading is not None and not self._loading.done())
+        return bool(self.queue.running_slots) or (self._loading is not None and not self._loading.done())
 
     def start(self) -> None:
         """Begin to load; the server answers 503 meanwhile."""
@@ -91,7 +91,7 @@ class Backend:
         if self._loading is not None:
             await asyncio.wait([self._loading])
 
-    def turn(self, state: State, reason: str) -> None:
+    def enter(self, state: State, reason: str) -> None:
         """Go to another state; from DRAINING and STALLED there is no way back."""
         if self.state not in (State.DRAINING, State.STALLED):
             self.state, self.reason = state, reason
@@ -106,9 +106,43 @@ class Backend:
             self.checks = await asyncio.to_thread(check_scorer, scorer)
         except RerankError as exc:
             logger.error("the model cannot be served: %s", exc)
-            self.turn(State.FAILED, "the model could not be loaded or failed its self check; the log says why")
+            self.enter(State.FAILED, "the model could not be loaded or failed its self check; the log says why")
         except Exception:
             logger.exception("the model cannot be served")
-            self.turn(State.FAILED, "the model could not be loaded; the log says why")
+            self.enter(State.FAILED, "the model could not be loaded; the log says why")
         else:
-            self.turn(State.READY, "; ".join(self.checks))
+            self.enter(State.READY, "; ".join(self.checks))
+
+
+class ModelNames:
+    """The names of the one model that is served.
+
+    Args:
+        own: The scorer's name; its last part is a name too. A folder goes by its last part alone, so that no answer
+            tells where things lie on this machine.
+        settings: Further names, and whether any name will do.
+    """
+
+    def __init__(self, own: str, settings: ServeSettings) -> None:
+        short = own.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+        names = [short] if own.startswith(("/", ".", "~")) or "\\" in own else [own, short]
+        self.all = list(dict.fromkeys([*settings.served_names, *names]))
+        self._known = {name.lower() for name in (*self.all, *_UNNAMED)}
+        self._any = settings.any_model
+
+    @property
+    def reported(self) -> str:
+        """The name that answers carry."""
+        return self.all[0]
+
+    def check(self, given: str | None) -> None:
+        """Refuse a name that is not served.
+
+        Raises:
+            ApiError: 404.
+        """
+        if given is None or self._any or given.strip().lower() in self._known:
+            return
+        served = ", ".join(repr(name) for name in self.all)
+        message = f"this model is not served here; the server has {served}, and `model` may be left out."
+        raise ApiError(404, "model_not_found", message, param="model")

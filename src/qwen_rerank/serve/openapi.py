@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from qwen_rerank.serve import responses
 from qwen_rerank.serve.errors import ErrorAnswer
-from qwen_rerank.serve.pages import page_response
+from qwen_rerank.serve.responses import page_response
 
 DESCRIPTION = (
     "Ranks documents by relevance to a query. `/v1/rerank`, `/v2/rerank` and `/rerank` are one route that answers in "

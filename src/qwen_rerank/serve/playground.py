@@ -1,4 +1,4 @@
-"""The page at `/`: both rounds side by side, for a newcomer. Its files are public, its searches need the key."""
+"""The playground at `/`: both rounds side by side, for a newcomer. Its files are public, its searches need the key."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.samples import LANGUAGES, load_sample
 from qwen_rerank.serve import openapi
 from qwen_rerank.serve.backend import Backend
-from qwen_rerank.serve.body import parse_object
 from qwen_rerank.serve.errors import ApiError
-from qwen_rerank.serve.gate import Exchange
-from qwen_rerank.serve.pages import page_response
-from qwen_rerank.serve.responses import json_response
-from qwen_rerank.serve.schemas import SearchRequest, read
+from qwen_rerank.serve.middleware import RequestContext
+from qwen_rerank.serve.responses import json_response, page_response
+from qwen_rerank.serve.schemas import SearchRequest, parse_object, read
 from qwen_rerank.serve.scoring import RerankJob, RerankResult, Scoring
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
@@ -62,8 +60,8 @@ class Playground:
 
     async def search(self, request: Request) -> Response:
         """Recall candidates, rank them, and show the prompt of the best one."""
-        exchange: Exchange = request.state.exchange
-        wanted = read(SearchRequest, parse_object(exchange.body))
+        context: RequestContext = request.state.context
+        wanted = read(SearchRequest, parse_object(context.body))
         first_stage, second_stage = _FirstStage(_documents(wanted)), _SecondStage(self._run, request, wanted)
         line = TwoStageRetriever(first_stage, second_stage, top_k=wanted.top_k, top_n=wanted.top_k)
         scoring = self._backend.scoring

@@ -1,4 +1,4 @@
-"""One request's way through the model: cut, wait for slots, score, count."""
+"""Scoring of requests: documents cut as asked for, slices that wait for slots, tokens counted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from qwen_rerank.errors import InvalidInputError, QueryTooLongError
 from qwen_rerank.reranker import LongDocuments, Reranker
 from qwen_rerank.scorers.base import Arguments, BaseScorer, Prepared, ScoreRequest
+from qwen_rerank.serve.admission import Admission, FairQueue
 from qwen_rerank.serve.errors import ApiError
-from qwen_rerank.serve.queue import FairQueue, Ticket
 from qwen_rerank.serve.settings import ServeSettings
 from qwen_rerank.types import Document, Fit, RankedDocument, Scores
 
@@ -73,9 +73,9 @@ class Scoring:
             RerankError: Whatever the scorer raises.
         """
         tokens = self._checked_size(jobs)
-        with self.queue.admit(tenant, tokens) as ticket:
+        with self.queue.admit(tenant, tokens) as admission:
             async with self.queue.deadline(timeout_s):
-                return await _together([self._run(ticket, job) for job in jobs])
+                return await _together([self._run(admission, job) for job in jobs])
 
     def instruction(self, given: str | None) -> str | None:
         """Return what relevance means to a request that gives this; None for the scorer's default."""
@@ -103,9 +103,9 @@ class Scoring:
         longest = None if long_documents == "windows" else self.scorer.max_length
         return estimate_tokens(job.query, job.documents, longest=longest)
 
-    async def _run(self, ticket: Ticket, job: RerankJob) -> RerankResult:
+    async def _run(self, admission: Admission, job: RerankJob) -> RerankResult:
         texts = await self._cut(job)
-        scorer = SlotScorer(self.scorer, ticket, self._slot_tokens)
+        scorer = SlotScorer(self.scorer, admission, self._slot_tokens)
         reranker = Reranker(
             scorer,
             long_documents=job.long_documents or self._settings.long_documents,
@@ -157,13 +157,13 @@ class SlotScorer(BaseScorer):
         tokens: Prompt tokens so far; exact where the scorer tells, else estimated.
     """
 
-    def __init__(self, scorer: BaseScorer, ticket: Ticket, slot_tokens: int) -> None:
+    def __init__(self, scorer: BaseScorer, admission: Admission, slot_tokens: int) -> None:
         self.name = scorer.name
         self.fingerprint = scorer.fingerprint
         self.takes_instruction = scorer.takes_instruction
         self.tokens = 0
         self._scorer = scorer
-        self._ticket = ticket
+        self._admission = admission
         self._slot_tokens = slot_tokens
 
     async def arun(self, arguments: Arguments) -> list[Scores]:
@@ -179,10 +179,10 @@ class SlotScorer(BaseScorer):
         return results
 
     async def _score(self, request: ScoreRequest) -> Scores:
-        """Make a request ready in its first slot, so that this waits its turn as well, and score it slice by slice."""
+        """Make a request ready in its first slot, so that this waits as well, and score it slice by slice."""
         head, *sizes = text_sizes(request.query, request.texts, longest=self._scorer.max_length)
         _, _, expected = slices(head, sizes, self._slot_tokens)[0]
-        async with _tasks() as tasks, self._ticket.turn(expected):
+        async with _tasks() as tasks, self._admission.slot(expected):
             prepared = await self._scorer.aprepare(request)
             shared = prepared.shared_tokens
             costs = [
@@ -196,7 +196,7 @@ class SlotScorer(BaseScorer):
 
     async def _slice(self, prepared: Prepared, place: Slice) -> Scores:
         start, stop, tokens = place
-        async with self._ticket.turn(tokens):
+        async with self._admission.slot(tokens):
             return await prepared.ascore(start, stop)
 
     def _measure(self, query: str, texts: Sequence[str], instruction: str | None) -> list[Fit]:

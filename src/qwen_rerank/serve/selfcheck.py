@@ -1,4 +1,4 @@
-"""Is this model giving real scores? Asked once, before the first request is taken; a failure keeps the server red."""
+"""Self check of a loaded model, before the first request is taken: published scores, and scores that make sense."""
 
 from __future__ import annotations
 

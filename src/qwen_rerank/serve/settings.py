@@ -1,4 +1,4 @@
-"""How the server runs: names, limits and times, checked once."""
+"""`ServeSettings`: names, limits and times of the server, checked once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ServeSettings:
         max_queue_wait_s: Longest expected wait at which a request is still admitted.
         patience_requests: Admitted requests up to which a key is not refused for the expected wait.
         max_running_tokens: Estimated tokens handed to the scorer at a time; None for twice its own `token_budget`, or
-            65,536 where it has none. One scorer call takes a quarter of it; a longer request takes turns with others.
+            65,536 where it has none. One scorer call takes a quarter of it; a longer request is scored in slices.
         request_timeout_s: From the complete request to its answer; a request may ask for less.
         head_timeout_s: To receive the request line and headers.
         receive_timeout_s: To receive the body.

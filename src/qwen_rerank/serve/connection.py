@@ -1,4 +1,4 @@
-"""HTTP/1.1 on the socket: uvicorn's h11 protocol with the deadlines and the error shape that it lacks."""
+"""HTTP/1.1 on a connection: uvicorn's h11 protocol with the deadlines and the error shape that it lacks."""
 
 from __future__ import annotations
 

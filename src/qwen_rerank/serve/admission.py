@@ -1,7 +1,8 @@
-"""Who may come in, and whose turn it is: admission by expected wait, fair shares, nothing done for those who left.
+"""Admission and slots: who is let in by the expected wait, and whose work is next by fair shares.
 
 Start-time fair queueing on two levels: keys share the model equally, and so do the requests of one key. A long request
-takes its turns in chunks, so a short one that comes later passes it.
+is scored in slices, each in a slot of its own, so a short one that comes later passes it. Nothing is done for those who
+have left.
 """
 
 from __future__ import annotations
@@ -19,33 +20,33 @@ from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.settings import ServeSettings
 
 _MEMORY_S = 10.0  # how long the measured speed remembers
-_FEWEST_TURNS = 16  # before which the measured speed is mostly noise
+_FEWEST_SLOTS = 16  # before which the measured speed is mostly noise
 
 
 @dataclass(eq=False)
-class _Turn:
-    """A chunk that waits for its turn."""
+class _Slot:
+    """A slice that waits for its slot."""
 
-    ticket: Ticket
+    admission: Admission
     tokens: int
     granted: asyncio.Future[None]
 
 
 @dataclass(eq=False)
 class _Tenant:
-    """One key's share: its waiting turns, earliest virtual start first."""
+    """One key's share: its waiting slots, earliest virtual start first."""
 
     name: str
     clock: float
     requests: int = 0
     tokens: int = 0  # admitted and not yet handed to the scorer
-    turns: list[tuple[float, int, _Turn]] = field(default_factory=list)
+    waiting: list[tuple[float, int, _Slot]] = field(default_factory=list)
     served: float = 0.0
 
 
 @dataclass(eq=False)
-class Ticket:
-    """An admitted request. `async with ticket.turn(tokens):` waits for its turn and counts as running inside."""
+class Admission:
+    """An admitted request. `async with admission.slot(tokens):` waits for a slot and counts as running inside."""
 
     queue: FairQueue
     tenant: _Tenant
@@ -53,7 +54,7 @@ class Ticket:
     clock: float
 
     @asynccontextmanager
-    async def turn(self, tokens: int) -> AsyncIterator[None]:
+    async def slot(self, tokens: int) -> AsyncIterator[None]:
         """Wait until `tokens` of this request may run."""
         await self.queue._wait(self, tokens)
         try:
@@ -63,7 +64,7 @@ class Ticket:
 
 
 class FairQueue:
-    """Admits requests and hands out turns.
+    """Admits requests and hands out slots.
 
     Args:
         settings: Its `max_queued_*`, `max_queue_wait_s`, `patience_requests` and `max_running_tokens` count here.
@@ -72,7 +73,7 @@ class FairQueue:
     Attributes:
         max_running_tokens: Tokens handed to the scorer at a time.
         running_tokens: Those that are with the scorer now.
-        running_turns: Scorer calls under way.
+        running_slots: Scorer calls under way.
         requests: Requests admitted and not yet answered.
     """
 
@@ -87,7 +88,7 @@ class FairQueue:
         self._progress_at = clock()
         self.max_running_tokens = settings.max_running_tokens or 65_536
         self.running_tokens = 0
-        self.running_turns = 0
+        self.running_slots = 0
         self.requests = 0
 
     @property
@@ -98,10 +99,10 @@ class FairQueue:
     @property
     def stalled_s(self) -> float:
         """Seconds since something last moved, 0 while nothing runs."""
-        return self._now() - self._progress_at if self.running_turns else 0.0
+        return self._now() - self._progress_at if self.running_slots else 0.0
 
     @contextmanager
-    def admit(self, name: str, tokens: int) -> Iterator[Ticket]:
+    def admit(self, name: str, tokens: int) -> Iterator[Admission]:
         """Take a request of `tokens` in, as long as the block lasts.
 
         Raises:
@@ -112,12 +113,12 @@ class FairQueue:
         tenant.requests += 1
         tenant.tokens += tokens
         self.requests += 1
-        ticket = Ticket(self, tenant, tokens, clock=tenant.clock)
+        admission = Admission(self, tenant, tokens, clock=tenant.clock)
         try:
-            yield ticket
+            yield admission
         finally:
             tenant.requests -= 1
-            tenant.tokens -= ticket.tokens
+            tenant.tokens -= admission.tokens
             self.requests -= 1
             if not tenant.requests:
                 del self._tenants[name]
@@ -138,7 +139,7 @@ class FairQueue:
             timeout.reschedule(asyncio.get_running_loop().time())
 
     def expected_wait_s(self, name: str) -> float:
-        """Return how long a request of this key would wait for its turn; 0 while the speed is unknown."""
+        """Return how long a request of this key would wait for its slot; 0 while the speed is unknown."""
         tenant = self._tenants.get(name)
         others = [other for other in self._tenants.values() if other.name != name and other.tokens]
         own = tenant.tokens if tenant else 0
@@ -161,58 +162,58 @@ class FairQueue:
         if (wait := self.expected_wait_s(name)) > settings.max_queue_wait_s:
             raise _overloaded("the queue is too long", wait - settings.max_queue_wait_s)
 
-    async def _wait(self, ticket: Ticket, tokens: int) -> None:
-        tenant = ticket.tenant
-        turn = _Turn(ticket, tokens, asyncio.get_running_loop().create_future())
-        start = max(tenant.clock, ticket.clock)
-        ticket.clock = start + tokens
-        heapq.heappush(tenant.turns, (start, next(self._order), turn))
+    async def _wait(self, admission: Admission, tokens: int) -> None:
+        tenant = admission.tenant
+        slot = _Slot(admission, tokens, asyncio.get_running_loop().create_future())
+        start = max(tenant.clock, admission.clock)
+        admission.clock = start + tokens
+        heapq.heappush(tenant.waiting, (start, next(self._order), slot))
         self._dispatch()
         try:
-            await turn.granted
+            await slot.granted
         except asyncio.CancelledError:
-            if turn.granted.done() and not turn.granted.cancelled():
+            if slot.granted.done() and not slot.granted.cancelled():
                 self._done(tokens)  # granted and cancelled in the same step of the loop
-            turn.granted.cancel()
+            slot.granted.cancel()
             raise
 
     def _done(self, tokens: int) -> None:
         self._progress(tokens)
         self.running_tokens -= tokens
-        self.running_turns -= 1
+        self.running_slots -= 1
         self._dispatch()
 
     def _dispatch(self) -> None:
         while (tenant := self._next_tenant()) is not None:
-            start, _, turn = tenant.turns[0]
-            if self.running_turns and self.running_tokens + turn.tokens > self.max_running_tokens:
+            start, _, slot = tenant.waiting[0]
+            if self.running_slots and self.running_tokens + slot.tokens > self.max_running_tokens:
                 return
-            heapq.heappop(tenant.turns)
+            heapq.heappop(tenant.waiting)
             # The clock runs with the work, shared by the key's requests; so an endless row of new requests, which
             # start at the clock, cannot keep an older one waiting for ever.
-            tenant.clock = max(tenant.clock, start) + turn.tokens / max(1, tenant.requests)
+            tenant.clock = max(tenant.clock, start) + slot.tokens / max(1, tenant.requests)
             self._virtual = max(self._virtual, tenant.served)
-            tenant.served += turn.tokens
-            self._start(turn)
+            tenant.served += slot.tokens
+            self._start(slot)
 
     def _next_tenant(self) -> _Tenant | None:
         """Return the key that has had least, among those that wait."""
         for tenant in self._tenants.values():
-            while tenant.turns and tenant.turns[0][2].granted.done():  # left before its turn came
-                heapq.heappop(tenant.turns)
-        waiting = [tenant for tenant in self._tenants.values() if tenant.turns]
+            while tenant.waiting and tenant.waiting[0][2].granted.done():  # left before its slot came
+                heapq.heappop(tenant.waiting)
+        waiting = [tenant for tenant in self._tenants.values() if tenant.waiting]
         return min(waiting, key=lambda tenant: tenant.served, default=None)
 
-    def _start(self, turn: _Turn) -> None:
-        if not self.running_turns:
+    def _start(self, slot: _Slot) -> None:
+        if not self.running_slots:
             self._speed.rest(self._now())
             self._progress_at = self._now()
-        handed = min(turn.tokens, turn.ticket.tokens)
-        turn.ticket.tokens -= handed
-        turn.ticket.tenant.tokens -= handed
-        self.running_tokens += turn.tokens
-        self.running_turns += 1
-        turn.granted.set_result(None)
+        handed = min(slot.tokens, slot.admission.tokens)
+        slot.admission.tokens -= handed
+        slot.admission.tenant.tokens -= handed
+        self.running_tokens += slot.tokens
+        self.running_slots += 1
+        slot.granted.set_result(None)
 
     def _progress(self, tokens: int) -> None:
         self._progress_at = self._now()
@@ -226,16 +227,16 @@ class _Speed:
         self._at = 0.0
         self._tokens = 0.0
         self._busy_s = 0.0
-        self._turns = 0
+        self._slots = 0
 
     @property
     def tokens_per_s(self) -> float:
         """The speed, 0.0 as long as nothing was measured."""
         if self._busy_s <= 0:
             return 0.0
-        # The fewer turns it rests on, the faster it is taken to be: noise refuses nobody, and yet a flood that comes at
+        # The fewer slots it rests on, the faster it is taken to be: noise refuses nobody, and yet a flood that comes at
         # the very start does not all get in.
-        return self._tokens / self._busy_s * max(1.0, _FEWEST_TURNS / self._turns)
+        return self._tokens / self._busy_s * max(1.0, _FEWEST_SLOTS / self._slots)
 
     def rest(self, now: float) -> None:
         """Note that nothing ran until now."""
@@ -248,7 +249,7 @@ class _Speed:
         self._tokens = self._tokens * keep + tokens
         self._busy_s = self._busy_s * keep + elapsed
         self._at = now
-        self._turns += 1
+        self._slots += 1
 
 
 def _overloaded(reason: str, wait_s: float) -> ApiError:

@@ -1,4 +1,4 @@
-"""Whose turn it is, and who is let in: told by a clock that the test turns itself."""
+"""Who is let in, and whose slot is next: told by a clock that the test turns itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import contextlib
 
 import pytest
 
+from qwen_rerank.serve.admission import FairQueue
 from qwen_rerank.serve.errors import ApiError
-from qwen_rerank.serve.queue import FairQueue
 from qwen_rerank.serve.settings import ServeSettings
 
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 class Line:
-    """A queue, its clock, and the order in which turns were granted."""
+    """A queue, its clock, and the order in which slots were granted."""
 
     def __init__(self, **settings: object) -> None:
         self.clock = Clock()
@@ -29,17 +29,17 @@ class Line:
         self.tasks: list[asyncio.Task[None]] = []
         self.steps = asyncio.Semaphore(0)
 
-    async def ask(self, tenant: str, label: str, *chunks: int) -> asyncio.Task[None]:
-        """Admit a request of these chunks; each runs until `step`."""
+    async def ask(self, tenant: str, label: str, *slices: int) -> asyncio.Task[None]:
+        """Admit a request of these slices; each runs until `step`."""
 
-        async def chunk(ticket, tokens: int) -> None:
-            async with ticket.turn(tokens):
+        async def run_slice(admission, tokens: int) -> None:
+            async with admission.slot(tokens):
                 self.granted.append(label)
                 await self.steps.acquire()
 
         async def run() -> None:
-            with self.queue.admit(tenant, sum(chunks)) as ticket:
-                await asyncio.gather(*(chunk(ticket, tokens) for tokens in chunks))
+            with self.queue.admit(tenant, sum(slices)) as admission:
+                await asyncio.gather(*(run_slice(admission, tokens) for tokens in slices))
 
         task = asyncio.create_task(run())
         self.tasks.append(task)
@@ -58,17 +58,14 @@ class Line:
         self.granted.clear()
 
     async def step(self, n: int = 1, *, seconds: float = 1.0) -> None:
-        """Let `n` running chunks end, one after the other."""
+        """Let `n` running slices end, one after the other."""
         for _ in range(n):
             self.clock.now += seconds
             self.steps.release()
             await self.settle()
 
-    def turns_after(self, label: str, start: int) -> int:
-        return self.granted.index(label, start) - start
 
-
-async def test_a_small_request_behind_a_huge_one_waits_for_two_chunks_at_most():
+async def test_a_small_request_behind_a_huge_one_waits_for_two_slices_at_most():
     line = Line()
     await line.ask("k", "huge", *[10] * 100)
     await line.ask("k", "small", 5)
@@ -120,7 +117,7 @@ async def test_a_key_keeps_its_goodput_while_another_floods():
     assert beside >= 0.9 * alone
 
 
-async def test_a_key_that_rested_does_not_save_up_turns():
+async def test_a_key_that_rested_does_not_save_up_slots():
     line = Line()
     await line.ask("a", "a", *[10] * 30)
     await line.step(10)
@@ -153,7 +150,7 @@ async def test_who_leaves_the_queue_is_never_started_and_leaves_no_trace():
     await line.step(2)
 
     assert line.granted == ["running", "next"]
-    assert (line.queue.queued_tokens, line.queue.running_tokens, line.queue.running_turns, line.queue.requests) == (
+    assert (line.queue.queued_tokens, line.queue.running_tokens, line.queue.running_slots, line.queue.requests) == (
         0,
     ) * 4
 
@@ -269,7 +266,7 @@ async def test_giving_up_ends_every_deadline():
 
 
 async def test_random_traffic_never_loses_count(full):
-    """Whatever comes and goes, at the end nothing is queued or running, and every admitted chunk ran or was cancelled."""
+    """Whatever comes and goes, at the end nothing is queued or running, and every admitted slice ran or was cancelled."""
     import random
 
     chance = random.Random(7)
@@ -283,12 +280,12 @@ async def test_random_traffic_never_loses_count(full):
         elif line.tasks:
             chance.choice(line.tasks).cancel()
             await line.settle()
-        assert line.queue.running_turns >= 0
-        assert line.queue.running_tokens <= 30 or line.queue.running_turns == 1
+        assert line.queue.running_slots >= 0
+        assert line.queue.running_tokens <= 30 or line.queue.running_slots == 1
     for task in line.tasks:
         task.cancel()
     await asyncio.gather(*line.tasks, return_exceptions=True)
 
-    assert (line.queue.queued_tokens, line.queue.running_tokens, line.queue.running_turns, line.queue.requests) == (
+    assert (line.queue.queued_tokens, line.queue.running_tokens, line.queue.running_slots, line.queue.requests) == (
         0,
     ) * 4

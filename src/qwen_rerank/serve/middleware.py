@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it, as plain ASGI.
+"""Middleware that every request passes before a route sees it, as plain ASGI.
 
 Who asks, whether the request is well formed, its body in bounded memory and time; and afterwards one log line, the
 counters, and one JSON shape for every error. A request whose client leaves is cancelled, and with it all its work.
@@ -18,9 +18,9 @@ from typing import Any
 
 from qwen_rerank.serve.auth import KeyRing
 from qwen_rerank.serve.errors import ApiError, from_exception
-from qwen_rerank.serve.metrics import Metrics
 from qwen_rerank.serve.responses import json_bytes
 from qwen_rerank.serve.settings import ServeSettings
+from qwen_rerank.serve.telemetry import Metrics
 
 logger = logging.getLogger("qwen_rerank.serve")
 
@@ -38,8 +38,8 @@ _SAFE_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b
 
 
 @dataclass(slots=True)
-class Exchange:
-    """One request and what becomes of it; routes find it in `request.state.exchange`.
+class RequestContext:
+    """One request and what becomes of it; routes find it in `request.state.context`.
 
     Attributes:
         id: Echoed as `x-request-id`.
@@ -64,8 +64,8 @@ class Exchange:
     event: dict[str, Any] = field(default_factory=dict)
 
 
-class Gate:
-    """Wraps an ASGI app.
+class RequestMiddleware:
+    """ASGI middleware around the routes.
 
     Args:
         app: The routes.
@@ -99,20 +99,20 @@ class Gate:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        exchange = _exchange(scope)
-        exchange.route = scope["path"] if scope["path"] in self._known else "other"
-        scope.setdefault("state", {})["exchange"] = exchange
+        context = _context(scope)
+        context.route = scope["path"] if scope["path"] in self._known else "other"
+        scope.setdefault("state", {})["context"] = context
         try:
-            await self._serve(exchange, scope, receive, _recording(exchange, send))
+            await self._serve(context, scope, receive, _recording(context, send))
         except Exception as exc:
-            await self._fail(exchange, exc, scope, receive, _recording(exchange, send))
+            await self._fail(context, exc, scope, receive, _recording(context, send))
         except asyncio.CancelledError:  # the grace of a shutdown is over
             stopped = ApiError(503, "shut_down", "the server stopped before the answer was ready.", close=True)
-            exchange.received = True
-            await self._fail(exchange, stopped, scope, receive, _recording(exchange, send))
+            context.received = True
+            await self._fail(context, stopped, scope, receive, _recording(context, send))
         finally:
-            self._buffered_bytes -= len(exchange.body)
-            self._note(exchange, scope)
+            self._buffered_bytes -= len(context.body)
+            self._note(context, scope)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -120,29 +120,29 @@ class Gate:
         else:
             await self._app(scope, receive, send)
 
-    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self._check_head(exchange, scope, headers)
+        self._check_head(context, scope, headers)
         if scope["method"] in ("POST", "PUT", "PATCH"):
             _check_content_headers(headers, self._settings.max_body_bytes)
-            exchange.received = True
-            exchange.body = await self._read(receive)
-            if exchange.body:
+            context.received = True
+            context.body = await self._read(receive)
+            if context.body:
                 _check_content_type(headers)
-        await _run_unless_left(self._app, exchange, scope, receive, send)
+        await _run_unless_left(self._app, context, scope, receive, send)
 
-    def _check_head(self, exchange: Exchange, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+    def _check_head(self, context: RequestContext, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         if scope["http_version"] not in ("1.0", "1.1"):
             raise ApiError(400, "invalid_http", "only HTTP/1.0 and HTTP/1.1 are spoken here.", close=True)
         is_public = scope["path"] in self._public and scope["method"] in ("GET", "HEAD") and _is_plain_path(scope)
         host = (scope.get("client") or ("",))[0]
-        exchange.tenant = host if is_public else self._keys.identify(headers)
-        if exchange.tenant == "open":
-            exchange.tenant = f"host {host}"  # without keys, a share for each address
+        context.tenant = host if is_public else self._keys.identify(headers)
+        if context.tenant == "open":
+            context.tenant = f"host {host}"  # without keys, a share for each address
         if not _is_plain_path(scope):
             raise ApiError(404, "not_found", "there is no such route.")
         if scope["query_string"] and scope["method"] == "POST":
-            exchange.event["query_ignored"] = True
+            context.event["query_ignored"] = True
 
     async def _read(self, receive: Receive) -> bytes:
         """Return the body.
@@ -187,18 +187,18 @@ class Gate:
             raise ApiError(429, "overloaded", message, retry_after_s=1, close=True)
         self._buffered_bytes += n_bytes
 
-    async def _fail(self, exchange: Exchange, exc: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _fail(self, context: RequestContext, exc: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         error = from_exception(exc)
-        exchange.event["code"] = error.code
+        context.event["code"] = error.code
         if error.status == 500:
-            logger.exception("internal error", extra={"event": {"request_id": exchange.id}})
-        if exchange.status or error.status == _CLIENT_LEFT:
-            exchange.status = exchange.status or _CLIENT_LEFT
+            logger.exception("internal error", extra={"event": {"request_id": context.id}})
+        if context.status or error.status == _CLIENT_LEFT:
+            context.status = context.status or _CLIENT_LEFT
             return
-        if not exchange.received and "connection" not in error.headers:
+        if not context.received and "connection" not in error.headers:
             await self._discard(scope, receive, error)
         with contextlib.suppress(OSError):
-            await send_error(error, exchange, send)
+            await send_error(error, context, send)
 
     async def _discard(self, scope: Scope, receive: Receive, error: ApiError) -> None:
         """Read what the client is still sending, so that it sees the answer; close where that would be too much."""
@@ -222,38 +222,38 @@ class Gate:
                         return
         error.headers["connection"] = "close"
 
-    def _note(self, exchange: Exchange, scope: Scope) -> None:
-        seconds = time.monotonic() - exchange.started_at
-        self._metrics.requests.labels(exchange.route, str(exchange.status)).inc()
-        self._metrics.seconds.labels(exchange.route).observe(seconds)
-        if exchange.status == _CLIENT_LEFT:
+    def _note(self, context: RequestContext, scope: Scope) -> None:
+        seconds = time.monotonic() - context.started_at
+        self._metrics.requests.labels(context.route, str(context.status)).inc()
+        self._metrics.seconds.labels(context.route).observe(seconds)
+        if context.status == _CLIENT_LEFT:
             self._metrics.disconnected.inc()
         event = {
-            "request_id": exchange.id,
+            "request_id": context.id,
             "method": scope["method"],
             "path": scope["path"],
-            "status": exchange.status,
+            "status": context.status,
             "ms": round(1000 * seconds, 1),
-            "who": exchange.tenant,
-            **exchange.event,
+            "who": context.tenant,
+            **context.event,
         }
         logger.info("request", extra={"event": event})
 
 
-async def send_error(error: ApiError, exchange: Exchange, send: Send) -> None:
+async def send_error(error: ApiError, context: RequestContext, send: Send) -> None:
     """Send an error in the shape that was asked for."""
-    body = json_bytes(error.body(exchange.id, tei=exchange.tei))
+    body = json_bytes(error.body(context.id, tei=context.tei))
     headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _run_unless_left(app: App, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+async def _run_unless_left(app: App, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
     """Run the app; cancel it when the client leaves."""
 
     async def replay() -> Message:
-        return {"type": "http.request", "body": exchange.body, "more_body": False}
+        return {"type": "http.request", "body": context.body, "more_body": False}
 
     work = asyncio.ensure_future(app(scope, replay, send))
     if scope["method"] != "POST":
@@ -276,24 +276,24 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def _recording(exchange: Exchange, send: Send) -> Send:
+def _recording(context: RequestContext, send: Send) -> Send:
     async def record(message: Message) -> None:
         if message["type"] == "http.response.start":
-            exchange.status = message["status"]
+            context.status = message["status"]
             message["headers"] = [
                 *message.get("headers", []),
                 *_SAFE_HEADERS,
-                (b"x-request-id", exchange.id.encode()),
+                (b"x-request-id", context.id.encode()),
             ]
         await send(message)
 
     return record
 
 
-def _exchange(scope: Scope) -> Exchange:
+def _context(scope: Scope) -> RequestContext:
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     known = _REQUEST_ID.fullmatch(given)
-    return Exchange(given if known else uuid.uuid4().hex, time.monotonic(), tei=scope["path"].startswith("/tei/"))
+    return RequestContext(given if known else uuid.uuid4().hex, time.monotonic(), tei=scope["path"].startswith("/tei/"))
 
 
 def _is_plain_path(scope: Scope) -> bool:

@@ -1,4 +1,4 @@
-"""A process that serves: one port, clean signals, and an end when the model hangs."""
+"""The process that serves: its port, its signals, its end when the model hangs, and a parent that starts it again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import ipaddress
 import logging
 import os
 import resource
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +26,7 @@ from qwen_rerank.protocols import SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.serve.app import create_app
 from qwen_rerank.serve.backend import Backend, State
-from qwen_rerank.serve.protocol import protocol_class
+from qwen_rerank.serve.connection import protocol_class
 from qwen_rerank.serve.settings import ServeSettings
 
 logger = logging.getLogger("qwen_rerank.serve")
@@ -31,6 +35,11 @@ EXIT_HUNG = 70
 EXIT_FORCED = 143
 _LAST_WORDS_S = 1.0
 _SPARE_FILES = 64  # descriptors kept for everything that is no connection
+
+_COMMAND = "from qwen_rerank.cli import main; main()"
+_LISTENER = "QWEN_RERANK_LISTENER_FD"
+_HEALTHY_S = 30.0  # a server that lived this long is started again at once
+_MAX_QUICK_DEATHS = 5
 
 
 def serve(
@@ -165,7 +174,7 @@ class Server(uvicorn.Server):
             os._exit(code)
 
     def _drain(self) -> None:
-        self.backend.turn(State.DRAINING, "the server is shutting down")
+        self.backend.enter(State.DRAINING, "the server is shutting down")
         asyncio.get_running_loop().call_later(self._settings.drain_delay_s, self._close)
 
     def _close(self) -> None:
@@ -183,7 +192,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(min(1.0, self._settings.watchdog_s / 10))
         logger.error("the model has not moved for %g s; the process ends", self._settings.watchdog_s)
         self._hung = True
-        self.backend.turn(State.STALLED, "the model hangs")
+        self.backend.enter(State.STALLED, "the model hangs")
         queue.abandon()
         self.should_exit = True
 
@@ -202,3 +211,67 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_child() -> bool:
+    """Whether this process was started by a supervisor."""
+    return _LISTENER in os.environ
+
+
+def inherited_listener() -> socket.socket | None:
+    """Return the supervisor's listening socket in its child, else None."""
+    descriptor = os.environ.get(_LISTENER)
+    return socket.socket(fileno=int(descriptor)) if descriptor else None
+
+
+def supervise(host: str, port: int) -> int:
+    """Run this very command line as a child until it ends well or is told to stop; return its exit status.
+
+    A child that a signal killed has the status 128 and the signal's number, as in a shell.
+
+    The listening socket stays open here, so clients that come while the child starts wait instead of being refused.
+
+    Raises:
+        InvalidInputError: If the address cannot be had.
+    """
+    listener = listen(host, port)
+    listener.set_inheritable(True)
+    return _Supervisor(listener).run()
+
+
+class _Supervisor:
+    """A parent that keeps the port and starts the server again when it dies."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._forward)
+        quick_deaths = 0
+        while True:
+            started = time.monotonic()
+            code = self._run_child()
+            if self._stopping or code == 0:
+                return code if code >= 0 else 128 - code
+            quick_deaths = quick_deaths + 1 if time.monotonic() - started < _HEALTHY_S else 0
+            logger.error("the server died", extra={"event": {"exit_status": code, "quick_deaths": quick_deaths}})
+            if quick_deaths >= _MAX_QUICK_DEATHS:
+                return code if code > 0 else 1
+            time.sleep(0.1 * 2**quick_deaths)
+
+    def _run_child(self) -> int:
+        descriptor = self._listener.fileno()
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", _COMMAND, *sys.argv[1:]],
+            pass_fds=[descriptor],
+            env={**os.environ, _LISTENER: str(descriptor)},
+        )
+        return self._child.wait()
+
+    def _forward(self, number: int, _: FrameType | None) -> None:
+        self._stopping = True
+        if self._child is not None:
+            self._child.send_signal(number)
