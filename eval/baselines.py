@@ -20,9 +20,9 @@ from qwen_rerank import QwenScorer, Reranker
 from qwen_rerank.documents import Run
 from qwen_rerank.evaluation.cache import ScoreCache
 from qwen_rerank.evaluation.collection import Collection, load_beir
-from qwen_rerank.evaluation.environment import environment
 from qwen_rerank.evaluation.experiment import fuse, recall, rerank_run, score_run
 from qwen_rerank.evaluation.measures import measure
+from qwen_rerank.evaluation.provenance import environment
 from qwen_rerank.evaluation.results import about, write_result
 from qwen_rerank.evaluation.significance import compare
 from qwen_rerank.evaluation.stages import first_stage

@@ -24,10 +24,10 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from qwen_rerank import QwenScorer, Reranker, load_embedder
 from qwen_rerank.evaluation.collection import Collection, load_beir
-from qwen_rerank.evaluation.environment import environment
 from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run
 from qwen_rerank.evaluation.measures import measure
 from qwen_rerank.evaluation.mteb import MtebCrossEncoder, MtebEncoder
+from qwen_rerank.evaluation.provenance import environment
 from qwen_rerank.evaluation.stages import first_stage
 
 MEASURE = "nDCG@10"

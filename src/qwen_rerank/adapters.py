@@ -167,7 +167,7 @@ class RerankSettings(BaseModel):
 
 
 class LazyReranker:
-    """The second stage that settings describe. A model named there loads when it is first needed, for no documents never.
+    """A second stage made from settings; a model that they name loads when the first documents come.
 
     Args:
         settings: Read anew in every call.

@@ -207,13 +207,13 @@ class QwenRerankRetriever(RerankSettings, BaseRetriever):
             raise InvalidInputError(
                 "filter works with a first_stage; give a base_retriever its filter where you make it."
             )
-        first_stage = _Recall(self.base_retriever, {"callbacks": callbacks})
+        first_stage = _DocumentStage(self.base_retriever, {"callbacks": callbacks})
         top_k = ALL if candidates is None else max(candidates, answers)
         return TwoStageRetriever(first_stage, second_stage, top_k=top_k, top_n=answers)
 
 
 @dataclass(slots=True)
-class _Recall:
+class _DocumentStage:
     """A LangChain retriever as the first stage of one call; keeps the documents that it gave."""
 
     retriever: RetrieverLike
@@ -346,7 +346,7 @@ def _candidates(documents: Sequence[Document]) -> list[Candidate]:
 
 def _answers(first_stage: FirstStage, hits: Sequence[RankedDocument]) -> list[Document]:
     """Return the result as LangChain's documents: copies of what a base retriever gave, else new ones."""
-    if isinstance(first_stage, _Recall):
+    if isinstance(first_stage, _DocumentStage):
         return [_scored(first_stage.found[hit.index], hit) for hit in hits]
     return [
         _scored(Document(hit.document.text, id=hit.document.id, metadata=dict(hit.document.metadata)), hit)

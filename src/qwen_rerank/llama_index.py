@@ -210,14 +210,14 @@ class QwenRerankRetriever(BaseRetriever):
             second_stage = _NodeReranker(self._postprocessor)
             first_stage, top_k = self._first_stage, max(candidates or TOP_K, answers or 1)
         else:
-            first_stage = _Recall(self._base_retriever, query_bundle)
+            first_stage = _NodeStage(self._base_retriever, query_bundle)
             second_stage = _NodeReranker(self._postprocessor, first_stage.found)
             top_k = ALL if candidates is None else max(candidates, answers or 1)
         return TwoStageRetriever(first_stage, second_stage, top_k=top_k, top_n=answers or ALL), second_stage
 
 
 @dataclass(frozen=True, slots=True)
-class _Recall:
+class _NodeStage:
     """A LlamaIndex retriever as the first stage of one call; adds what it gives to `found`."""
 
     retriever: BaseRetriever

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from qwen_rerank.calibration import Calibration
 from qwen_rerank.cli import app, options, show
-from qwen_rerank.cli.eval_tables import print_table, table
+from qwen_rerank.cli.show import number_table, print_table
 from qwen_rerank.testing import OverlapScorer
 
 WORDS = ["red", "green", "blue", "black", "white", "pink", "grey", "brown"]
@@ -100,7 +100,7 @@ def test_a_narrow_terminal_cuts_no_number_and_no_name():
     narrow = io.StringIO()
 
     print_table(
-        Console(file=narrow, width=30), table(["system", "a", "b"], [["bm25+pocket", "1234567890123456", "0.5"]])
+        Console(file=narrow, width=30), number_table(["system", "a", "b"], [["bm25+pocket", "1234567890123456", "0.5"]])
     )
 
     assert all(text in narrow.getvalue() for text in ("bm25+pocket", "1234567890123456", "0.5"))

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from qwen_rerank.cli import check, demo, doctor, search, serve, train
+from qwen_rerank.cli import check, doctor, search, serve, train
 from qwen_rerank.cli import eval as evaluate
 from qwen_rerank.errors import RerankError
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (demo, search, doctor, serve, check, evaluate, train):
+for group in (search, doctor, serve, check, evaluate, train):
     group.register(app)
 
 

@@ -41,8 +41,7 @@ def run(
     out: inputs.Out = Path("runs"),
 ) -> None:
     """Search a collection in both stages; write TREC runs, a table, and what changed for each query."""
-    from qwen_rerank.cli.eval_tables import print_table, run_tables
-    from qwen_rerank.cli.show import console
+    from qwen_rerank.cli.show import console, print_table, run_tables
     from qwen_rerank.documents import write_run
     from qwen_rerank.evaluation import export as exports
     from qwen_rerank.evaluation.cache import ScoreCache
@@ -110,8 +109,7 @@ def sweep(
 
     Scores are kept on disk: a sweep that broke off, called again, goes on where it was.
     """
-    from qwen_rerank.cli.eval_tables import print_table, sweep_table
-    from qwen_rerank.cli.show import console
+    from qwen_rerank.cli.show import console, print_table, sweep_table
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.evaluation import sweep as sweeping
     from qwen_rerank.evaluation.cache import ScoreCache
@@ -226,8 +224,7 @@ def compare(
     primary: inputs.Primary = "nDCG@10",
 ) -> None:
     """Compare TREC runs query by query: interval, randomisation test, Holm's correction."""
-    from qwen_rerank.cli.eval_tables import compare_table, print_table
-    from qwen_rerank.cli.show import console, errors
+    from qwen_rerank.cli.show import compare_table, console, errors, print_table
     from qwen_rerank.documents import read_qrels, read_run
     from qwen_rerank.evaluation.results import compare_result
 
@@ -250,7 +247,7 @@ def report(
 ) -> None:
     """Draw all results of a folder as one self-contained HTML page."""
     from qwen_rerank.cli.show import console
-    from qwen_rerank.evaluation.report import read_results, write_report
+    from qwen_rerank.evaluation.html_report import read_results, write_report
 
     results = read_results(folder)
     write_report(results, html, title=title)

@@ -61,7 +61,7 @@ Primary = Annotated[str, typer.Option("--measure", help="The measure that decide
 
 
 def speak() -> None:
-    """Let the evaluation say on stderr what it read and what it left out."""
+    """Print on stderr what the evaluation logs: what it read and what it left out."""
     for name in ("qwen_rerank.evaluation", "qwen_rerank.documents"):
         log = logging.getLogger(name)
         if not any(isinstance(handler, _OnStderr) for handler in log.handlers):

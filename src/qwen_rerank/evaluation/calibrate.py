@@ -1,4 +1,4 @@
-"""From labelled scores to probabilities that mean something, and to a threshold with its interval."""
+"""Calibrations fitted to labelled scores, measures of how good they are, and thresholds with their intervals."""
 
 from __future__ import annotations
 

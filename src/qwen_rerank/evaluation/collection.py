@@ -21,7 +21,7 @@ HUB = "hub:"
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What retrieval is measured on.
+    """Documents, queries and judgements, on which retrieval is measured.
 
     Attributes:
         name: Short name.

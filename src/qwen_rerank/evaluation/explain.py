@@ -1,4 +1,4 @@
-"""Where did the second stage help, and where did it hurt? Queries with their texts, for people to read."""
+"""Queries that the second stage helped and hurt most, with their texts, for people to read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen_rerank.evaluation.collection import Collection
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One query before and after.
+    """One query before and after reranking.
 
     Attributes:
         query: Its text.

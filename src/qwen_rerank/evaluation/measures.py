@@ -20,7 +20,7 @@ DEFAULT_MEASURES = ("nDCG@10", "R@100", "RR@10", "AP", "P@10", "Success@10", "Ju
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one run is worth.
+    """The measures of one run, for each query and overall.
 
     Attributes:
         per_query: Measure to query id to value in [0, 1]; every query of the qrels is there, 0 where the run has none.

@@ -25,11 +25,10 @@ from qwen_rerank.evaluation.calibrate import (
     threshold_for,
 )
 from qwen_rerank.evaluation.collection import Collection
-from qwen_rerank.evaluation.contamination import POCKET, QWEN3_EMBEDDING, in_domain
-from qwen_rerank.evaluation.environment import environment
 from qwen_rerank.evaluation.experiment import RunScores
 from qwen_rerank.evaluation.explain import Move, largest_moves
 from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
+from qwen_rerank.evaluation.provenance import POCKET, QWEN3_EMBEDDING, environment, in_domain
 from qwen_rerank.evaluation.significance import compare
 from qwen_rerank.evaluation.sweep import Outcome, Recommendation, pareto
 from qwen_rerank.reranker import Reranker

@@ -1,4 +1,4 @@
-"""Is one run better than another? Paired tests over queries, with an interval and a correction for several systems."""
+"""Paired tests of runs over their queries, with an interval and a correction for several systems."""
 
 from __future__ import annotations
 

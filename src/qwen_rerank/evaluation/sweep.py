@@ -1,4 +1,4 @@
-"""Which first stage, which reranker, how deep? Quality, time and money of every combination, and one recommendation."""
+"""Quality, time and cost of every combination of first stage, reranker and depth, and which of them to take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECONDS_AN_HOUR = 3600
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One setting and what it is worth.
+    """One setting of a sweep with its measures, times and cost.
 
     Attributes:
         first_stage: Name.

@@ -1,9 +1,27 @@
-"""Collections that the reranker was trained on: figures on them say how well it remembers, not how well it searches."""
+"""What stands beside every figure: hardware, versions, and whether a model was trained on the collection."""
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+
+from qwen_rerank.extras import installed_version
+
+_PACKAGES = (
+    "qwen-rerank",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "faiss-cpu",
+    "faiss-gpu",
+    "bm25s",
+    "numpy",
+)
+
 
 # Training data of Qwen3-Reranker as its mteb metadata lists it; the keys are spellings of collections built from it.
 QWEN3_RERANKER = {
@@ -49,10 +67,38 @@ POCKET = {
 }
 
 
+def environment() -> dict[str, object]:
+    """Return what a figure was measured on: processor, cores, GPUs where torch is loaded, Python and package versions."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "gpus": _gpus(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name)) is not None},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _gpus() -> list[str]:
+    torch = sys.modules.get("torch")  # where nothing has loaded it, nothing was measured on a GPU
+    if torch is None:
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
 def in_domain(collection: str, *, training: Mapping[str, str] = QWEN3_RERANKER) -> str | None:
     """Return the training set that `collection` comes from by its name, or None where none is known.
 
-    A name proves nothing: None means "not known to be", never "clean".
+    Figures on such a collection say how well a model remembers, not how well it searches. A name proves nothing: None means "not known to be", never "clean".
     """
     name = collection.lower()
     squeezed = re.sub(r"[^a-z0-9]", "", name)

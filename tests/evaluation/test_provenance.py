@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_rerank.evaluation.contamination import POCKET, in_domain
+from qwen_rerank.evaluation.provenance import POCKET, in_domain
 
 
 @pytest.mark.parametrize(
