@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from qwen_rerank import __version__
 from qwen_rerank.cli import app, options, show
 from qwen_rerank.errors import InvalidInputError, ScorerError
 from qwen_rerank.pipeline import TwoRounds
@@ -198,6 +199,20 @@ def test_an_error_names_the_section_that_helps(tmp_path):
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "What helps: qwen-rerank help store"
+
+
+def test_the_version_and_short_help_are_where_one_looks_for_them():
+    assert runner.invoke(app, ["--version"]).output == f"qwen-rerank {__version__}\n"
+    for command in ([], ["search"], ["eval", "run"]):
+        assert runner.invoke(app, [*command, "-h"]).output == runner.invoke(app, [*command, "--help"]).output
+
+
+def test_help_says_what_is_meant(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    assert "new store" not in runner.invoke(app, ["search", "-h"]).output
+    assert "[document ids]" in runner.invoke(app, ["eval", "run", "-h"]).output
+    assert "--no-no-auth" not in runner.invoke(app, ["serve", "-h"]).output
 
 
 def test_help_loads_nothing_heavy():

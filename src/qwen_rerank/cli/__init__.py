@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from qwen_rerank import __version__
 from qwen_rerank.cli import check, doctor, search, serve, train
 from qwen_rerank.cli import eval as evaluate
 from qwen_rerank.errors import RerankError
 
 app = typer.Typer(
     name="qwen-rerank",
-    help="Two-stage retrieval with Qwen3-Reranker: recall with a first stage, decide with a cross-encoder.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for group in (search, doctor, serve, check, evaluate, train):
     group.register(app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qwen-rerank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Two-stage retrieval with Qwen3-Reranker: recall with a first stage, decide with a cross-encoder."""
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ Source = Annotated[
 ]
 Split = Annotated[str, typer.Option("--split", help="Which judgements: the name of a file in qrels/.")]
 Labels = Annotated[
-    Path | None, typer.Option("--labels", help='Your own: lines of {"query": …, "relevant": [document ids]}.')
+    Path | None, typer.Option("--labels", help='Your own: lines of {"query": …, "relevant": \\[document ids]}.')
 ]
 Topics = Annotated[Path | None, typer.Option("--topics", help="TREC topics, or id<tab>text lines; with --qrels.")]
 Qrels = Annotated[Path | None, typer.Option("--qrels", help="TREC or BEIR judgements; with --topics.")]

@@ -23,9 +23,7 @@ Model = Annotated[
 EmbedderName = Annotated[
     str, typer.Option("--embedder", "-e", help="First stage: a sentence-transformers name or folder, or 'pocket'.")
 ]
-StoredEmbedder = Annotated[
-    str | None, typer.Option("--embedder", "-e", help=f"The store's own by default; of a new one {DEFAULT_EMBEDDER}.")
-]
+StoredEmbedder = Annotated[str | None, typer.Option("--embedder", "-e", help="The one that the store was built with.")]
 Server = Annotated[
     str | None, typer.Option("--server", help="A rerank server's address; the same as giving it to --model.")
 ]

@@ -65,7 +65,14 @@ def demo(
 def index(
     source: Annotated[list[Path], typer.Argument(help="Folders or files: .txt, .md, .jsonl, .csv.")],
     store: Annotated[Path, typer.Option("--store", help="Folder of the store; made if it is not there.")],
-    embedder: options.StoredEmbedder = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            "--embedder",
+            "-e",
+            help=f"The one that the store was built with; for a new store {options.DEFAULT_EMBEDDER}.",
+        ),
+    ] = None,
     index_kind: Annotated[str, typer.Option("--index", help="auto, or a FAISS factory string.")] = "auto",
 ) -> None:
     """Embed documents and keep them in a store; a document that is there already is replaced."""

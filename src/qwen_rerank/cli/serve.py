@@ -35,7 +35,7 @@ def serve(
     served_name: Annotated[
         list[str] | None, typer.Option(help="A name that requests may give as `model`; can be repeated.")
     ] = None,
-    any_model: Annotated[bool, typer.Option(help="Accept whatever a request gives as `model`.")] = False,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Accept whatever a request gives as `model`.")] = False,
     api_keys: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +47,7 @@ def serve(
         ),
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with one key a line.")] = None,
-    no_auth: Annotated[bool, typer.Option(help="Listen on other addresses without a key.")] = False,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen on other addresses without a key.")] = False,
     max_documents: Annotated[int, typer.Option(help="Documents of one request.")] = 1_000,
     max_queue_wait: Annotated[
         float, typer.Option(help="Seconds a request may expect to wait, else it gets 429.")
@@ -58,7 +58,7 @@ def serve(
     ] = 0.0,
     grace: Annotated[float, typer.Option(help="Seconds to answer what is admitted, after that.")] = 30.0,
     watchdog: Annotated[float, typer.Option(help="Seconds without progress after which the process ends.")] = 300.0,
-    supervise: Annotated[bool, typer.Option(help="Start the server again when it dies.")] = False,
+    supervise: Annotated[bool, typer.Option("--supervise", help="Start the server again when it dies.")] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve /v1/rerank and its relatives for any rerank client, and a playground at /."""
