@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NoReturn
@@ -173,19 +173,29 @@ def read_results(
     Raises:
         ProtocolError: Unless there are exactly `n` results with each index once and a finite number as score.
     """
+
+    def score(item: Mapping[str, Any], index: int) -> float:
+        return finite_score(answer, next((item[key] for key in score_keys if key in item), None), f"result {index}")
+
     items = result_items(answer, payload, n)
-    scores = np.full(n, np.nan)
-    echoes = {}
+    scores = scores_by_index(answer, items, score)
+    echoes = {item["index"]: text for item in items if (text := _document_text(item)) is not None}
+    return ParsedAnswer(scores, prompt_tokens(payload), model_name(payload), echoes)
+
+
+def scores_by_index(
+    answer: HttpAnswer, items: Sequence[Mapping[str, Any]], score: Callable[[Mapping[str, Any], int], float]
+) -> np.ndarray:
+    """Return `score(item, index)` of every result at its index, float64 `(n_items,)`; each index must be there once."""
+    scores = np.full(len(items), np.nan)
     for item in items:
-        index = item_index(answer, item, n)
+        index = item.get("index")
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(items):
+            raise_protocol_error(answer, f"index {index!r:.40} where a place in a list of {len(items)} is expected")
         if not np.isnan(scores[index]):
             raise_protocol_error(answer, f"index {index} twice")
-        scores[index] = finite_score(
-            answer, next((item[key] for key in score_keys if key in item), None), f"result {index}"
-        )
-        if (text := _document_text(item)) is not None:
-            echoes[index] = text
-    return ParsedAnswer(scores, prompt_tokens(payload), model_name(payload), echoes)
+        scores[index] = score(item, index)
+    return scores
 
 
 def result_items(answer: HttpAnswer, payload: Any, n: int) -> list[Mapping[str, Any]]:
@@ -200,14 +210,6 @@ def result_items(answer: HttpAnswer, payload: Any, n: int) -> list[Mapping[str, 
     if not all(isinstance(item, Mapping) for item in found):
         raise_protocol_error(answer, "a result that is no object")
     return found
-
-
-def item_index(answer: HttpAnswer, item: Mapping[str, Any], n: int) -> int:
-    """Return a result's index, an integer (no boolean, no float) in range."""
-    index = item.get("index")
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < n:
-        raise_protocol_error(answer, f"index {index!r:.40} where a place in a list of {n} is expected")
-    return index
 
 
 def finite_score(answer: HttpAnswer, value: Any, where: str) -> float:

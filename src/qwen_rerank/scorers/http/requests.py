@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -17,13 +17,10 @@ from qwen_rerank.scorers.http.answers import (
     HttpAnswer,
     ParsedAnswer,
     ScoreKind,
-    parse,
     raise_protocol_error,
     to_log_odds,
 )
-from qwen_rerank.scorers.http.dialects.dialect import TextRequest
-from qwen_rerank.scorers.http.dialects.token_routes import LabelIds
-from qwen_rerank.scorers.http.session import Session, encode_json
+from qwen_rerank.scorers.http.session import Session
 from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
 from qwen_rerank.types import Scores
@@ -160,7 +157,7 @@ class RequestSender:
         """Cut all work into requests; prompts of several queries may share one, texts of several cannot."""
         session, size = self.session, self.session.max_batch
         if session.route is not None and session.encoder is not None:
-            return _chunks([unit for query in queries for unit in _prompts(session.encoder, query)], size)
+            return _chunks([piece for query in queries for piece in _prompts(session.encoder, query)], size)
         return [batch for query in queries for batch in _chunks(self._texts(query), size)]
 
     def _texts(self, query: QueryTexts) -> list[SentText]:
@@ -169,16 +166,16 @@ class RequestSender:
             fits = self.session.encoder.fit_checked(query.query, texts, query.instruction)
             query.kept_chars[:] = [fit.kept_chars for fit in fits]
             texts = [text[: fit.kept_chars] for text, fit in zip(texts, fits, strict=True)]
-        units = []
+        pieces = []
         for place, text in enumerate(texts):
             if text.strip() or dialect.scores_blank:
-                units.append(SentText(query, place, text))
+                pieces.append(SentText(query, place, text))
             else:
                 query.errors[place] = InvalidInputError(
                     f"a {dialect.name} server refuses a request with an empty document; leave it out, or give "
                     "tokenizer= so that prompts are sent as token ids."
                 )
-        return units
+        return pieces
 
     # --- one request ---------------------------------------------------------------------------------------------
 
@@ -189,68 +186,54 @@ class RequestSender:
         deadline = self.deadline
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self.config.timeout_s
+        query = batch[0].of
+        request = self.session.request(
+            query.query,
+            [text.text for text in batch],
+            instruction=query.instruction,
+            prompts=[text.ids for text in batch if text.ids is not None],
+        )
         try:
-            answer = await self.transport.post(self.session.path, encode_json(self._body(batch)), deadline=deadline)
+            answer, parsed = await self.session.ask(self.transport, request, deadline=deadline)
         except BackendRejectedError as exc:
             limit = _lower_limit(exc, len(batch))
             if limit is None:
                 raise
             self.session.max_batch = min(self.session.max_batch, limit)
             return await self._send_in_parts(batch, limit)
-        return self._checked(answer, batch)
+        self._check(answer, parsed, batch)
+        return parsed
 
     async def _send_in_parts(self, batch: list[SentText], size: int) -> ParsedAnswer:
         answers = await asyncio.gather(*(self._send(part) for part in _chunks(batch, size)), return_exceptions=True)
-        readings = []
+        parts = []
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
-            readings.append(answer)
-        counts = [reading.prompt_tokens for reading in readings if reading.prompt_tokens is not None]
+            parts.append(answer)
+        counts = [part.prompt_tokens for part in parts if part.prompt_tokens is not None]
         return ParsedAnswer(
-            np.concatenate([reading.scores for reading in readings]),
-            sum(counts) if len(counts) == len(readings) else None,
+            np.concatenate([part.scores for part in parts]),
+            sum(counts) if len(counts) == len(parts) else None,
         )
 
-    def _body(self, batch: list[SentText]) -> dict[str, Any]:
-        session, model = self.session, self.config.model
-        if session.route is not None:
-            return session.route.body([unit.ids or [] for unit in batch], self._labels(), model=model)
-        query, documents = batch[0].of, [unit.text for unit in batch]
-        return session.dialect.body(
-            TextRequest(
-                query=query.query, documents=documents, model=model, instruction=query.instruction,
-                logits=session.logits,
-            )
-        )  # fmt: skip
-
-    def _labels(self) -> LabelIds:
-        encoder = self.session.encoder
-        return LabelIds(encoder.yes_id, encoder.no_id) if encoder is not None else LabelIds(0, 0)
-
-    # --- one answer ----------------------------------------------------------------------------------------------
-
-    def _checked(self, answer: HttpAnswer, batch: list[SentText]) -> ParsedAnswer:
-        session, n = self.session, len(batch)
-        payload = parse(answer)
-        if session.route is not None:
-            reading = session.route.read(answer, payload, n, self._labels())
-            sent = sum(len(unit.ids or ()) for unit in batch)
-            if reading.prompt_tokens not in (None, sent):
-                raise_protocol_error(answer, f"scores of {reading.prompt_tokens} tokens where {sent} were sent")
-        else:
-            reading = session.dialect.read(answer, payload, n)
-            changed = [place for place, text in reading.echoes.items() if text != batch[place].text]
-            if changed:
-                self._report_mismatch(answer, f"the text of document {changed[0]} changed")
-        if session.kind in ("probability", "relevance") and not np.all((reading.scores >= 0) & (reading.scores <= 1)):
+    def _check(self, answer: HttpAnswer, parsed: ParsedAnswer, batch: list[SentText]) -> None:
+        """Refuse scores of other prompts or texts than were sent, of another model, or on another scale."""
+        if self.session.route is not None:
+            sent = sum(len(text.ids or ()) for text in batch)
+            if parsed.prompt_tokens not in (None, sent):
+                raise_protocol_error(answer, f"scores of {parsed.prompt_tokens} tokens where {sent} were sent")
+        changed = [place for place, echo in parsed.echoes.items() if echo != batch[place].text]
+        if changed:
+            self._report_mismatch(answer, f"the text of document {changed[0]} changed")
+        scores = parsed.scores
+        if self.session.kind in ("probability", "relevance") and not np.all((scores >= 0) & (scores <= 1)):
             raise_protocol_error(
                 answer, "scores outside 0 to 1 where probabilities are expected (scores='logit' takes them as logits)"
             )
         asked = self.config.model
-        if asked is not None and reading.model is not None and reading.model != asked:
-            self._report_mismatch(answer, f"scores of the model {reading.model!r:.80} where {asked!r} was asked for")
-        return reading
+        if asked is not None and parsed.model is not None and parsed.model != asked:
+            self._report_mismatch(answer, f"scores of the model {parsed.model!r:.80} where {asked!r} was asked for")
 
     def _report_mismatch(self, answer: HttpAnswer, what: str) -> None:
         if self.config.strict_echo:
@@ -262,11 +245,11 @@ class RequestSender:
         if isinstance(answer, BaseException):
             if not isinstance(answer, RerankError):
                 raise answer
-            for unit in batch:
-                unit.of.errors[unit.place] = answer
+            for piece in batch:
+                piece.of.errors[piece.place] = answer
             return
-        for unit, score in zip(batch, answer.scores, strict=True):
-            unit.of.reported[unit.place] = score
+        for piece, score in zip(batch, answer.scores, strict=True):
+            piece.of.reported[piece.place] = score
         query = batch[0].of
         counts = (query.prompt_tokens, answer.prompt_tokens)
         query.prompt_tokens = None if counts[0] is None or counts[1] is None else counts[0] + counts[1]
@@ -279,8 +262,8 @@ def _prompts(encoder: PromptEncoder, query: QueryTexts) -> list[SentText]:
     return [SentText(query, place, ids=prompt.ids.tolist()) for place, prompt in enumerate(prompts)]
 
 
-def _chunks(units: list[SentText], size: int) -> list[list[SentText]]:
-    return [units[start : start + size] for start in range(0, len(units), size)]
+def _chunks(pieces: list[SentText], size: int) -> list[list[SentText]]:
+    return [pieces[start : start + size] for start in range(0, len(pieces), size)]
 
 
 def _lower_limit(exc: BackendRejectedError, n: int) -> int | None:

@@ -120,7 +120,7 @@ class HttpScorer(BaseScorer):
         return f"HttpScorer({list(self.config.url)}, dialect={self.config.dialect!r}, mode={self.config.mode!r})"
 
     def open(self) -> Session:
-        """TextRequest the server what it is, once, and return what is known of it."""
+        """Ask the server what it is, once, and return what is known of it."""
         if self._session is not None:
             return self._session
         future = self._transport.submit(self._opened)

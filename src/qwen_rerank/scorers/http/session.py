@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,9 +17,8 @@ from qwen_rerank.models.folder import read_tokenizer
 from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptSpec, PromptTokenizer
 from qwen_rerank.scorers.http import dialects
-from qwen_rerank.scorers.http.answers import ScoreKind, parse, refusal
-from qwen_rerank.scorers.http.dialects.dialect import Dialect, TextRequest
-from qwen_rerank.scorers.http.dialects.token_routes import LabelIds, TokenRoute
+from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, ScoreKind, parse, refusal
+from qwen_rerank.scorers.http.dialects.dialect import Dialect, ServerRequest, TokenRoute
 from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
 
@@ -35,6 +34,7 @@ class Session:
     """A server as it is known after it was asked what it is.
 
     Attributes:
+        config: What the user asked for.
         dialect: What it speaks.
         route: Where whole prompts go as token ids; None where the server's template is trusted.
         encoder: Builds or at least measures prompts; None without a tokenizer.
@@ -45,6 +45,7 @@ class Session:
         models: The names it serves.
     """
 
+    config: HttpConfig
     dialect: Dialect
     route: TokenRoute | None
     encoder: PromptEncoder | None
@@ -57,7 +58,57 @@ class Session:
     @property
     def path(self) -> str:
         """The path that is asked."""
-        return self.route.path if self.route is not None else self.dialect.path
+        return (self.route or self.dialect).path
+
+    def request(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        prompts: Sequence[list[int]] = (),
+        logits: bool | None = None,
+    ) -> ServerRequest:
+        """Return the request for texts, or for prompts; `logits` None asks for what the session found possible."""
+        return ServerRequest(
+            query=query,
+            documents=documents,
+            instruction=instruction,
+            prompts=prompts,
+            yes_id=self.encoder.yes_id if self.encoder is not None else 0,
+            no_id=self.encoder.no_id if self.encoder is not None else 0,
+            model=self.config.model,
+            logits=self.logits if logits is None else logits,
+        )
+
+    async def ask(
+        self, transport: Transport, request: ServerRequest, *, deadline: float
+    ) -> tuple[HttpAnswer, ParsedAnswer]:
+        """Send a request and return its answer, raw and parsed."""
+        asked = self.route or self.dialect
+        answer = await transport.post(asked.path, encode_json(asked.body(request)), deadline=deadline)
+        return answer, asked.read(answer, parse(answer), request)
+
+    async def probe(self, transport: Transport, deadline: float, *, logits: bool) -> float:
+        """Return the score of one small pair."""
+        query, document = _PROBE
+        prompts = []
+        if self.route is not None and self.encoder is not None:
+            prompts = [prompt.ids.tolist() for prompt in self.encoder.encode(query, [document])]
+        request = self.request(query, [document], instruction=self.config.instruction, prompts=prompts, logits=logits)
+        return float((await self.ask(transport, request, deadline=deadline))[1].scores[0])
+
+    async def confirm_logits(self, transport: Transport, deadline: float) -> None:
+        """Find out whether the server leaves the sigmoid out when told to, where it may ignore that.
+
+        Old vLLM releases know the setting by another name and ignore ours without a word.
+        """
+        raw = await self.probe(transport, deadline, logits=True)
+        if (self.route or self.dialect).may_ignore_logits:
+            activated = await self.probe(transport, deadline, logits=False)
+            to_sigmoid = abs(1.0 / (1.0 + np.exp(-np.clip(raw, -60, 60))) - activated)
+            ignored = abs(raw - activated) < to_sigmoid and 0.0 <= raw <= 1.0
+            self.kind = "probability" if ignored else "logit"
 
 
 def load_encoder(config: HttpConfig, length: int | None = None) -> PromptEncoder | None:
@@ -79,7 +130,7 @@ def _tokenizer(source: str) -> PromptTokenizer:
 
 
 async def open_session(config: HttpConfig, transport: Transport, deadline: float) -> Session:
-    """TextRequest the server what it is.
+    """Ask the server what it is.
 
     Raises:
         InvalidInputError: If the dialect cannot be found out, or cannot do what the configuration asks.
@@ -97,11 +148,11 @@ async def open_session(config: HttpConfig, transport: Transport, deadline: float
     encoder = await asyncio.to_thread(load_encoder, config, None if length is None else length - TEMPLATE_RESERVE)
     max_batch = config.max_batch or dialect.max_batch
     if config.scores != "auto":
-        return Session(dialect, None, encoder, config.scores, False, max_batch, length, models)
+        return Session(config, dialect, None, encoder, config.scores, False, max_batch, length, models)
     kind: ScoreKind = "logit" if dialect.can_give_logits else dialect.kind
-    session = Session(dialect, None, encoder, kind, dialect.can_give_logits, max_batch, length, models)
+    session = Session(config, dialect, None, encoder, kind, dialect.can_give_logits, max_batch, length, models)
     if dialect.may_ignore_logits:
-        session.kind = await _confirm_logits(lambda logits: _probe_text(session, config, transport, logits, deadline))
+        await session.confirm_logits(transport, deadline)
     return session
 
 
@@ -131,16 +182,12 @@ async def _token_session(
         encoder = await asyncio.to_thread(load_encoder, config, None if length is None else length - route.reserve)
         if encoder is None:
             break
-        session = Session(dialect, route, encoder, route.kind, True, config.max_batch or TOKEN_BATCH, length, models)
-
-        async def probe(logits: bool, session: Session = session) -> float:
-            return await _probe_tokens(session, config, transport, logits, deadline)
+        session = Session(
+            config, dialect, route, encoder, route.kind, True, config.max_batch or TOKEN_BATCH, length, models
+        )
 
         try:
-            if route.honours_activation:
-                session.kind = await _confirm_logits(probe)
-            else:
-                await probe(True)
+            await session.confirm_logits(transport, deadline)
         except BackendRejectedError as exc:
             if not _is_missing(exc):
                 raise
@@ -157,40 +204,6 @@ def _is_missing(exc: BackendRejectedError) -> bool:
     """Whether a refusal means that the server lacks the route or cannot do it with this model."""
     unsupported = exc.status in (400, 501) and "support" in str(exc).lower()
     return unsupported or (exc.status in (404, 405) and exc.code != "NotFoundError")
-
-
-async def _confirm_logits(probe: Callable[[bool], Awaitable[float]]) -> ScoreKind:
-    """Return "logit" if the server leaves the sigmoid out when told to, "probability" if it ignores that.
-
-    Old vLLM releases know the setting by another name and ignore ours without a word.
-    """
-    raw, activated = await probe(True), await probe(False)
-    to_sigmoid = abs(1.0 / (1.0 + np.exp(-np.clip(raw, -60, 60))) - activated)
-    return "probability" if abs(raw - activated) < to_sigmoid and 0.0 <= raw <= 1.0 else "logit"
-
-
-async def _probe_tokens(
-    session: Session, config: HttpConfig, transport: Transport, logits: bool, deadline: float
-) -> float:
-    encoder, route = session.encoder, session.route
-    if encoder is None or route is None:
-        raise InvalidInputError("mode 'token-ids' needs a tokenizer.")
-    [prompt] = encoder.encode(_PROBE[0], [_PROBE[1]])
-    labels = LabelIds(encoder.yes_id, encoder.no_id)
-    body = route.body([prompt.ids.tolist()], labels, model=config.model, logits=logits)
-    answer = await transport.post(route.path, encode_json(body), deadline=deadline)
-    return float(route.read(answer, parse(answer), 1, labels).scores[0])
-
-
-async def _probe_text(
-    session: Session, config: HttpConfig, transport: Transport, logits: bool, deadline: float
-) -> float:
-    ask = TextRequest(
-        query=_PROBE[0], documents=[_PROBE[1]], model=config.model, instruction=config.instruction, logits=logits
-    )
-    body = session.dialect.body(ask)
-    answer = await transport.post(session.dialect.path, encode_json(body), deadline=deadline)
-    return float(session.dialect.read(answer, parse(answer), 1).scores[0])
 
 
 async def _detect(url: str, transport: Transport, listing: Any, deadline: float) -> str:

@@ -1,4 +1,4 @@
-"""`Dialect`: the requests and answers of one family of rerank servers."""
+"""`Dialect` and `TokenRoute`: the requests and answers of one family of rerank servers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,77 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, ScoreKind, read_results
-from qwen_rerank.scorers.http.dialects.token_routes import TokenRoute
+from qwen_rerank.scorers.http.answers import (
+    HttpAnswer,
+    ParsedAnswer,
+    ScoreKind,
+    model_name,
+    prompt_tokens,
+    read_results,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextRequest:
-    """What one request asks; `logits` asks for scores before the sigmoid."""
+class ServerRequest:
+    """What one request asks: scores of texts beside a query, or of whole prompts.
 
-    query: str
-    documents: Sequence[str]
-    model: str | None = None
+    Attributes:
+        query: What is searched for; "" for prompts.
+        documents: The texts.
+        instruction: What relevance means; None for the server's own.
+        prompts: Whole prompts as token ids, in place of texts.
+        yes_id: Token id of the label that counts for relevance.
+        no_id: Token id of the label that counts against it.
+        model: Name to ask for, or None.
+        logits: Whether scores before the sigmoid are wanted.
+    """
+
+    query: str = ""
+    documents: Sequence[str] = ()
     instruction: str | None = None
+    prompts: Sequence[list[int]] = ()
+    yes_id: int = 0
+    no_id: int = 0
+    model: str | None = None
     logits: bool = False
+
+    def __len__(self) -> int:
+        return len(self.prompts) or len(self.documents)
+
+
+class TokenRoute:
+    """A route that takes whole prompts as token ids and tells how likely the two labels are.
+
+    Attributes:
+        path: Of the route.
+        reserve: Tokens of the server's length that a prompt must leave free.
+        kind: What its scores are.
+        may_ignore_logits: Whether the request says if logits are wanted, which some releases ignore without a word.
+    """
+
+    path: ClassVar[str]
+    reserve: ClassVar[int] = 1
+    kind: ClassVar[ScoreKind] = "logit"
+    may_ignore_logits: ClassVar[bool] = False
+
+    def body(self, request: ServerRequest) -> dict[str, Any]:
+        """Return the JSON to send."""
+        return {**optional("model", request.model), **self._fields(request)}
+
+    def read(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> ParsedAnswer:
+        """Return the scores, in the order the prompts were sent."""
+        return ParsedAnswer(self._scores(answer, payload, request), prompt_tokens(payload), model_name(payload))
+
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        """What this route sends beyond the model."""
+        raise NotImplementedError
+
+    def _scores(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> np.ndarray:
+        """Return the scores, float64 `(n_prompts,)`."""
+        raise NotImplementedError
 
 
 class Dialect:
@@ -59,16 +116,16 @@ class Dialect:
                 "a server that carries one (vllm, sglang, xinference, qwen-rerank)."
             )
 
-    def body(self, ask: TextRequest) -> dict[str, Any]:
+    def body(self, request: ServerRequest) -> dict[str, Any]:
         """Return the JSON to send."""
-        model = {} if ask.model is None else {"model": ask.model}
-        return {"query": ask.query, "documents": list(ask.documents), **model, **self._fields(ask)}
+        texts = {"query": request.query, "documents": list(request.documents)}
+        return {**texts, **optional("model", request.model), **self._fields(request)}
 
-    def read(self, answer: HttpAnswer, payload: Any, n: int) -> ParsedAnswer:
+    def read(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> ParsedAnswer:
         """Return the scores, in the order the documents were sent."""
-        return read_results(answer, payload, n)
+        return read_results(answer, payload, len(request))
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
         """What this dialect sends beyond query, documents and model."""
         return {}
 

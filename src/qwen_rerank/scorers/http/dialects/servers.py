@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, read_results
-from qwen_rerank.scorers.http.dialects.dialect import Dialect, TextRequest, optional
+from qwen_rerank.scorers.http.dialects.dialect import Dialect, ServerRequest, optional
 from qwen_rerank.scorers.http.dialects.token_routes import (
     SglangGenerate,
     VllmClassify,
@@ -27,8 +27,8 @@ class Vllm(Dialect):
     may_ignore_logits = True
     token_routes = (VllmClassify(), VllmGenerativeScoring(), VllmCompletions())
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
-        return {**optional("instruction", ask.instruction), **({"use_activation": False} if ask.logits else {})}
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        return {**optional("instruction", request.instruction), **({"use_activation": False} if request.logits else {})}
 
 
 class Sglang(Dialect):
@@ -39,8 +39,8 @@ class Sglang(Dialect):
     scores_blank = False
     token_routes = (SglangGenerate(),)
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
-        return {"return_documents": False, **optional("instruct", ask.instruction)}
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        return {"return_documents": False, **optional("instruct", request.instruction)}
 
 
 class Tei(Dialect):
@@ -51,14 +51,20 @@ class Tei(Dialect):
     max_batch = 32
     can_give_logits = True
 
-    def body(self, ask: TextRequest) -> dict[str, Any]:
+    def body(self, request: ServerRequest) -> dict[str, Any]:
         """Return the JSON to send: `texts`, no model; a long document is cut by the server."""
-        texts = list(ask.documents)
-        return {"query": ask.query, "texts": texts, "raw_scores": ask.logits, "truncate": True, "return_text": False}
+        texts = list(request.documents)
+        return {
+            "query": request.query,
+            "texts": texts,
+            "raw_scores": request.logits,
+            "truncate": True,
+            "return_text": False,
+        }
 
-    def read(self, answer: HttpAnswer, payload: Any, n: int) -> ParsedAnswer:
+    def read(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> ParsedAnswer:
         """Return the scores; the tokens are counted in a header."""
-        reading = read_results(answer, payload, n, score_keys=("score",))
+        reading = read_results(answer, payload, len(request), score_keys=("score",))
         counted = answer.headers.get("x-compute-tokens", "")
         return ParsedAnswer(reading.scores, int(counted) if counted.isdecimal() else None, None, reading.echoes)
 
@@ -77,8 +83,8 @@ class Infinity(Dialect):
     max_batch = 2048
     can_give_logits = True
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
-        return {"raw_scores": ask.logits, "return_documents": False}
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        return {"raw_scores": request.logits, "return_documents": False}
 
 
 class Xinference(Dialect):
@@ -88,8 +94,8 @@ class Xinference(Dialect):
     needs_model = True
     carries_instruction = True
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
-        extra = None if ask.instruction is None else json.dumps({"instruction": ask.instruction})
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        extra = None if request.instruction is None else json.dumps({"instruction": request.instruction})
         return {"return_documents": False, "return_len": True, **optional("kwargs", extra)}
 
 
@@ -100,8 +106,8 @@ class QwenRerank(Dialect):
     carries_instruction = True
     can_give_logits = True
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
-        return {"return_documents": False, "raw_scores": ask.logits, **optional("instruction", ask.instruction)}
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        return {"return_documents": False, "raw_scores": request.logits, **optional("instruction", request.instruction)}
 
 
 class Cohere(Dialect):
@@ -113,8 +119,8 @@ class Cohere(Dialect):
     needs_model = True
     kind = "relevance"
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
-        return {"top_n": len(ask.documents)}
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        return {"top_n": len(request.documents)}
 
 
 class Jina(Dialect):
@@ -125,8 +131,8 @@ class Jina(Dialect):
     needs_model = True
     kind = "raw"
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
-        return {"top_n": len(ask.documents), "return_documents": False}
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        return {"top_n": len(request.documents), "return_documents": False}
 
 
 class Voyage(Dialect):
@@ -137,5 +143,5 @@ class Voyage(Dialect):
     needs_model = True
     kind = "relevance"
 
-    def _fields(self, ask: TextRequest) -> dict[str, Any]:
-        return {"top_k": len(ask.documents), "return_documents": False, "truncation": True}
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        return {"top_k": len(request.documents), "return_documents": False, "truncation": True}

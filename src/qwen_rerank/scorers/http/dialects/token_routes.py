@@ -9,61 +9,23 @@ can become a control token. Read from the servers' sources in November 2026: vLL
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from qwen_rerank.scorers.http.answers import (
     HttpAnswer,
     ParsedAnswer,
-    ScoreKind,
     finite_score,
-    item_index,
-    model_name,
-    prompt_tokens,
     raise_protocol_error,
     read_results,
     result_items,
+    scores_by_index,
 )
+from qwen_rerank.scorers.http.dialects.dialect import ServerRequest, TokenRoute
 
-TOP_LOGPROBS = (
-    20  # vLLM's default cap; a server too old to be asked for the two labels gives this many of the likeliest
-)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelIds:
-    """Token ids of the two answers."""
-
-    yes: int
-    no: int
-
-
-class TokenRoute:
-    """One route.
-
-    Attributes:
-        path: Of the route.
-        reserve: Tokens of the server's length that a prompt must leave free.
-        kind: What the numbers are.
-        honours_activation: Whether the request says if a sigmoid is wanted, which servers may ignore.
-    """
-
-    path: ClassVar[str]
-    reserve: ClassVar[int] = 1
-    kind: ClassVar[ScoreKind] = "logit"
-    honours_activation: ClassVar[bool] = False
-
-    def body(
-        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
-    ) -> dict[str, Any]:
-        """Return the JSON to send; `logits` False asks for probabilities where the route knows the difference."""
-        raise NotImplementedError
-
-    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
-        """Return the scores, in the order the prompts were sent."""
-        raise NotImplementedError
+# vLLM's default cap; a server too old to be asked for the two labels gives this many of the likeliest.
+TOP_LOGPROBS = 20
 
 
 class VllmClassify(TokenRoute):
@@ -71,29 +33,22 @@ class VllmClassify(TokenRoute):
 
     path = "/classify"
     reserve = 0
-    honours_activation = True
+    may_ignore_logits = True
 
-    def body(
-        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
-    ) -> dict[str, Any]:
-        """Return the JSON to send."""
-        return {**_named(model), "input": list(prompts), "add_special_tokens": False, "use_activation": not logits}
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        return {"input": list(request.prompts), "add_special_tokens": False, "use_activation": not request.logits}
 
-    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
-        """Return the scores."""
-        scores = np.full(n, np.nan)
-        for item in result_items(answer, payload, n):
-            index = item_index(answer, item, n)
+    def _scores(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> np.ndarray:
+        def score(item: Mapping[str, Any], index: int) -> float:
             values = item.get("probs")
             if not isinstance(values, list) or len(values) != 1:
                 found = len(values) if isinstance(values, list) else "no"
                 raise_protocol_error(
                     answer, f"{found} classes where a reranker has one (started with classifier_from_token?)"
                 )
-            if not np.isnan(scores[index]):
-                raise_protocol_error(answer, f"index {index} twice")
-            scores[index] = finite_score(answer, values[0], f"result {index}")
-        return ParsedAnswer(scores, prompt_tokens(payload), model_name(payload))
+            return finite_score(answer, values[0], f"result {index}")
+
+        return scores_by_index(answer, result_items(answer, payload, len(request)), score)
 
 
 class VllmGenerativeScoring(TokenRoute):
@@ -102,24 +57,19 @@ class VllmGenerativeScoring(TokenRoute):
     path = "/generative_scoring"
     kind = "probability"  # softmax over the two labels, in float64
 
-    def body(
-        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
-    ) -> dict[str, Any]:
-        """Return the JSON to send."""
-        shared = _shared_prefix(prompts)
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
+        shared = _shared_prefix(request.prompts)
         return {
-            **_named(model),
-            "query": prompts[0][:shared],
-            "items": [ids[shared:] for ids in prompts],
-            "label_token_ids": [labels.yes, labels.no],  # the score is the first one's
+            "query": request.prompts[0][:shared],
+            "items": [ids[shared:] for ids in request.prompts],
+            "label_token_ids": [request.yes_id, request.no_id],  # the score is the first one's
             "apply_softmax": True,
             "item_first": False,
             "add_special_tokens": False,
         }
 
-    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
-        """Return the scores."""
-        return read_results(answer, payload, n, score_keys=("score",))
+    def _scores(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> np.ndarray:
+        return read_results(answer, payload, len(request), score_keys=("score",)).scores
 
 
 class VllmCompletions(TokenRoute):
@@ -127,43 +77,27 @@ class VllmCompletions(TokenRoute):
 
     path = "/v1/completions"
 
-    def body(
-        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
-    ) -> dict[str, Any]:
-        """Return the JSON to send."""
+    def _fields(self, request: ServerRequest) -> dict[str, Any]:
         return {
-            **_named(model),
-            "prompt": list(prompts),
+            "prompt": list(request.prompts),
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": TOP_LOGPROBS,
-            "logprob_token_ids": [labels.yes, labels.no],
+            "logprob_token_ids": [request.yes_id, request.no_id],
             "return_tokens_as_token_ids": True,
             "add_special_tokens": False,
         }
 
-    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
-        """Return the scores."""
-        choices = payload.get("choices") if isinstance(payload, Mapping) else None
-        scores = np.full(n, np.nan)
-        for item in result_items(answer, choices, n):
-            index = item_index(answer, item, n)
-            if not np.isnan(scores[index]):
-                raise_protocol_error(answer, f"index {index} twice")
-            scores[index] = self._difference(answer, item, index, labels)
-        return ParsedAnswer(scores, prompt_tokens(payload), model_name(payload))
+    def _scores(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> np.ndarray:
+        def score(item: Mapping[str, Any], index: int) -> float:
+            logprobs = item.get("logprobs")
+            steps = logprobs.get("top_logprobs") if isinstance(logprobs, Mapping) else None
+            found = steps[0] if isinstance(steps, list) and steps and isinstance(steps[0], Mapping) else {}
+            yes, no = found.get(f"token_id:{request.yes_id}"), found.get(f"token_id:{request.no_id}")
+            return _difference(answer, yes, no, index)
 
-    def _difference(self, answer: HttpAnswer, item: Mapping[str, Any], index: int, labels: LabelIds) -> float:
-        logprobs = item.get("logprobs")
-        steps = logprobs.get("top_logprobs") if isinstance(logprobs, Mapping) else None
-        found = steps[0] if isinstance(steps, list) and steps and isinstance(steps[0], Mapping) else {}
-        keys = (f"token_id:{labels.yes}", f"token_id:{labels.no}")
-        if any(key not in found for key in keys):
-            raise_protocol_error(
-                answer, f"no log-probability of both labels for prompt {index}; the server may be too old"
-            )
-        yes, no = (finite_score(answer, found[key], f"prompt {index}") for key in keys)
-        return yes - no
+        choices = payload.get("choices") if isinstance(payload, Mapping) else None
+        return scores_by_index(answer, result_items(answer, choices, len(request)), score)
 
 
 class SglangGenerate(TokenRoute):
@@ -172,45 +106,40 @@ class SglangGenerate(TokenRoute):
     path = "/generate"
     reserve = 8  # it keeps a few tokens of its context for itself
 
-    def body(
-        self, prompts: Sequence[list[int]], labels: LabelIds, *, model: str | None, logits: bool = True
-    ) -> dict[str, Any]:
-        """Return the JSON to send."""
+    def body(self, request: ServerRequest) -> dict[str, Any]:
+        """Return the JSON to send; the route takes no model's name."""
         return {
-            "input_ids": list(prompts),
+            "input_ids": list(request.prompts),
             # Greedy: SGLang divides logits by the temperature before it takes log-probabilities.
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
             "return_logprob": True,
             "logprob_start_len": -1,
-            "token_ids_logprob": [[labels.yes, labels.no]] * len(prompts),
+            "token_ids_logprob": [[request.yes_id, request.no_id]] * len(request),
             "stream": False,
         }
 
-    def read(self, answer: HttpAnswer, payload: Any, n: int, labels: LabelIds) -> ParsedAnswer:
-        """Return the scores."""
+    def read(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> ParsedAnswer:
+        """Return the scores; prompts and their token counts stand in the order they were sent."""
+        n = len(request)
         items = result_items(answer, [payload] if n == 1 and isinstance(payload, Mapping) else payload, n)
-        counts: list[int] = []
+        metas = [meta if isinstance(meta := item.get("meta_info"), Mapping) else {} for item in items]
+        counts = [count for meta in metas if isinstance(count := meta.get("prompt_tokens"), int)]
         scores = np.empty(n)
-        for index, item in enumerate(items):
-            meta = item.get("meta_info")
-            meta = meta if isinstance(meta, Mapping) else {}
-            if isinstance(count := meta.get("prompt_tokens"), int):
-                counts.append(count)
-            scores[index] = self._difference(answer, meta.get("output_token_ids_logprobs"), index, labels)
+        for index, meta in enumerate(metas):
+            steps = meta.get("output_token_ids_logprobs")
+            rows = steps[0] if isinstance(steps, list) and steps and isinstance(steps[0], list) else []
+            found = {
+                row[1]: row[0] for row in rows if isinstance(row, list) and len(row) >= 2 and isinstance(row[1], int)
+            }
+            scores[index] = _difference(answer, found.get(request.yes_id), found.get(request.no_id), index)
         return ParsedAnswer(scores, sum(counts) if len(counts) == n else None)
 
-    def _difference(self, answer: HttpAnswer, steps: Any, index: int, labels: LabelIds) -> float:
-        rows = steps[0] if isinstance(steps, list) and steps and isinstance(steps[0], list) else []
-        found = {row[1]: row[0] for row in rows if isinstance(row, list) and len(row) >= 2 and isinstance(row[1], int)}
-        if labels.yes not in found or labels.no not in found:
-            raise_protocol_error(answer, f"no log-probability of both labels for prompt {index}")
-        return finite_score(answer, found[labels.yes], f"prompt {index}") - finite_score(
-            answer, found[labels.no], f"prompt {index}"
-        )
 
-
-def _named(model: str | None) -> dict[str, Any]:
-    return {} if model is None else {"model": model}
+def _difference(answer: HttpAnswer, yes: Any, no: Any, index: int) -> float:
+    """Return how much likelier the one label is than the other, in log-odds."""
+    if yes is None or no is None:
+        raise_protocol_error(answer, f"no log-probability of both labels for prompt {index}; the server may be too old")
+    return finite_score(answer, yes, f"prompt {index}") - finite_score(answer, no, f"prompt {index}")
 
 
 def _shared_prefix(prompts: Sequence[list[int]]) -> int:
