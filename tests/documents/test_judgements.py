@@ -25,7 +25,7 @@ def test_qrels_are_read_in_both_layouts_with_crlf_and_byte_order_mark(tmp_path):
         pytest.param(HEADER + b"q1\td1 1\n", 2, "2 columns", id="tab and space mixed"),
         pytest.param(HEADER + b"q1\td1\t\n", 2, "columns", id="empty column"),
         pytest.param(b"q1 0 d1 1\nq1 0 d1 2\n", 2, "judged twice", id="duplicate"),
-        pytest.param(b"q1 0 d1 -1\n", 1, "negative", id="negative grade"),
+        pytest.param(b"q1 0 d1 -1\n", 1, "no integer from 0 to 1000", id="negative grade"),
         pytest.param(b"q1 0 d1 1.5\n", 1, "no integer", id="fraction"),
         pytest.param(b"q1 0 d1 NaN\n", 1, "no integer", id="nan"),
         pytest.param(b"q1 0 d1 1\nq\xe9 0 d 1\n", 2, "not UTF-8", id="latin-1"),
@@ -54,8 +54,9 @@ def test_a_run_comes_back_best_first_and_ties_keep_the_order_of_the_file(tmp_pat
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param("q1 Q0 a 1 nan t\n", "not finite", id="nan"),
-        pytest.param("q1 Q0 a 1 high t\n", "no number", id="word"),
+        pytest.param("q1 Q0 a 1 nan t\n", "no finite number", id="nan"),
+        pytest.param("q1 Q0 a 1 1e999 t\n", "no finite number", id="too large"),
+        pytest.param("q1 Q0 a 1 high t\n", "no finite number", id="word"),
         pytest.param("q1 Q0 a 1 0.5\n", "5 columns", id="missing tag"),
         pytest.param("q1 Q0 a 1 0.5 t\nq1 Q0 a 2 0.4 t\n", "occurs twice", id="duplicate"),
         pytest.param("", "no line", id="empty"),

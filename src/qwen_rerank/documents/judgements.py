@@ -6,10 +6,11 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
-from qwen_rerank.documents.reader import TextFile, shown
+from qwen_rerank.documents.reader import Skipped, Source, TextFile, shown
 from qwen_rerank.errors import FileError, InvalidInputError
 
 log = logging.getLogger(__name__)
@@ -35,28 +36,45 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
         FileError: On a wrong number of columns, a grade that is no integer of at least 0, or a pair judged twice.
     """
     file = TextFile(path)
-    qrels: Qrels = {}
-    for _, (query, document, grade) in judgements(file):
-        qrels.setdefault(query, {})[document] = grade
-    if not qrels:
-        raise FileError(path, None, "holds no judgement.")
+    qrels = qrels_of(file, judgements(file))
     log.info("%s: %d judgements of %d queries used", file.path, sum(map(len, qrels.values())), len(qrels))
     return qrels
 
 
+def qrels_of(source: Source, rows: Iterable[tuple[int, Judgement]]) -> Qrels:
+    """Return the grades of rows of query id, document id and grade, each pair once.
+
+    Raises:
+        FileError: If a pair is judged twice, where nothing may be skipped, or there is no judgement.
+    """
+    qrels: Qrels = {}
+    for _, (query, document, grade) in judged_once(source, rows):
+        qrels.setdefault(query, {})[document] = grade
+    if not qrels:
+        raise FileError(source.place, None, "holds no judgement.")
+    return qrels
+
+
+def judged_once(source: Source, rows: Iterable[tuple[int, Judgement]]) -> Iterator[tuple[int, Judgement]]:
+    """Yield the rows whose pair of query and document is new."""
+    return source.unique(rows, itemgetter(0, 1), "document {1} is judged twice for query {0}.")
+
+
+def split_file(folder: Path, split: str, *, skipped: list[Skipped] | None = None) -> TextFile:
+    """Return the judgements of a folder in BEIR layout.
+
+    Raises:
+        FileError: If there is no such split; names those that exist.
+    """
+    path = folder / "qrels" / f"{split}.tsv"
+    if not path.is_file():
+        splits = sorted(other.stem for other in path.parent.glob("*.tsv"))
+        raise FileError(path, None, f"no such split; there are: {', '.join(splits) or 'none'}.")
+    return TextFile(path, skipped=skipped)
+
+
 def judgements(file: TextFile) -> Iterator[tuple[int, Judgement]]:
     """Yield (line number, (query id, document id, grade)) of every judgement, as `read_qrels` reads them."""
-    seen: set[tuple[str, str]] = set()
-    for number, judgement in _judgements(file):
-        if judgement[:2] in seen:
-            query, document = map(shown, judgement[:2])
-            file.refuse(number, f"document {document} is judged twice for query {query}.")
-        else:
-            seen.add(judgement[:2])
-            yield number, judgement
-
-
-def _judgements(file: TextFile) -> Iterator[tuple[int, Judgement]]:
     lines = file.lines()
     first = next(lines, None)
     if first is None:
@@ -83,14 +101,9 @@ def _trec_judgement(line: str) -> Judgement:
 
 
 def _grade(text: str) -> int:
-    if not _INTEGER.fullmatch(text):
-        raise InvalidInputError(f"the grade {shown(text)} is no integer.")
-    grade = int(text)
-    if grade < 0:
-        raise InvalidInputError(f"the grade {grade} is negative; write 0 for what is not relevant.")
-    if grade > MAX_GRADE:
-        raise InvalidInputError(f"the grade {grade} is above {MAX_GRADE}; are the columns in order?")
-    return grade
+    if not _INTEGER.fullmatch(text) or not 0 <= int(text) <= MAX_GRADE:
+        raise InvalidInputError(f"the grade {shown(text)} is no integer from 0 to {MAX_GRADE}; 0 is not relevant.")
+    return int(text)
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -103,17 +116,16 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """
     file = TextFile(path)
     run: Run = {}
-    seen: set[tuple[str, str]] = set()
-    for number, (query, document, score) in file.each(file.lines(), _run_line):
-        if (query, document) in seen:
-            file.refuse(number, f"document {shown(document)} occurs twice for query {shown(query)}.")
-        seen.add((query, document))
+    lines = file.unique(
+        file.each(file.lines(), _run_line), itemgetter(0, 1), "document {1} occurs twice for query {0}."
+    )
+    for _, (query, document, score) in lines:
         run.setdefault(query, []).append((document, score))
     if not run:
         raise FileError(path, None, "holds no line of a run.")
     for hits in run.values():
         hits.sort(key=lambda hit: -hit[1])
-    log.info("%s: %d lines of %d queries used", file.path, len(seen), len(run))
+    log.info("%s: %d lines of %d queries used", file.path, sum(map(len, run.values())), len(run))
     return run
 
 
@@ -121,13 +133,9 @@ def _run_line(line: str) -> tuple[str, str, float]:
     columns = line.split()
     if len(columns) != 6:
         raise InvalidInputError(f"{len(columns)} columns, not the 6 of a TREC run: query Q0 document rank score tag.")
-    text = columns[4]
-    finite = text.lower().lstrip("+-") not in ("nan", "inf", "infinity")
-    if finite and not _NUMBER.fullmatch(text):
-        raise InvalidInputError(f"the score {shown(text)} is no number.")
-    if not finite or not math.isfinite(float(text)):
-        raise InvalidInputError(f"the score {shown(text)} is not finite.")
-    return columns[0], columns[2], float(text)
+    if not _NUMBER.fullmatch(columns[4]) or not math.isfinite(float(columns[4])):
+        raise InvalidInputError(f"the score {shown(columns[4])} is no finite number.")
+    return columns[0], columns[2], float(columns[4])
 
 
 def write_run(run: Run, path: str | os.PathLike[str], *, tag: str) -> None:

@@ -6,9 +6,10 @@ import html
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 
-from qwen_rerank.documents.reader import Row, Skipped, TextFile, shown, text_of
+from qwen_rerank.documents.reader import Row, Skipped, Source, TextFile, shown, text_of
 from qwen_rerank.errors import FileError, InvalidInputError
 
 log = logging.getLogger(__name__)
@@ -32,15 +33,21 @@ def read_queries(path: str | os.PathLike[str], *, skipped: list[Skipped] | None 
         FileError: If a line or topic lacks its id or text, an id occurs twice, or there is no query.
     """
     file = TextFile(path, skipped=skipped)
-    queries: dict[str, str] = {}
-    for number, (query, text) in file.each(_rows(file), _query):
-        if query in queries:
-            file.refuse(number, f"the id {shown(query)} occurs twice.")
-        else:
-            queries[query] = text
-    if not queries:
-        raise FileError(file.path, None, "holds no query.")
+    queries = queries_of(file, _rows(file))
     log.info("%s: %d queries used", file.path, len(queries))
+    return queries
+
+
+def queries_of(source: Source, rows: Iterable[tuple[int, tuple[str, str]]]) -> dict[str, str]:
+    """Return query id to text of rows of both, each id once.
+
+    Raises:
+        FileError: If an id or text is empty or an id occurs twice, where nothing may be skipped, or there is no query.
+    """
+    found = source.unique(source.each(rows, _query), itemgetter(slice(1)), "the id {0} occurs twice.")
+    queries = dict(query for _, query in found)
+    if not queries:
+        raise FileError(source.place, None, "holds no query.")
     return queries
 
 
@@ -55,14 +62,15 @@ def _query(found: tuple[str, str]) -> tuple[str, str]:
 
 def _rows(file: TextFile) -> Iterator[tuple[int, tuple[str, str]]]:
     if ".jsonl" in file.path.suffixes:
-        return file.each(file.objects(), _json_query)
+        return file.each(file.objects(), id_and_text)
     lines = list(file.lines())
     if lines and lines[0][1].lstrip().startswith("<"):
-        return file.each(_topics(lines), _id_and_text)
+        return file.each(_topics(lines), _topic_query)
     return file.each(lines, _tabbed)
 
 
-def _json_query(row: Row) -> tuple[str, str]:
+def id_and_text(row: Row) -> tuple[str, str]:
+    """Return the strings under `_id` and `text`."""
     return text_of(row, "_id"), text_of(row, "text")
 
 
@@ -75,37 +83,24 @@ def _tabbed(line: str) -> tuple[str, str]:
 
 def _topics(lines: list[tuple[int, str]]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, fields) of every topic: it begins at `<top>` or `<topic>` and ends at the next or at its closing tag."""
-    start: int | None = None
-    fields: dict[str, str] = {}
-    for number, closing, tag, attribute, text in _tagged(lines):
-        if tag in ("top", "topic"):
-            if start is not None:
-                yield start, fields
-            start, fields = (None, {}) if closing else (number, {"num": attribute, "topic": text})
-        elif start is not None and not closing:
-            fields[tag] = text
-    if start is not None:
-        yield start, fields
+    text = "\n".join(line for _, line in lines)
+    topic: tuple[int, dict[str, str]] | None = None
+    tags = list(_TAG.finditer(text))
+    for found, end in zip(tags, [*(tag.start() for tag in tags[1:]), None], strict=False):
+        closing, tag, attribute = found.groups(default="")
+        content = " ".join(text[found.end() : end].split())
+        if tag.lower() in ("top", "topic"):
+            if topic:
+                yield topic
+            number = lines[text.count("\n", 0, found.start())][0]
+            topic = None if closing else (number, {"num": attribute, "topic": content})
+        elif topic and not closing:
+            topic[1][tag.lower()] = content
+    if topic:
+        yield topic
 
 
-def _tagged(lines: list[tuple[int, str]]) -> Iterator[tuple[int, bool, str, str, str]]:
-    """Yield (line, is it a closing tag, tag, number attribute, text up to the next tag)."""
-    pending: tuple[int, bool, str, str] | None = None
-    words: list[str] = []
-    for number, line in lines:
-        end = 0
-        for match in _TAG.finditer(line):
-            words.append(line[end : match.start()])
-            end = match.end()
-            if pending is not None:
-                yield *pending, " ".join(" ".join(words).split())
-            pending, words = (number, bool(match[1]), match[2].lower(), match[3] or ""), []
-        words.append(line[end:])
-    if pending is not None:
-        yield *pending, " ".join(" ".join(words).split())
-
-
-def _id_and_text(fields: dict[str, str]) -> tuple[str, str]:
+def _topic_query(fields: dict[str, str]) -> tuple[str, str]:
     query = next((fields[tag] for tag in _IDS if fields.get(tag)), "")
     text = next((fields[tag] for tag in _TEXTS if fields.get(tag)), "")
     if not query or not text:

@@ -1,7 +1,8 @@
-"""A file of text, gzip or plain, read within bounds; what is wrong in it stops the reading or is noted, as the caller wants."""
+"""A file of text, gzip or plain, read within bounds; what is wrong stops the reading or is noted, as the caller wants."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -32,12 +33,59 @@ class Skipped:
     reason: str
 
 
-class TextFile:
+class Source:
+    """Rows out of a file or a table, each with its number.
+
+    Args:
+        place: As errors call it.
+        skipped: Gets what cannot be used, and the reading goes on behind it; None makes it a `FileError`.
+        name: As `skipped` calls it.
+    """
+
+    def __init__(self, place: str | os.PathLike[str], skipped: list[Skipped] | None, name: str) -> None:
+        self.place = place
+        self.skipped = skipped
+        self.name = name
+
+    def refuse(self, number: int | None, reason: str) -> None:
+        """Say that a row, or with None the whole, cannot be used.
+
+        Raises:
+            FileError: Where nothing may be skipped.
+        """
+        if self.skipped is None:
+            raise FileError(self.place, number, reason)
+        self.skipped.append(Skipped(self.name if number is None else f"{self.name}:{number}", reason))
+
+    def each(self, rows: Iterable[tuple[int, T]], parse: Callable[[T], U]) -> Iterator[tuple[int, U]]:
+        """Yield (number, what `parse` makes of a row); its `InvalidInputError` refuses the row."""
+        for number, row in rows:
+            try:
+                parsed = parse(row)
+            except InvalidInputError as exc:
+                self.refuse(number, str(exc))
+            else:
+                yield number, parsed
+
+    def unique(
+        self, rows: Iterable[tuple[int, T]], key: Callable[[T], tuple[str, ...]], reason: str
+    ) -> Iterator[tuple[int, T]]:
+        """Yield the rows whose key is new; `reason`, with `{0}` for the key's first part, refuses the others."""
+        seen: set[tuple[str, ...]] = set()
+        for number, row in rows:
+            if key(row) in seen:
+                self.refuse(number, reason.format(*map(shown, key(row))))
+            else:
+                seen.add(key(row))
+                yield number, row
+
+
+class TextFile(Source):
     """A UTF-8 file, plain or gzip; a byte-order mark is left out.
 
     Args:
         path: The file.
-        skipped: Gets what cannot be used, and the reading goes on behind it; None makes it a `FileError`.
+        skipped: As in `Source`.
         name: As `skipped` calls the file; its own name where it is None.
     """
 
@@ -45,32 +93,15 @@ class TextFile:
         self, path: str | os.PathLike[str], *, skipped: list[Skipped] | None = None, name: str | None = None
     ) -> None:
         self.path = Path(path)
-        self.skipped = skipped
-        self.name = self.path.name if name is None else name
-
-    def refuse(self, line: int | None, reason: str) -> None:
-        """Say that a line, or with None the file, cannot be used.
-
-        Raises:
-            FileError: Where nothing may be skipped.
-        """
-        if self.skipped is None:
-            raise FileError(self.path, line, reason)
-        self.skipped.append(Skipped(self.name if line is None else f"{self.name}:{line}", reason))
+        super().__init__(self.path, skipped, self.path.name if name is None else name)
 
     def text(self) -> str | None:
         """Return the whole content, or None where it cannot be read."""
         try:
-            with self._open() as file:
-                content = file.read(MAX_LINE_BYTES + 1)
-            if len(content) <= MAX_LINE_BYTES:
-                return content.decode("utf-8-sig")
-            self.refuse(None, f"the text is longer than {MAX_LINE_BYTES} bytes.")
-        except UnicodeDecodeError as exc:
-            self.refuse(None, _not_utf8(exc))
-        except (OSError, EOFError, zlib.error) as exc:
-            self.refuse(None, f"cannot be read ({exc}).")
-        return None
+            return "".join(line for _, line in TextFile(self.path)._lines())
+        except FileError as exc:
+            self.refuse(None, exc.reason)
+            return None
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Yield (line number from 1, line without its end) of every line that is not blank."""
@@ -91,17 +122,11 @@ class TextFile:
         except csv.Error as exc:
             self.refuse(rows.line_num, f"no CSV from here on ({exc}).")
 
-    def each(self, rows: Iterable[tuple[int, T]], parse: Callable[[T], U]) -> Iterator[tuple[int, U]]:
-        """Yield (line number, what `parse` makes of a row); its `InvalidInputError` refuses the row."""
-        for number, row in rows:
-            try:
-                parsed = parse(row)
-            except InvalidInputError as exc:
-                self.refuse(number, str(exc))
-            else:
-                yield number, parsed
-
     def _lines(self) -> Iterator[tuple[int, str]]:
+        """Yield every line with its end, decoded."""
+        return self.each(self._raw_lines(), _decoded)
+
+    def _raw_lines(self) -> Iterator[tuple[int, bytes]]:
         number, total = 0, 0
         try:
             limit = self._most_bytes()
@@ -109,18 +134,11 @@ class TextFile:
                 while raw := file.readline(MAX_LINE_BYTES + 1):
                     number += 1
                     total += len(raw)
-                    if len(raw) > MAX_LINE_BYTES or total > limit:
-                        long = f"the line is longer than {MAX_LINE_BYTES} bytes."
-                        self.refuse(
-                            number, long if len(raw) > MAX_LINE_BYTES else f"the file holds more than {limit} bytes."
-                        )
-                        return
-                    try:
-                        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                    except UnicodeDecodeError as exc:
-                        self.refuse(number, _not_utf8(exc))
-                    else:
-                        yield number, text
+                    if len(raw) > MAX_LINE_BYTES:
+                        return self.refuse(number, f"the line is longer than {MAX_LINE_BYTES} bytes.")
+                    if total > limit:
+                        return self.refuse(number, f"the file holds more than {limit} bytes.")
+                    yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
         except (OSError, EOFError, zlib.error) as exc:
             self.refuse(None, f"cannot be read ({exc}).")
 
@@ -157,5 +175,8 @@ def _object(line: str) -> dict[str, Any]:
     return row
 
 
-def _not_utf8(exc: UnicodeDecodeError) -> str:
-    return f"not UTF-8 ({exc.reason} at byte {exc.start}); convert the file."
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidInputError(f"not UTF-8 ({exc.reason} at byte {exc.start}); convert the file.") from exc

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_rerank.checks import check_choice
-from qwen_rerank.documents.reader import Row, Skipped, TextFile, shown, text_of
+from qwen_rerank.documents.reader import Row, Skipped, Source, TextFile, shown, text_of
 from qwen_rerank.errors import FileError, InvalidInputError
 from qwen_rerank.types import Document, text_id
 
@@ -77,16 +77,38 @@ def read_corpus(path: str | os.PathLike[str], *, skipped: list[Skipped] | None =
         FileError: If a line cannot be used, or there is no document.
     """
     file = TextFile(path, skipped=skipped)
-    documents: dict[str, Document] = {}
-    for number, document in file.each(file.objects(), _corpus_document):
-        if document.id in documents:
-            file.refuse(number, f"the id {shown(document.id)} occurs twice.")
-        else:
-            documents[document.id] = document
-    if not documents:
-        raise FileError(file.path, None, "holds no document.")
+    documents = corpus_of(file, file.objects())
     log.info("%s: %d documents used", file.path, len(documents))
-    return list(documents.values())
+    return documents
+
+
+def corpus_of(source: Source, rows: Iterable[tuple[int, Row]]) -> list[Document]:
+    """Return the documents of rows as `read_corpus` takes them, each id once.
+
+    Raises:
+        FileError: If a row cannot be used, where nothing may be skipped, or there is no document.
+    """
+    found = source.unique(source.each(rows, _corpus_document), _key, "the id {0} occurs twice.")
+    documents = [document for _, document in found]
+    if not documents:
+        raise FileError(source.place, None, "holds no document.")
+    return documents
+
+
+def _key(document: Document) -> tuple[str]:
+    return (document.id,)
+
+
+def find_table(folder: Path, stem: str) -> Path:
+    """Return `corpus` or `queries` of a folder in BEIR layout, a JSONL file, plain or gzip.
+
+    Raises:
+        FileError: If there is none.
+    """
+    for path in (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"):
+        if path.is_file():
+            return path
+    raise FileError(folder, None, f"holds no {stem}.jsonl or {stem}.jsonl.gz.")
 
 
 def _files(root: Path) -> Iterator[tuple[Path, str]]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwen_rerank.checks import check_text
-from qwen_rerank.documents.judgements import judgements
+from qwen_rerank.documents.judgements import judged_once, judgements, split_file
 from qwen_rerank.documents.queries import read_queries
 from qwen_rerank.documents.reader import Row, Skipped, TextFile
-from qwen_rerank.documents.texts import read_corpus
+from qwen_rerank.documents.texts import find_table, read_corpus
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.types import Document
 
@@ -157,27 +157,19 @@ def _read_jsonl(path: Path) -> TrainingData:
 
 def _read_folder(root: Path, split: str) -> TrainingData:
     data = TrainingData()
-    data.corpus = read_corpus(_table(root, "corpus"), skipped=data.bad_lines)
+    data.corpus = read_corpus(find_table(root, "corpus"), skipped=data.bad_lines)
     texts = {document.id: document.text for document in data.corpus}
-    queries = read_queries(_table(root, "queries"), skipped=data.bad_lines)
-    qrels = TextFile(root / "qrels" / f"{split}.tsv", skipped=data.bad_lines)
-    if not qrels.path.is_file():
-        raise InvalidInputError(f"{str(qrels.path)!r} does not exist; name a split that the folder has.")
+    queries = read_queries(find_table(root, "queries"), skipped=data.bad_lines)
     judged: dict[str, dict[str, float]] = {}
-    for number, (query, document, grade) in judgements(qrels):
+    qrels = split_file(root, split, skipped=data.bad_lines)
+    for number, (query, document, grade) in judged_once(qrels, judgements(qrels)):
         if query in queries and document in texts:
             judged.setdefault(query, {})[document] = 1.0 if grade > 0 else 0.0
         else:
-            qrels.refuse(number, f"the id {document if query in queries else query!r} is not in the collection")
+            unknown = document if query in queries else query
+            qrels.refuse(number, f"the id {unknown!r} is not in the collection.")
     for query, labels in judged.items():
         if any(labels.values()):
             documents = tuple(texts[document] for document in labels)
             data.examples.append(Example(queries[query], documents, tuple(labels.values())))
     return data
-
-
-def _table(root: Path, stem: str) -> Path:
-    for path in (root / f"{stem}.jsonl", root / f"{stem}.jsonl.gz"):
-        if path.is_file():
-            return path
-    raise InvalidInputError(f"{str(root)!r} has no {stem}.jsonl; a BEIR folder needs corpus, queries and qrels.")

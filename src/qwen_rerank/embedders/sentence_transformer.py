@@ -17,7 +17,7 @@ from qwen_rerank.checks import check_choice, check_count, check_text, check_text
 from qwen_rerank.errors import MissingExtraError, ModelCorruptError, ModelError, ModelIncompleteError, UnsafeModelError
 from qwen_rerank.models.folder import (
     folder_digest,
-    has_pickles,
+    pickles,
     read_json,
     read_settings,
     weight_files,
@@ -141,7 +141,7 @@ def _check_modules(folder: Path) -> None:
         if not place.is_relative_to(folder.resolve()):
             raise UnsafeModelError(f"{path} names the path {name!r}, which is outside the model.")
         settings = read_settings(place) if (place / "config.json").is_file() else {}
-        if "model_type" in settings or (place.is_dir() and has_pickles(place)):
+        if "model_type" in settings or pickles(place):
             weight_files(place)
 
 

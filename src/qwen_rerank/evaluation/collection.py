@@ -10,7 +10,9 @@ from pathlib import Path
 
 from qwen_rerank.checks import check_count
 from qwen_rerank.documents import Qrels, read_corpus, read_documents, read_qrels, read_queries
+from qwen_rerank.documents.judgements import split_file
 from qwen_rerank.documents.reader import Row, TextFile, shown, text_of
+from qwen_rerank.documents.texts import find_table
 from qwen_rerank.errors import FileError, InvalidInputError
 from qwen_rerank.types import Document, text_id
 
@@ -100,13 +102,10 @@ def load_beir(folder: str | os.PathLike[str], *, split: str = "test") -> Collect
         FileError: If a file is missing or a line is wrong, or a judged query has no text.
     """
     root = Path(folder)
-    documents = read_corpus(_one_of(root, "corpus.jsonl", "corpus.jsonl.gz"))
-    queries = read_queries(_one_of(root, "queries.jsonl", "queries.jsonl.gz"))
-    qrels_file = root / "qrels" / f"{split}.tsv"
-    if not qrels_file.is_file():
-        splits = sorted(path.stem for path in (root / "qrels").glob("*.tsv"))
-        raise FileError(qrels_file, None, f"no such split; there are: {', '.join(splits) or 'none'}.")
-    return assemble(root.resolve().name, split, documents, queries, read_qrels(qrels_file), source=str(qrels_file))
+    documents = read_corpus(find_table(root, "corpus"))
+    queries = read_queries(find_table(root, "queries"))
+    qrels = split_file(root, split).path
+    return assemble(root.resolve().name, split, documents, queries, read_qrels(qrels), source=str(qrels))
 
 
 def load_trec(
@@ -150,13 +149,6 @@ def _pair(row: Row) -> tuple[str, list[str]]:
     if not isinstance(relevant, list) or not relevant or not all(isinstance(item, str) for item in relevant):
         raise InvalidInputError("'relevant' must be a list of document ids.")
     return text, relevant
-
-
-def _one_of(root: Path, *names: str) -> Path:
-    for name in names:
-        if (root / name).is_file():
-            return root / name
-    raise FileError(root, None, f"holds no {' or '.join(names)}.")
 
 
 def assemble(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from qwen_rerank.documents import FileError, Qrels
+from qwen_rerank.documents.judgements import Judgement, qrels_of
+from qwen_rerank.documents.queries import id_and_text, queries_of
+from qwen_rerank.documents.reader import Row, Source
+from qwen_rerank.documents.texts import corpus_of
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
 from qwen_rerank.evaluation.collection import Collection, assemble
-from qwen_rerank.types import Document
+from qwen_rerank.models.names import first_line
 
 try:
     import datasets
@@ -22,7 +24,6 @@ log = logging.getLogger(__name__)
 
 # A hub data set holds three tables; their names differ between the two usual layouts.
 _CORPUS, _QUERIES, _QRELS = ("corpus",), ("queries", "query"), ("default", "qrels")
-Row = Mapping[str, Any]
 
 
 def load_hub(name: str, *, revision: str | None = None, split: str = "test") -> Collection:
@@ -47,14 +48,17 @@ def load_hub(name: str, *, revision: str | None = None, split: str = "test") -> 
         raise
     except Exception as exc:  # the hub's clients have no common base for their errors
         raise InvalidInputError(
-            f"the data set {name!r} cannot be read ({_first_line(exc)}); see: qwen-rerank help hub"
+            f"the data set {name!r} cannot be read ({first_line(exc)}); see: qwen-rerank help hub"
         ) from exc
+    texts = Source(f"{name} queries", None, "queries")
+    documents = corpus_of(Source(f"{name} corpus", None, "corpus"), map(_with_id, enumerate(corpus, start=1)))
+    judged = Source(f"{name} qrels", None, "qrels")
     collection = assemble(
         name.rstrip("/").rsplit("/", 1)[-1],
         split,
-        _documents(name, corpus),
-        _texts(name, queries),
-        _judged(name, qrels),
+        documents,
+        queries_of(texts, texts.each(map(_with_id, enumerate(queries, start=1)), id_and_text)),
+        qrels_of(judged, judged.each(enumerate(qrels, start=1), _judgement)),
         source=name,
     )
     if commit is None:
@@ -71,7 +75,7 @@ def _commit(name: str, revision: str | None) -> str:
         commit = HfApi().dataset_info(name, revision=revision).sha
     except Exception as exc:  # the hub's clients have no common base for their errors
         raise InvalidInputError(
-            f"the data set {name!r} cannot be found on the hub ({_first_line(exc)}); see: qwen-rerank help hub"
+            f"the data set {name!r} cannot be found on the hub ({first_line(exc)}); see: qwen-rerank help hub"
         ) from exc
     if commit is None:
         raise InvalidInputError(f"the hub names no commit of the data set {name!r}; give one: {name}@commit.")
@@ -95,48 +99,18 @@ def _table(name: str, commit: str | None, known: list[str], wanted: tuple[str, .
     return rows
 
 
-def _documents(name: str, rows: Iterable[Row]) -> list[Document]:
-    documents = []
-    seen: set[str] = set()
-    for number, row in enumerate(rows, start=1):
-        document_id, text = _id(name, "corpus", number, row), row.get("text")
-        if not isinstance(text, str) or document_id in seen:
-            raise FileError(f"{name} corpus", number, "a document has no text, or an id that occurred before.")
-        seen.add(document_id)
-        title = row.get("title")
-        documents.append(Document(document_id, f"{title}\n{text}" if title else text))
-    return documents
+def _with_id(row: tuple[int, Row]) -> tuple[int, Row]:
+    """Return a numbered row with the string under `_id` that some data sets have as a number, or under `id`."""
+    number, values = row
+    given = values.get("_id", values.get("id"))
+    return number, {**values, "_id": str(given) if isinstance(given, int) else given}
 
 
-def _texts(name: str, rows: Iterable[Row]) -> dict[str, str]:
-    queries: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
-        query, text = _id(name, "queries", number, row), row.get("text")
-        if not isinstance(text, str) or not text.strip() or query in queries:
-            raise FileError(f"{name} queries", number, "a query has no text, or an id that occurred before.")
-        queries[query] = text
-    return queries
-
-
-def _judged(name: str, rows: Iterable[Row]) -> Qrels:
-    qrels: Qrels = {}
-    for number, row in enumerate(rows, start=1):
-        try:
-            query, document, grade = str(row["query-id"]), str(row["corpus-id"]), float(row["score"])
-        except (KeyError, TypeError, ValueError) as exc:
-            raise FileError(f"{name} qrels", number, "a judgement needs query-id, corpus-id and score.") from exc
-        if not grade.is_integer() or grade < 0 or document in qrels.get(query, {}):
-            raise FileError(f"{name} qrels", number, f"the grade {grade} is no integer of at least 0, or a second one.")
-        qrels.setdefault(query, {})[document] = int(grade)
-    return qrels
-
-
-def _id(name: str, table: str, number: int, row: Row) -> str:
-    value = row.get("_id", row.get("id"))
-    if not isinstance(value, str | int) or value == "":
-        raise FileError(f"{name} {table}", number, "a row has no _id.")
-    return str(value)
-
-
-def _first_line(exc: BaseException) -> str:
-    return (str(exc).splitlines() or [type(exc).__name__])[0][:200]
+def _judgement(row: Row) -> Judgement:
+    try:
+        query, document, grade = str(row["query-id"]), str(row["corpus-id"]), float(row["score"])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise InvalidInputError("a judgement needs query-id, corpus-id and score.") from exc
+    if not grade.is_integer() or grade < 0:
+        raise InvalidInputError(f"the grade {grade} is no integer of at least 0.")
+    return query, document, int(grade)

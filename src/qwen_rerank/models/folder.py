@@ -118,17 +118,17 @@ def weight_files(folder: Path) -> list[Path]:
             if not path.is_file():
                 raise ModelIncompleteError(f"{path} is missing, but {INDEX} names it; download the model again.")
         return paths
-    if pickles := _pickles(folder):
+    if found := pickles(folder):
         raise UnsafeModelError(
-            f"{folder} has weights only as {pickles[0]}, and loading that file could run code; convert it to safetensors."
+            f"{folder} has weights only as {found[0]}, and loading that file could run code; convert it to safetensors."
         )
     _refuse_gguf(folder)
     raise ModelIncompleteError(f"{folder} has no {SINGLE} and no {INDEX}; download the model again.")
 
 
-def has_pickles(folder: Path) -> bool:
-    """Return whether a folder holds pickled weights, which are never opened."""
-    return bool(_pickles(folder))
+def pickles(folder: Path) -> list[str]:
+    """Return the names of the pickled weights in a folder, which are never opened."""
+    return sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -187,10 +187,6 @@ def _read(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise OSError(f"it is larger than {limit:,} bytes")
     return data
-
-
-def _pickles(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
 
 
 def _refuse_gguf(folder: Path) -> None:
