@@ -9,7 +9,7 @@ import pytest
 from qwen_rerank.documents import FileError
 
 datasets = pytest.importorskip("datasets")
-from qwen_rerank.evaluation.hub import load_hub
+from qwen_rerank.evaluation.hub import load_hub  # noqa: E402 (needs the package)
 
 CARD = """---
 configs:
