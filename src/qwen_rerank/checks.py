@@ -93,3 +93,12 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise InvalidInputError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}.")
     return value
+
+
+def check_weights(name: str, values: object, *, count: int) -> list[float]:
+    """Return `values` if they are so many finite numbers, none below 0 and not all 0."""
+    numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else []
+    sound = all(isinstance(one, int | float) and math.isfinite(one) and one >= 0 for one in numbers)
+    if len(numbers) != count or not sound or not any(numbers):
+        raise InvalidInputError(f"{name} must be {count} numbers of at least 0, not all 0, not {values!r}.")
+    return [float(one) for one in numbers]

@@ -9,11 +9,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from qwen_rerank.checks import check_count, check_query, check_texts
+from qwen_rerank.checks import check_count, check_query, check_texts, check_weights
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.fusion import DEFAULT_K
+from qwen_rerank.fusion import rank_fusion as rank_fusion
 from qwen_rerank.protocols import AsyncFirstStage, FirstStage, SecondStage
 from qwen_rerank.reranker import Rankable, Reranker
-from qwen_rerank.types import Candidate, Document, RankedDocument
+from qwen_rerank.types import Candidate, RankedDocument
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,30 +242,6 @@ class TwoStageRetriever:
         )
 
 
-def rank_fusion(candidate_lists: Sequence[Sequence[Candidate]], *, k: int = 60) -> list[Candidate]:
-    """Return one list of candidates from several, by reciprocal rank fusion.
-
-    A document's score is the sum of `1 / (k + rank)` over the lists that hold it (Cormack, Clarke and Buettcher 2009,
-    doi:10.1145/1571941.1572114); a list without it adds nothing. Documents are the same when their ids are; equal
-    scores keep the order in which the documents are first met.
-
-    Args:
-        candidate_lists: Candidates, best first; only their places count, not their scores.
-        k: Damps the first ranks, at least 1.
-    """
-    check_count("k", k)
-    scores: dict[str, float] = {}
-    documents: dict[str, Document] = {}
-    for candidates in candidate_lists:
-        unique = dict.fromkeys(candidate.document.id for candidate in candidates)
-        for rank, document_id in enumerate(unique, start=1):
-            scores[document_id] = scores.get(document_id, 0.0) + 1.0 / (k + rank)
-        for candidate in candidates:
-            documents.setdefault(candidate.document.id, candidate.document)
-    order = sorted(scores, key=scores.__getitem__, reverse=True)
-    return [Candidate(documents[found], scores[found], rank) for rank, found in enumerate(order, start=1)]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class FusedFirstStage:
     """Several first stages as one, for example dense and lexical recall, joined by `rank_fusion`.
@@ -271,18 +249,23 @@ class FusedFirstStage:
     Args:
         stages: First stages; each recalls `top_k`.
         k: Damps the first ranks, at least 1.
+        weights: How much each stage counts, one number a stage; None for all alike.
     """
 
     stages: Sequence[FirstStage]
     _: KW_ONLY
-    k: int = 60
+    k: int = DEFAULT_K
+    weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         check_count("k", self.k)
+        if self.weights is not None:
+            check_weights("weights", self.weights, count=len(self.stages))
         if not self.stages:
             raise InvalidInputError("stages is empty; give at least one first stage.")
 
     def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """Return at most `top_k` candidates, best first, ranks from 1."""
         check_count("top_k", top_k)
-        return rank_fusion([stage.search(query, top_k, filter=filter) for stage in self.stages], k=self.k)[:top_k]
+        found = [stage.search(query, top_k, filter=filter) for stage in self.stages]
+        return rank_fusion(found, k=self.k, weights=self.weights)[:top_k]

@@ -44,11 +44,14 @@ class Candidate:
         document: The document.
         score: The first stage's own score, higher is better; None where it gave none.
         rank: 1-based place in the first stage's order.
+        score_kind: What the score is: "cosine", "ip" (inner product), "bm25", or "fused", which says nothing but the
+            order; None where the first stage does not tell.
     """
 
     document: Document
     score: float | None
     rank: int
+    score_kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ def answers(path: Path, **options):
     with FaissStore.open(path, EMBEDDER, **options) as store:
         everything = store.get([f"d{i}" for i in range(30)] + ["marks"])
         found = [
-            store.search(query, top_k, filter=f)
+            store.search(query, top_k, mode=mode, filter=f)
             for query in QUERIES
+            for mode in ("dense", "lexical", "hybrid")
             for top_k in (3, 99)
             for f in (None, {"even": True})
         ]
@@ -67,8 +68,13 @@ def index_file(path: Path) -> Path:
     return found
 
 
+def words_file(path: Path) -> Path:
+    (found,) = path.glob("words-*.bin")
+    return found
+
+
 def data_files(path: Path) -> list[Path]:
-    return [*(path / name for name in DURABLE), index_file(path)]
+    return [*(path / name for name in DURABLE), index_file(path), words_file(path)]
 
 
 def damaged_copies(sound, tmp_path, n, damage, seed=0):
@@ -134,8 +140,9 @@ def test_a_shortened_database_is_always_noticed(copy, name, damage):
 @pytest.mark.parametrize(
     "damage", [flip, zero_page, truncate, empty, extend, None], ids=lambda f: getattr(f, "__name__", "delete")
 )
-def test_a_bad_faiss_file_is_built_again_and_logged(sound, copy, caplog, damage):
-    file = index_file(copy)
+@pytest.mark.parametrize("which", [index_file, words_file], ids=["faiss", "words"])
+def test_a_bad_index_file_is_built_again_and_logged(sound, copy, caplog, damage, which):
+    file = which(copy)
     data = bytearray(file.read_bytes())
     file.unlink()
     if damage is not None:
@@ -317,10 +324,17 @@ def test_verify_names_the_damaged_documents(copy):
 def test_verify_finds_an_index_that_lies(sound, copy):
     with FaissStore.open(copy, EMBEDDER) as store:
         assert store.verify().ok
-        store._index_file.index._base.reset()
-        store._index_file.index._base.add(np.ones((31, 16), np.float32))
+        store._vectors.index._base.reset()
+        store._vectors.index._base.add(np.ones((31, 16), np.float32))
 
         assert store.verify().problems == ("the vectors of the FAISS index are not those of the database",)
+
+
+def test_verify_finds_words_that_lie(copy):
+    with FaissStore.open(copy, EMBEDDER) as store:
+        store._words.index._parts[0].counts[3] += 1
+
+        assert store.verify().problems == ("the words index is not that of the documents' texts",)
 
 
 def test_a_faiss_file_is_not_opened_before_its_hash_is_right(copy, monkeypatch):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_rerank import BM25Index
 from qwen_rerank.store import FaissStore
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
@@ -37,11 +38,14 @@ def check(path: Path, model: dict[str, str], in_flight: list | None) -> tuple[di
         assert len(store) == len(found)
         assert found in (model, after)
         assert store.verify().ok
-        hits = {hit.document.id: hit.document.text for hit in store.search("apple pear", len(found) + 1)}
+        hits = {hit.document.id: hit.document.text for hit in store.search("apple pear", len(found) + 1, mode="dense")}
         assert hits.items() <= found.items()
         assert len(hits) == len(found) - store.without_vector
+        words = store.search("apple pear", len(found) + 1, mode="lexical")
+        assert words == BM25Index(store).search("apple pear", len(found) + 1)
     assert not list(path.glob("*.tmp"))
     assert len(list(path.glob("index-*.faiss"))) <= 1
+    assert len(list(path.glob("words-*.bin"))) <= 1
     return found, found != model
 
 

@@ -40,9 +40,9 @@ def test_a_store_is_a_first_stage(store):
 def test_search_gives_cosines_best_first_with_ranks_from_1(store, embedder):
     query = embedder.embed_queries(["red apple"])[0]
 
-    found = store.search("red apple", top_k=2)
+    found = store.search("red apple", top_k=2, mode="dense")
 
-    assert [hit.rank for hit in found] == [1, 2]
+    assert [(hit.rank, hit.score_kind) for hit in found] == [(1, "cosine"), (2, "cosine")]
     assert found[0].document == FRUIT[0]
     for hit in found:
         assert hit.score == pytest.approx(float(query @ embedder.embed_documents([hit.document.text])[0]), abs=1e-6)
@@ -88,7 +88,7 @@ def test_search_vectors_answers_each_row_as_search_does(store, embedder):
 
     found = store.search_vectors(embedder.embed_queries(queries), 3)
 
-    assert found == [store.search(query, 3) for query in queries]
+    assert found == [store.search(query, 3, mode="dense") for query in queries]
 
 
 def test_inner_product_keeps_vectors_as_they_are(path):
@@ -265,7 +265,7 @@ def test_a_path_that_cannot_be_is_refused(path, embedder):
         FaissStore.open(path, embedder)
 
 
-@pytest.mark.parametrize("embedder", ["pocket", None, object()])
+@pytest.mark.parametrize("embedder", ["pocket", 3, object()])
 def test_what_is_no_embedder_is_refused(path, embedder):
     with pytest.raises(InvalidInputError, match="load_embedder"):
         FaissStore.create(path, embedder)

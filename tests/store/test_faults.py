@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from qwen_rerank.errors import StoreError
-from qwen_rerank.store import FaissStore, StoreFullError, StoreIOError, StoreLockedError
+from qwen_rerank.store import CorruptStoreError, FaissStore, StoreFullError, StoreIOError, StoreLockedError
 from qwen_rerank.types import Document
 
 from .conftest import FRUIT
@@ -162,6 +163,30 @@ def test_an_interrupted_commit_ends_the_handle(store, path, embedder, monkeypatc
         store.search("apple")
     store.close()
     assert "new" in contents(path, embedder)
+
+
+@pytest.mark.parametrize("name", ["commit.json", "index", "words"])
+def test_a_pipe_in_place_of_a_file_does_not_block(store, path, embedder, name):
+    store.close()
+    file = next(path.glob(f"{name}*"))
+    file.unlink()
+    os.mkfifo(file)
+
+    if name == "commit.json":
+        with pytest.raises(CorruptStoreError, match="not a regular file"):
+            FaissStore.open(path, embedder)
+    else:
+        with FaissStore.open(path, embedder) as again:
+            assert (again.verify().ok, again.search("red apple", 1)[0].document.id) == (True, "apple")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOLCK])
+def test_a_lock_that_cannot_be_taken_is_a_store_error(store, path, embedder, monkeypatch, code):
+    store.close()
+    monkeypatch.setattr("fcntl.flock", Failing(fcntl.flock, 1, code, once=True))
+
+    with pytest.raises(StoreIOError, match=r"writer\.lock"):
+        FaissStore.open(path, embedder)
 
 
 def limited(path: Path, kind: int, value: int, step: str) -> subprocess.CompletedProcess[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from qwen_rerank import BM25Index
 from qwen_rerank.store import DuplicateIdError, FaissStore
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
@@ -31,12 +33,28 @@ def best(model: dict[str, Document], query: str, group: int | None) -> list[tupl
     return sorted(with_vector, key=lambda pair: -round(pair[1], 5))
 
 
+def ids(candidates) -> list[str]:
+    return [candidate.document.id for candidate in candidates]
+
+
+def lexical(model: dict[str, Document], query: str, chosen: list[Document]):
+    """What an index over all documents, made just now, finds among the chosen ones."""
+    found = [hit for hit in BM25Index(model.values()).search(query, 99) if hit.document in chosen]
+    return [replace(hit, rank=rank) for rank, hit in enumerate(found, start=1)]
+
+
 def compare(store: FaissStore, model: dict[str, Document], rng: random.Random) -> None:
     assert len(store) == len(model)
     assert store.get(model) == list(model.values())
     group = rng.choice([None, 0, 1, 2])
     query = rng.choice(WORDS[:-1]) + " tree"
-    found = store.search(query, 99, filter=None if group is None else {"group": group})
+    filter = None if group is None else {"group": group}
+    chosen = [document for document in model.values() if group in (None, document.metadata["group"])]
+    assert sorted(ids(store.search(query, 99, filter=filter))) == sorted(
+        {*ids(store.search(query, 99, mode="dense", filter=filter)), *ids(lexical(model, query, chosen))}
+    )
+    assert store.search(query, 9, mode="lexical", filter=filter) == lexical(model, query, chosen)[:9]
+    found = store.search(query, 99, mode="dense", filter=filter)
     expected = best(model, query, group)
     assert {hit.document.id for hit in found} == {id for id, _ in expected}
     np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-5)
@@ -77,7 +95,7 @@ def test_a_store_is_a_dictionary_that_can_be_searched(tmp_path, index, seed, ful
             store.compact()
         else:
             if kind == "crash":
-                store._index_file._unsaved = 0  # the FAISS file is left behind
+                store._vectors._unsaved = store._words._unsaved = 0  # the index files are left behind
             store.close()
             store = FaissStore.open(tmp_path / "store", EMBEDDER)
         compare(store, model, rng)

@@ -18,7 +18,7 @@ from qwen_rerank.store.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
-from qwen_rerank.store.files import explained
+from qwen_rerank.store.files import explain, explained
 
 try:
     import fcntl
@@ -60,6 +60,8 @@ class WriterLock:
         except BlockingIOError as exc:
             digits = re.match(rb"\d{1,19}", os.pread(descriptor, 20, 0))
             raise StoreLockedError(folder, pid=int(digits[0]) if digits else None) from exc
+        except OSError as exc:  # a network file system without locks, for example
+            raise explain(exc, path) from exc
         with explained(path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)

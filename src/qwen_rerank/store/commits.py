@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from qwen_rerank.store.errors import CorruptStoreError, FormatTooNewError
-from qwen_rerank.store.files import explained, publish, read_plain, write_temporary
+from qwen_rerank.store.files import explained, publish, read_start, write_temporary
 from qwen_rerank.store.rows import Row, encode_row
 from qwen_rerank.types import Document
 
-FORMAT = 2  # 2: declared fields
+FORMAT = 2  # 2: words and declared fields
 RECORD_FILE = "commit.json"
+_RECORD_BYTES = 100_000  # far more than one has
 MODULUS = 1 << 128
 
 
@@ -39,6 +40,7 @@ class StoreSettings:
         dim: Length of a vector.
         metric: "cosine" or "ip".
         index: FAISS factory string.
+        words: Whether there is an index of words.
         indexed_fields: Metadata fields that have an index for filters.
     """
 
@@ -48,6 +50,7 @@ class StoreSettings:
     dim: int
     metric: str
     index: str
+    words: bool = False
     indexed_fields: tuple[str, ...] = ()
 
     def encoded(self) -> dict[str, Any]:
@@ -58,7 +61,7 @@ class StoreSettings:
     @property
     def format(self) -> int:
         """Number of the store format that it needs."""
-        return 2 if self.indexed_fields else 1
+        return 2 if self.words or self.indexed_fields else 1
 
     @classmethod
     def decoded(cls, fields: dict[str, Any]) -> StoreSettings:
@@ -205,7 +208,7 @@ def read_commit_record(folder: Path) -> CommitRecord:
     """
     path = folder / RECORD_FILE
     try:
-        fields = json.loads(read_plain(path))
+        fields = json.loads(read_start(path, n_bytes=_RECORD_BYTES))
         check = fields.pop("check")
         if check != _check(fields):
             raise CorruptStoreError(path, "its checksum does not match")

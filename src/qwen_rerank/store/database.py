@@ -220,6 +220,11 @@ class Database:
         query = f"SELECT {_ROW} FROM documents WHERE row IN (SELECT value FROM json_each(?))"
         return {row.number: row for row in self._rows(query, (wanted,))}
 
+    def rows_after(self, number: int, *, limit: int = 1000) -> list[Row]:
+        """Return the next rows above a number, ascending, each checked against its digest."""
+        query = f"SELECT {_ROW} FROM documents WHERE row > ? ORDER BY row LIMIT ?"
+        return list(self._rows(query, (number, limit)))
+
     def rows_of(self, ids: Sequence[str]) -> dict[str, Row]:
         """Return the rows of these ids; unknown ids are left out."""
         query = f"SELECT {_ROW} FROM documents WHERE id = ?"
@@ -233,22 +238,23 @@ class Database:
         there = {one.decode() for (one,) in self._all("SELECT id FROM documents")}
         return [one for one in ids if one in there]
 
-    def vector_rows(self) -> np.ndarray:
-        """Return the numbers of all rows with a vector, int64, ascending."""
-        query = "SELECT row FROM documents WHERE vector_digest IS NOT NULL ORDER BY row"
-        return self._numbers(query, ())
-
-    def matching_rows(self, condition: str, parameters: Sequence[Any]) -> np.ndarray:
+    def matching_rows(self, condition: str, parameters: Sequence[Any] = ()) -> np.ndarray:
         """Return the numbers of all rows under an SQL condition, int64, ascending."""
         # Sorted here: SQLite would read the documents in order rather than an index of the condition's fields.
         return np.sort(self._numbers(f"SELECT row FROM documents WHERE {condition}", parameters))
 
-    def vectors(self, numbers: np.ndarray, *, dim: int) -> np.ndarray:
+    def texts(self, numbers: np.ndarray) -> list[str]:
+        """Return the texts of these ascending rows, each row checked against its digest."""
+        found = self.rows(numbers)
+        return [found[number].text.decode() for number in numbers.tolist()]
+
+    def vectors(self, numbers: np.ndarray) -> np.ndarray:
         """Return the vectors of these ascending rows, float32 `(n, dim)`, each checked against its digest.
 
         Raises:
             CorruptStoreError: If one is missing or damaged.
         """
+        dim = self.settings().dim
         out = np.empty((len(numbers), dim), dtype=np.float32)
         wanted = json.dumps(numbers.tolist())
         query = (
@@ -266,10 +272,10 @@ class Database:
             raise CorruptStoreError(self.path, f"{len(numbers) - place} vectors are missing")
         return out
 
-    def index_file(self) -> tuple[str, str] | None:
-        """Return name and SHA-256 of the FAISS file that belongs to this database, or None."""
+    def index_files(self) -> dict[str, str]:
+        """Return name and SHA-256 of the index files that belong to this database."""
         rows = self._all("SELECT name, sha256 FROM index_file")
-        return (rows[-1][0].decode(errors="replace"), rows[-1][1].decode(errors="replace")) if rows else None
+        return {name.decode(errors="replace"): digest.decode(errors="replace") for name, digest in rows}
 
     def count(self, condition: str = "1") -> int:
         """Return how many documents there are under an SQL condition."""
@@ -329,11 +335,20 @@ class Database:
         for number, field in enumerate(settings.indexed_fields[start:], start=start):
             self._connection.execute(field_index(number, field))
 
-    def bind_index_file(self, name: str, sha256: str) -> None:
-        """Declare which FAISS file belongs to this database."""
+    def bind_index_file(self, name: str, sha256: str, *, instead_of: Sequence[str]) -> None:
+        """Declare that an index file belongs to this database, in place of others."""
         with self.transaction():
-            self._connection.execute("DELETE FROM index_file")
+            self._connection.executemany("DELETE FROM index_file WHERE name = ?", [(one,) for one in instead_of])
             self._connection.execute("INSERT INTO index_file VALUES (?, ?)", (name, sha256))
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the database as it is in this snapshot to a new file, durably."""
+        with self.explained():
+            copy = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._connection.backup(copy)
+            finally:
+                copy.close()
 
     def shrink(self) -> None:
         """Give the space of deleted rows back to the file system."""

@@ -1,116 +1,66 @@
-"""FaissStore: documents that can be searched by meaning, safe on disk."""
+"""FaissStore: documents that can be searched by meaning and by words, filtered, and never lost."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from qwen_rerank.checks import check_choice, check_count, check_query
-from qwen_rerank.errors import InvalidInputError, StoreError
+from qwen_rerank.checks import check_choice, check_count, check_query, check_texts
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.fusion import fuse_ranks
 from qwen_rerank.protocols import Embedder
-from qwen_rerank.store.access import Guard, WriterLock
-from qwen_rerank.store.commits import Change, DeleteReport, StoreSettings, read_commit_record
-from qwen_rerank.store.database import Database
-from qwen_rerank.store.errors import DuplicateIdError, StoreFullError, StoreLockedError, StoreReadOnlyError
-from qwen_rerank.store.faiss_build import DEVICES, gpu_resources, load_faiss
-from qwen_rerank.store.filters import Sql, check_fields, compile_filter
+from qwen_rerank.store.commits import DeleteReport
+from qwen_rerank.store.errors import DuplicateIdError
+from qwen_rerank.store.faiss_build import DEVICES
+from qwen_rerank.store.filters import check_fields, compile_filter
 from qwen_rerank.store.folder import (
-    VerifyReport,
-    check_database,
+    StoreStatistics,
     check_embedder,
     check_folder,
-    examine,
+    holds_nothing,
     make_store,
-    match_embedder,
     new_settings,
+    remove_store,
     resolve,
+    statistics,
 )
-from qwen_rerank.store.index import VectorIndex, parse_factory
-from qwen_rerank.store.index_file import IndexFile
-from qwen_rerank.store.rows import (
-    Row,
-    check_documents,
-    check_ids,
-    check_not_zero,
-    check_vectors,
-    normalise,
-    repeated,
-)
+from qwen_rerank.store.handle import StoreHandle
+from qwen_rerank.store.index import parse_factory
+from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, normalise, repeated
 from qwen_rerank.types import Candidate, Document
 
-_log = logging.getLogger(__name__)
-
 METRICS = ("cosine", "ip")
-_FILTERS_REMEMBERED = 8
-_INDEX_BEHIND = "the index in memory could not be updated"
+MODES = ("hybrid", "dense", "lexical")
+# Each half recalls at least this many, so that the first of a short result are those of a long one.
+_HYBRID_DEPTH = 200
+
+Hits = tuple[np.ndarray, np.ndarray]  # row numbers, int64, and their scores, float32, best first
 
 
-class FaissStore:
-    """A folder of documents with their vectors: a SQLite database, and a FAISS index over it. A `FirstStage`.
+class FaissStore(StoreHandle):
+    """A folder of documents: a SQLite database, with a FAISS index over vectors and an index of words beside it.
 
-    Made by `create` or `open`. When a call that writes returns, what it wrote is on stable storage; a call that raises
-    has written nothing, unless it says that the store must be opened again. One handle may write at a time, any number
-    may read, and a handle may be shared by threads but not carried over a fork.
+    Made by `create`, `open` or `open_or_create`. A `FirstStage`. When a call that writes returns, what it wrote is on
+    stable storage; a call that raises has written nothing, unless it says that the store must be opened again. One
+    handle may write at a time, any number may read, and a handle may be shared by threads but not carried over a fork.
 
     A text for which the embedder gives a zero row, because it has no tokens, is stored without a vector: `get` returns
-    it, `without_vector` counts it, `search` never returns it.
+    it, `without_vector` counts it, a dense search never returns it.
     """
-
-    def __init__(self, folder: Path, embedder: Embedder, *, read_only: bool, device: str) -> None:
-        self.path = folder
-        self.embedder = embedder
-        self.read_only = read_only
-        self._guard = Guard(folder, read_only=read_only)
-        self._lock = None if read_only else WriterLock(folder)
-        try:
-            self._database = Database(folder, read_only=read_only, writable=os.access(folder, os.W_OK))
-            try:
-                self._load(device)
-            except BaseException:
-                self._database.close()
-                raise
-        except BaseException:
-            self._unlock()
-            raise
-
-    def _load(self, device: str) -> None:
-        with self._database.snapshot():
-            self._settings, self._commit = check_database(self._database, self.path)
-            match_embedder(self.embedder, self._settings)
-            faiss = load_faiss()
-            gpu = gpu_resources(faiss, device)
-            self._index_file = IndexFile(
-                self.path, self._database, lambda: VectorIndex(faiss, self._settings.index, self._settings.dim, gpu=gpu)
-            )
-            self._index_file.load()
-            self._seen = self._commit.number
-            self._filtered: dict[tuple[int, str], np.ndarray] = {}
-        if not self.read_only:
-            self._recover()
-
-    def _recover(self) -> None:
-        # A crash between commit and acknowledgement leaves the record one behind.
-        current = self._commit.record(self._settings)
-        if read_commit_record(self.path) != current:
-            current.acknowledge(self.path, current.prepare(self.path))
-        self._index_file.remove_orphans()
 
     @classmethod
     def create(
         cls,
         path: str | os.PathLike[str],
-        embedder: Embedder,
+        embedder: Embedder | None,
         *,
         index: str = "auto",
         metric: str = "cosine",
+        words: bool = True,
         indexed_fields: Iterable[str] = (),
         device: str = "auto",
     ) -> FaissStore:
@@ -118,10 +68,12 @@ class FaissStore:
 
         Args:
             path: A folder that is not there yet, or is empty. Missing parents are made.
-            embedder: Gives the vectors, of documents now and of queries later. Its fingerprint is kept.
+            embedder: Gives the vectors, of documents now and of queries later. Its fingerprint is kept. None makes a
+                store that is searched by words alone.
             index: "auto" is "Flat": exact, every search reads all vectors. "HNSW32" (4 to 128) is a graph: approximate,
                 for collections where Flat is too slow, from some 200,000 documents on.
             metric: "cosine", or "ip" for the inner product of vectors as they are.
+            words: Whether texts are found by their words too.
             indexed_fields: Metadata fields that get an index, so that a filter on them reads few documents and not all.
             device: "auto" searches on the GPU where FAISS's GPU build works, "cpu" or "cuda" insist.
 
@@ -136,20 +88,27 @@ class FaissStore:
             embedder,
             metric=check_choice("metric", metric, METRICS),
             index=parse_factory(index),
+            words=words or embedder is None,
             indexed_fields=check_fields(indexed_fields),
         )
+        existed = folder.exists()
         make_store(folder, settings)
-        return cls.open(folder, embedder, device=device)
+        try:
+            return cls.open(folder, embedder, device=device)
+        except BaseException:
+            # Such as a disk that is full by now: the next `create` must not find a store that nobody was given.
+            remove_store(folder, keep_folder=existed)
+            raise
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], embedder: Embedder, *, read_only: bool = False, device: str = "auto"
+        cls, path: str | os.PathLike[str], embedder: Embedder | None, *, read_only: bool = False, device: str = "auto"
     ) -> FaissStore:
-        """Open a store; it never makes one. Every row is checked; a bad FAISS file is built again.
+        """Open a store; it never makes one. Every row is checked; a bad index file is built again.
 
         Args:
             path: The store's folder.
-            embedder: The one that built the store.
+            embedder: The one that built the store; None to do without: searches are by words, vectors must be given.
             read_only: Read beside a writer. Each call sees one commit as a whole, the last one.
             device: As for `create`.
 
@@ -166,6 +125,15 @@ class FaissStore:
         check_choice("device", device, DEVICES)
         check_folder(folder)
         return cls(folder, embedder, read_only=read_only, device=device)
+
+    @classmethod
+    def open_or_create(
+        cls, path: str | os.PathLike[str], embedder: Embedder | None, *, device: str = "auto", **options: Any
+    ) -> FaissStore:
+        """Return the store at `path` open for writing; made first, with the `options` of `create`, if nothing is there."""
+        if holds_nothing(resolve(path)):
+            return cls.create(path, embedder, device=device, **options)
+        return cls.open(path, embedder, device=device)
 
     # Writing
 
@@ -216,45 +184,50 @@ class FaissStore:
             self._replace(batch, rows_of_vectors, list(before.values()))
         return [document.id for document in batch]
 
-    def delete(self, ids: Iterable[str]) -> DeleteReport:
-        """Remove documents and say which ids were not there."""
-        wanted = list(dict.fromkeys(check_ids(ids)))
+    def update_metadata(self, changes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Change metadata of documents without embedding them again, all of them or none; return the ids not there.
+
+        Args:
+            changes: For each id the values to set; other values stay as they are.
+        """
+        if not isinstance(changes, Mapping) or not all(isinstance(one, Mapping) for one in changes.values()):
+            raise InvalidInputError("changes must be a mapping like {'id': {'lang': 'en'}}, from ids to new values.")
+        ids = check_ids(changes)
         with self._guard.using(write=True):
-            found = self._database.rows_of(wanted)
-            self._replace([], np.empty((0, self._settings.dim), np.float32), list(found.values()))
-        return DeleteReport(len(found), tuple(one for one in wanted if one not in found))
+            before = self._database.rows_of(ids)
+            changed = [
+                replace(document, metadata={**document.metadata, **changes[document.id]})
+                for document in (row.document() for row in before.values())
+            ]
+            kept = np.zeros((len(before), self._settings.dim), np.float32)
+            numbers = np.array([row.number for row in before.values()], dtype=np.int64)
+            has_vector = np.array([row.vector_digest is not None for row in before.values()], dtype=bool)
+            if has_vector.any():
+                order = np.argsort(numbers[has_vector])
+                kept[np.flatnonzero(has_vector)[order]] = self._database.vectors(numbers[has_vector][order])
+            self._replace(changed, kept, list(before.values()))
+        return [one for one in ids if one not in before]
 
-    def _check_new(self, ids: Sequence[str]) -> None:
-        if there := self._database.known(ids, documents=self._commit.documents):
-            raise DuplicateIdError(there, "in the store already")
+    def delete(self, ids: Iterable[str] | None = None, *, filter: Mapping[str, Any] | None = None) -> DeleteReport:
+        """Remove the documents with these ids, or those that a filter keeps; say which ids were not there.
 
-    def _vectors_of(self, documents: Sequence[Document], vectors: np.ndarray | None) -> np.ndarray:
-        dim = self._settings.dim
-        if vectors is not None:
-            checked = check_not_zero(check_vectors(vectors, dim=dim, count=len(documents)))
-        elif documents:
-            texts = [document.text for document in documents]
-            checked = check_vectors(self.embedder.embed_documents(texts), dim=dim, count=len(documents))
-        else:
-            checked = np.empty((0, dim), np.float32)
-        return self._scaled(checked)
-
-    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
-        return normalise(vectors) if self._settings.metric == "cosine" else vectors
-
-    def _replace(self, documents: Sequence[Document], vectors: np.ndarray, removed: Sequence[Row]) -> None:
-        if not documents and not removed:
-            return
-        change = Change.replacing(documents, vectors, removed, first=self._commit.next_row)
-        self._write(change)
-        with self._indexing():
-            if removed:
-                self._index_file.remove(np.array([row.number for row in removed], dtype=np.int64))
-            if change.vectors:
-                numbers = np.array([number for number, _ in change.vectors], dtype=np.int64)
-                self._index_file.add(numbers, vectors[vectors.any(axis=1)])
-        if self._index_file.due():
-            self._try_to_save()
+        Args:
+            ids: Which documents; or None, with a filter.
+            filter: As for `search`, with at least one condition.
+        """
+        if (ids is None) == (filter is None) or filter == {}:
+            raise InvalidInputError(
+                f"delete needs ids or a filter with a condition, not ids={ids!r}, filter={filter!r}."
+            )
+        condition = None if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
+        wanted = [] if ids is None else list(dict.fromkeys(check_ids(ids)))
+        with self._guard.using(write=True):
+            rows = self._database.rows_of(wanted)
+            if condition is not None:
+                numbers = self._database.matching_rows(*condition)
+                rows = {row.id.decode(): row for row in self._database.rows(numbers).values()}
+            self._replace([], np.empty((0, self._settings.dim), np.float32), list(rows.values()))
+        return DeleteReport(len(rows), tuple(one for one in wanted if one not in rows))
 
     def declare(self, fields: Iterable[str]) -> None:
         """Give metadata fields an index, so that a filter on them reads few documents and not all.
@@ -266,39 +239,38 @@ class FaissStore:
         with self._guard.using(write=True):
             names = tuple(dict.fromkeys((*self._settings.indexed_fields, *wanted)))
             if names != self._settings.indexed_fields:
-                self._write(Change([], [], []), replace(self._settings, indexed_fields=names))
-                self._guard.fault = None
+                self._change_settings(replace(self._settings, indexed_fields=names))
 
-    def _write(self, change: Change, settings: StoreSettings | None = None) -> None:
-        """Commit a change, and settings where they change with it; what is in memory is up to the caller."""
-        settings = settings or self._settings
-        after = change.apply(self._commit, self._settings)
-        record = after.record(settings)
-        # 1. The record of the commit to come, durable under a temporary name: whatever may fail for want of space fails
-        #    before the commit, and nothing but a rename is left after it.
-        prepared = record.prepare(self.path)
-        self._guard.fault = "a commit was interrupted"
-        try:
-            # 2. The commit. From here on the change is there after any crash, acknowledged or not.
-            with self._database.transaction():
-                self._database.write(change, after)
-                if settings != self._settings:
-                    self._database.change_settings(self._settings, settings)
-        except (StoreFullError, StoreLockedError, StoreReadOnlyError, InvalidInputError):
-            # Rolled back: disk and handle are as they were.
-            self._guard.fault = None
-            raise
-        # 3. The acknowledgement, only now: a record that ran ahead of its database would look like a lost commit.
-        record.acknowledge(self.path, prepared)
-        self._commit, self._settings = after, settings
-        self._guard.fault = _INDEX_BEHIND  # until the caller has updated it
+    def build_words(self) -> None:
+        """Make texts found by their words too, in a store that was made without."""
+        with self._guard.using(write=True):
+            if not self._settings.words:
+                self._change_settings(replace(self._settings, words=True))
 
-    @contextmanager
-    def _indexing(self) -> Iterator[None]:
-        # What is stored is stored; a handle whose index has missed it must not go on.
-        self._guard.fault = _INDEX_BEHIND
-        yield
-        self._guard.fault = None
+    def _check_new(self, ids: Sequence[str]) -> None:
+        if there := self._database.known(ids, documents=self._commit.documents):
+            raise DuplicateIdError(there, "in the store already")
+
+    def _vectors_of(self, documents: Sequence[Document], vectors: np.ndarray | None) -> np.ndarray:
+        dim = self._settings.dim
+        if vectors is not None:
+            checked = check_not_zero(check_vectors(vectors, dim=dim, count=len(documents)))
+        elif documents and dim:
+            texts = [document.text for document in documents]
+            checked = check_vectors(self._embedder().embed_documents(texts), dim=dim, count=len(documents))
+        else:
+            checked = np.empty((len(documents), dim), np.float32)
+        return self._scaled(checked)
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            raise InvalidInputError(
+                f"{self.path} was opened without an embedder; open it with the one that built it, or give vectors."
+            )
+        return self.embedder
+
+    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
+        return normalise(vectors) if self._settings.metric == "cosine" else vectors
 
     # Reading
 
@@ -309,62 +281,132 @@ class FaissStore:
             found = self._database.rows_of(wanted)
             return [found[one].document() for one in wanted if one in found]
 
-    def search(self, query: str, top_k: int = 100, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
-        """Return the `top_k` documents most similar to the query, best first; equal scores in order of arrival.
+    def __iter__(self) -> Iterator[Document]:
+        """Yield every document, in order of arrival; what is written meanwhile may be among them or not."""
+        last = 0
+        while True:
+            with self._reading():
+                rows = self._database.rows_after(last)
+            if not rows:
+                return
+            yield from (row.document() for row in rows)
+            last = rows[-1].number
+
+    def search(
+        self,
+        query: str,
+        top_k: int = 100,
+        *,
+        mode: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Candidate]:
+        """Return the `top_k` documents that fit the query best, best first; equal scores in order of arrival.
 
         Args:
             query: What to look for. A query without tokens finds nothing.
             top_k: At least 1; more than there are gives all.
+            mode: "dense" compares vectors, "lexical" ranks by common words (BM25), "hybrid" fuses both by reciprocal
+                rank. None is "hybrid" where the store has both, else the one that it has.
             filter: What the metadata of documents must be, such as `{"lang": "en", "year": {"$gte": 2020}}`; the
                 module `qwen_rerank.filters` describes the language. It is applied before the search, so that there are
                 still `top_k` where as many match.
 
         Returns:
-            Candidates with the similarity as score (the cosine, in [-1, 1] up to rounding) and ranks from 1.
+            Candidates with ranks from 1. `score_kind` says what the score is: "cosine" in [-1, 1] up to rounding, "ip",
+            "bm25", or "fused", which says nothing but the order.
         """
         check_query(query)
+        return self.search_many([query], top_k, mode=mode, filter=filter)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        top_k: int = 100,
+        *,
+        mode: str | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[list[Candidate]]:
+        """Return what `search` returns for each query, all of one commit; the queries are embedded together."""
+        texts = [check_query(text, name=f"queries[{i}]") for i, text in enumerate(check_texts("queries", queries))]
         check_count("top_k", top_k)
-        with self._guard.using():
-            pass
-        vector = check_vectors(self.embedder.embed_queries([query]), dim=self._settings.dim, count=1)
-        if not vector.any():
+        with self._reading():
+            chosen = self._mode(mode)
+        if not texts:
             return []
-        return self._search(vector, top_k, filter)[0]
+        vectors = None
+        if chosen != "lexical":
+            dim = self._settings.dim
+            vectors = check_vectors(self._embedder().embed_queries(texts), dim=dim, count=len(texts))
+        return self._search(texts, vectors, top_k, chosen, filter)
 
     def search_vectors(
         self, vectors: np.ndarray, top_k: int = 100, *, filter: Mapping[str, Any] | None = None
     ) -> list[list[Candidate]]:
-        """Return what `search` returns for each of `(n_queries, dim)` query vectors.
+        """Return what a dense `search` returns for each of `(n_queries, dim)` query vectors.
 
         Raises:
             DimensionMismatchError: If the vectors have another shape.
             InvalidEmbeddingError: If one is NaN, infinite or all zeros.
         """
         check_count("top_k", top_k)
-        return self._search(check_not_zero(check_vectors(vectors, dim=self._settings.dim)), top_k, filter)
+        with self._guard.using():
+            self._mode("dense")
+        checked = check_not_zero(check_vectors(vectors, dim=self._settings.dim))
+        return self._search([""] * len(checked), checked, top_k, "dense", filter)
 
-    def _search(self, vectors: np.ndarray, top_k: int, filter: Mapping[str, Any] | None) -> list[list[Candidate]]:
+    def _mode(self, mode: str | None) -> str:
+        """Return the mode of a search, or say what the store lacks for it."""
+        has_vectors, has_words = self._settings.dim > 0, self._settings.words
+        if mode is None:
+            dense = has_vectors and (self.embedder is not None or not has_words)
+            return "hybrid" if dense and has_words else "dense" if dense else "lexical"
+        check_choice("mode", mode, MODES)
+        if mode != "lexical" and not has_vectors:
+            raise InvalidInputError(f"mode={mode!r} needs vectors, but {self.path} was made without an embedder.")
+        if mode != "dense" and not has_words:
+            raise InvalidInputError(
+                f"mode={mode!r} needs words, but {self.path} has none yet; call build_words() once."
+            )
+        return mode
+
+    def _search(
+        self,
+        texts: Sequence[str],
+        vectors: np.ndarray | None,
+        top_k: int,
+        mode: str,
+        filter: Mapping[str, Any] | None,
+    ) -> list[list[Candidate]]:
         condition = None if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
+        depth = max(2 * top_k, _HYBRID_DEPTH) if mode == "hybrid" else top_k
         with self._reading():
             allowed = None if condition is None else self._allowed(condition)
-            hits = self._index_file.index.search(self._scaled(vectors), top_k, allowed)
+            dense = [] if vectors is None else self._dense(vectors, depth, allowed)
+            lexical = [] if mode == "dense" else self._lexical(texts, depth, allowed)
+            hits = (
+                [_fused(pair, top_k) for pair in zip(dense, lexical, strict=True)]
+                if mode == "hybrid"
+                else dense or lexical
+            )
             rows = self._database.rows({int(row) for numbers, _ in hits for row in numbers})
+        kind = {"hybrid": "fused", "lexical": "bm25", "dense": self._settings.metric}[mode]
         return [
             [
-                Candidate(rows[number].document(), score, rank)
+                Candidate(rows[number].document(), score, rank, kind)
                 for rank, (number, score) in enumerate(zip(numbers.tolist(), scores.tolist(), strict=True), start=1)
             ]
             for numbers, scores in hits
         ]
 
-    def _allowed(self, condition: Sql) -> np.ndarray:
-        """Return the rows under a condition; those of the last few conditions are remembered until the next commit."""
-        key = (self._seen, repr(condition))
-        if key not in self._filtered:
-            while len(self._filtered) >= _FILTERS_REMEMBERED:
-                del self._filtered[next(iter(self._filtered))]
-            self._filtered[key] = self._database.matching_rows(*condition)
-        return self._filtered[key]
+    def _dense(self, vectors: np.ndarray, depth: int, allowed: np.ndarray | None) -> list[Hits]:
+        if self._vectors is None:
+            return []
+        known = np.asarray(vectors.any(axis=1))  # a query without tokens is similar to nothing
+        found = iter(self._vectors.index.search(self._scaled(vectors[known]), depth, allowed))
+        return [next(found) if one else (np.empty(0, np.int64), np.empty(0, np.float32)) for one in known]
+
+    def _lexical(self, texts: Sequence[str], depth: int, allowed: np.ndarray | None) -> list[Hits]:
+        return [] if self._words is None else [self._words.index.search(text, depth, allowed) for text in texts]
 
     def __len__(self) -> int:
         """Return how many documents there are, those without a vector included."""
@@ -377,65 +419,12 @@ class FaissStore:
         with self._reading():
             return self._database.count("vector_digest IS NULL")
 
-    # Upkeep
-
-    def verify(self) -> VerifyReport:
-        """Check every byte of the database and compare the index with it; nothing is changed."""
+    def statistics(self) -> StoreStatistics:
+        """Return counts, settings and sizes."""
         with self._reading():
-            return examine(self._database, self.path, self._index_file.index)
+            return statistics(self._database, self.path, self._settings)
 
-    def save(self) -> None:
-        """Write the FAISS file now. Nothing depends on it but the time that the next `open` takes."""
-        with self._guard.using(write=True):
-            self._index_file.save()
 
-    def compact(self) -> None:
-        """Build the index again without deleted documents, give their space back, and write the FAISS file."""
-        with self._guard.using(write=True):
-            with self._database.snapshot(), self._indexing():
-                self._index_file.rebuild()
-            self._database.shrink()
-            self._index_file.save()
-
-    def close(self) -> None:
-        """Write the FAISS file if it is behind, and let the next writer in; closing twice is fine."""
-        with self._guard.closing() as first:
-            if not first:
-                return
-            try:
-                if not self.read_only and self._guard.fault is None and not self._index_file.saved:
-                    self._try_to_save()
-                self._database.close()
-            finally:
-                self._unlock()
-
-    def _try_to_save(self) -> None:
-        try:
-            self._index_file.save()
-        except StoreError as exc:
-            _log.warning("The FAISS file was not written; the next open catches up from the database: %s", exc)
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-
-    def __enter__(self) -> FaissStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Hold one commit as a whole, with the index at just that commit."""
-        with self._guard.using(), self._database.snapshot():
-            if (number := self._database.number()) != self._seen:
-                if self.read_only:
-                    with self._indexing():
-                        self._settings = self._database.settings()
-                        self._index_file.catch_up()
-                self._seen = number
-                self._filtered.clear()
-            yield
+def _fused(halves: Sequence[Hits], top_k: int) -> Hits:
+    fused = fuse_ranks([rows.tolist() for rows, _ in halves])[:top_k]
+    return np.array([row for row, _ in fused], dtype=np.int64), np.array([score for _, score in fused])

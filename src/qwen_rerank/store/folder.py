@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import numpy as np
 from qwen_rerank.checks import check_count
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.protocols import Embedder
-from qwen_rerank.store.access import LOCK_FILE
+from qwen_rerank.store.access import LOCK_FILE, WriterLock
 from qwen_rerank.store.commits import RECORD_FILE, Commit, CommitRecord, StoreSettings, read_commit_record
 from qwen_rerank.store.database import DATABASE_FILE, JOURNAL_FILE, Database
 from qwen_rerank.store.errors import (
@@ -24,8 +27,13 @@ from qwen_rerank.store.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
-from qwen_rerank.store.files import explained, sync_folder
+from qwen_rerank.store.files import TEMPORARY, explained, sync_file, sync_folder
 from qwen_rerank.store.index import VectorIndex
+from qwen_rerank.store.index_file import KINDS, VECTORS, WORDS
+from qwen_rerank.words import WordIndex
+
+_CHUNK = 20_000  # texts read from the database at a time
+_MAKING = re.compile(r"\.[0-9a-f]{16}\.making")
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
@@ -39,15 +47,18 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise InvalidInputError(f"path must be the path of a folder, not {path!r}: {exc}.") from exc
 
 
-def new_settings(embedder: Embedder, *, metric: str, index: str, indexed_fields: tuple[str, ...]) -> StoreSettings:
+def new_settings(
+    embedder: Embedder | None, *, metric: str, index: str, words: bool, indexed_fields: tuple[str, ...]
+) -> StoreSettings:
     """Return the settings of a new store, with an identity of its own."""
     return StoreSettings(
         store=uuid.uuid4().hex,
         embedder=str(getattr(embedder, "name", "")),
-        fingerprint=embedder.fingerprint,
-        dim=embedder.dim,
+        fingerprint="" if embedder is None else embedder.fingerprint,
+        dim=0 if embedder is None else embedder.dim,
         metric=metric,
         index=index,
+        words=words,
         indexed_fields=indexed_fields,
     )
 
@@ -59,20 +70,93 @@ def make_store(folder: Path, settings: StoreSettings) -> None:
         StoreExistsError: If something is at that path already, other than an empty folder.
     """
     first = Commit(number=0, next_row=1, previous="", content=0, documents=0, without_vector=0)
+    with _making(folder) as making:
+        _fill(making, settings, first)
+
+
+def copy_store(database: Database, source: Path, target: Path) -> None:
+    """Copy a store to a new folder, whole or not at all; to be called inside a snapshot of its database.
+
+    While the snapshot lasts no commit can finish, so that the commit record is that of the database, or one behind.
+
+    Raises:
+        StoreExistsError: If something is at `target` already, other than an empty folder.
+    """
+    with _making(target) as making:
+        database.copy_to(making / DATABASE_FILE)
+        sync_file(making / DATABASE_FILE)
+        for name in (RECORD_FILE, *database.index_files()):
+            if (source / name).is_file() and not (source / name).is_symlink():
+                shutil.copyfile(source / name, making / name)
+                sync_file(making / name)
+
+
+@contextmanager
+def _making(folder: Path) -> Iterator[Path]:
+    """Give a place for the files of a new store, and move them into `folder` at the end.
+
+    The folder may be the mount point of an empty volume, so it cannot be renamed into its place as a whole. The commit
+    record comes last: a folder without one, beside what a crash left of the making, counts as empty.
+    """
     with explained(folder):
-        if folder.exists() and not (folder.is_dir() and _is_empty(folder)):
+        existed = folder.exists()
+        if not holds_nothing(folder):
             raise StoreExistsError(f"{folder} is there already; open it with FaissStore.open, or choose another path.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Short, so that a folder whose name is as long as names may be can still be made.
-        making = folder.parent / f".{secrets.token_hex(8)}.making"
-        making.mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(folder)  # two that make a store of the same empty folder must not mix their files
         try:
-            _fill(making, settings, first)
-            os.rename(making, folder)
-        except BaseException:
-            shutil.rmtree(making, ignore_errors=True)
-            raise
-        sync_folder(folder.parent)
+            if not holds_nothing(folder):
+                raise StoreExistsError(f"{folder} was made by somebody else meanwhile; open it with FaissStore.open.")
+            try:
+                remove_store(folder, keep_folder=True)
+                making = folder / f".{secrets.token_hex(8)}.making"
+                making.mkdir()
+                yield making
+                for name in sorted(os.listdir(making), key=lambda name: name == RECORD_FILE):
+                    sync_folder(folder)  # what came before is in its place before the record is
+                    os.rename(making / name, folder / name)
+                making.rmdir()
+                sync_folder(folder)
+                sync_folder(folder.parent)
+            except BaseException:
+                remove_store(folder, keep_folder=existed)
+                raise
+        finally:
+            lock.release()
+
+
+def remove_store(folder: Path, *, keep_folder: bool) -> None:
+    """Remove the files of a store that nobody was given, or of an unfinished one; never raises."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if _MAKING.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+            elif (
+                path.name in (DATABASE_FILE, JOURNAL_FILE, RECORD_FILE)
+                or _is_index(path.name)
+                or (path.name == LOCK_FILE and not keep_folder)
+            ):
+                path.unlink(missing_ok=True)
+        if not keep_folder:
+            folder.rmdir()
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Return whether a store can be made at a path: nothing is there, or an empty folder, or an unfinished store."""
+    with explained(folder):
+        if not folder.exists():
+            return True
+        if not folder.is_dir():
+            return False
+        names = {path.name for path in folder.iterdir()} - {LOCK_FILE, "lost+found"}
+    making = {name for name in names if _MAKING.fullmatch(name)}
+    rest = names - making
+    unfinished = making and RECORD_FILE not in rest and all(n == DATABASE_FILE or _is_index(n) for n in rest)
+    return not rest or bool(unfinished)
+
+
+def _is_index(name: str) -> bool:
+    return any(kind.file.fullmatch(name.removesuffix(TEMPORARY)) for kind in KINDS)
 
 
 def _fill(folder: Path, settings: StoreSettings, first: Commit) -> None:
@@ -95,7 +179,7 @@ def check_folder(folder: Path) -> CommitRecord:
         FormatTooNewError: If a newer version of this package wrote it.
     """
     with explained(folder):
-        if not folder.exists() or (folder.is_dir() and _is_empty(folder)):
+        if holds_nothing(folder):
             raise StoreNotFoundError(
                 f"No store is at {folder}; make one with FaissStore.create or `qwen-rerank index`."
             )
@@ -152,32 +236,79 @@ def built_with(path: str | os.PathLike[str]) -> str:
 
 
 def check_embedder(embedder: object) -> None:
-    """Refuse what is no embedder.
+    """Refuse what is neither an embedder nor None.
 
     Raises:
         InvalidInputError: If it lacks a method or its vectors have no length.
     """
+    if embedder is None:
+        return
     if not isinstance(embedder, Embedder):
         raise InvalidInputError(
             f"embedder must have dim, fingerprint, embed_queries and embed_documents, but {embedder!r} has not; "
-            "get one with load_embedder(name)."
+            "get one with load_embedder(name), or give None to search by words alone."
         )
     check_count("embedder.dim", embedder.dim)
 
 
-def match_embedder(embedder: Embedder, settings: StoreSettings) -> None:
-    """Refuse another embedder than the one that built the store.
+def match_embedder(embedder: Embedder | None, settings: StoreSettings) -> None:
+    """Refuse another embedder than the one that built the store; None goes with every store.
 
     Raises:
         EmbedderMismatchError: If fingerprint or length differ.
     """
+    if embedder is None:
+        return
     built, given = (f"{one.fingerprint} ({one.dim} dimensions)" for one in (settings, embedder))
+    if not settings.dim:
+        raise EmbedderMismatchError("none (words alone)", given)
     if given != built:
         raise EmbedderMismatchError(built, given)
 
 
-def _is_empty(folder: Path) -> bool:
-    return next(folder.iterdir(), None) is None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatistics:
+    """Counts, settings and sizes of a store.
+
+    Attributes:
+        documents: How many there are.
+        without_vector: How many of them have no vector.
+        commits: How many commits there were.
+        embedder: Name of the embedder, or "".
+        fingerprint: Its fingerprint, or "" for a store of words alone.
+        dim: Length of a vector; 0 for a store of words alone.
+        metric: "cosine" or "ip".
+        index: FAISS factory string.
+        words: Whether texts are found by their words.
+        indexed_fields: Metadata fields that have an index.
+        file_bytes: Size of each file.
+    """
+
+    documents: int
+    without_vector: int
+    commits: int
+    embedder: str
+    fingerprint: str
+    dim: int
+    metric: str
+    index: str
+    words: bool
+    indexed_fields: tuple[str, ...]
+    file_bytes: Mapping[str, int]
+
+
+def statistics(database: Database, folder: Path, settings: StoreSettings) -> StoreStatistics:
+    """Return the statistics of an open store; to be called inside a snapshot of its database."""
+    kept = {name: getattr(settings, name) for name in StoreStatistics.__slots__ if hasattr(settings, name)}
+    with explained(folder):
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    return StoreStatistics(
+        **kept,
+        documents=database.count(),
+        without_vector=database.count("vector_digest IS NULL"),
+        commits=database.number(),
+        file_bytes=sizes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +347,17 @@ def verify_store(path: str | os.PathLike[str]) -> VerifyReport:
     database = Database(folder, read_only=True, writable=os.access(folder, os.W_OK))
     try:
         with database.snapshot():
-            return examine(database, folder, None)
+            return examine(database, folder)
     except CorruptStoreError as exc:
         return VerifyReport(0, (), (str(exc),))
     finally:
         database.close()
 
 
-def examine(database: Database, folder: Path, index: VectorIndex | None) -> VerifyReport:
-    """Return what is wrong with a database and, where given, with the index over it; inside a snapshot."""
+def examine(
+    database: Database, folder: Path, index: VectorIndex | None = None, words: WordIndex | None = None
+) -> VerifyReport:
+    """Return what is wrong with a database and, where given, with the indexes over it; inside a snapshot."""
     problems: list[str] = []
     try:
         check_database(database, folder)
@@ -234,14 +367,24 @@ def examine(database: Database, folder: Path, index: VectorIndex | None) -> Veri
     problems += [reason for _, reason in damaged]
     if index is not None and not damaged:
         problems += _compare(database, index)
+    if words is not None and not damaged:
+        problems += _compare_words(database, words)
     ids = [name for name, _ in damaged if name is not None]
     return VerifyReport(documents, tuple(dict.fromkeys(ids)), tuple(problems))
 
 
 def _compare(database: Database, index: VectorIndex) -> list[str]:
-    rows = database.vector_rows()
+    rows = database.matching_rows(VECTORS.condition)
     if not np.array_equal(rows, index.rows()):
         return [f"the FAISS index has {len(index)} vectors, not the {len(rows)} of the database"]
-    if not np.array_equal(index.vectors(), database.vectors(rows, dim=index.dim)):
+    if not np.array_equal(index.vectors(), database.vectors(rows)):
         return ["the vectors of the FAISS index are not those of the database"]
     return []
+
+
+def _compare_words(database: Database, words: WordIndex) -> list[str]:
+    expected = WordIndex()
+    rows = database.matching_rows(WORDS.condition)
+    for start in range(0, len(rows), _CHUNK):
+        expected.add(rows[start : start + _CHUNK], database.texts(rows[start : start + _CHUNK]))
+    return [] if words.same_as(expected) else ["the words index is not that of the documents' texts"]

@@ -1,4 +1,4 @@
-"""The FAISS file of a store, kept in step with its database: read, caught up or rebuilt, and never an error."""
+"""The index files of a store, of vectors and of words, kept in step with its database: read, caught up or rebuilt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -18,26 +20,88 @@ from qwen_rerank.store.index import VectorIndex
 
 _log = logging.getLogger(__name__)
 
-_FILE = re.compile(r"index-[0-9a-f]{16}\.faiss")
-_CHUNK = 20_000  # vectors read from the database at a time
-_SAVE_AFTER = 50_000  # vectors added since the file was written, and a quarter of all
+_CHUNK = 20_000  # rows read from the database at a time
+_SAVE_AFTER = 50_000  # rows added since the file was written, and a quarter of all
 
 
-class IndexFile:
-    """The index of one open store and the file that it is saved to.
+class RowIndex(Protocol):
+    """An index over what the database holds of its rows."""
+
+    def __len__(self) -> int:
+        """Return how many rows a search can give."""
+        ...
+
+    def rows(self) -> np.ndarray:
+        """Return the row numbers that a search can give, int64, ascending."""
+        ...
+
+    def last_row(self) -> int:
+        """Return the highest row number that it holds, removed ones included; 0 when empty."""
+        ...
+
+    def add(self, rows: np.ndarray, items: Any, /) -> None:
+        """Add one item a row, under row numbers above every one before."""
+        ...
+
+    def remove(self, rows: np.ndarray) -> None:
+        """Remove these rows; unknown ones are ignored."""
+        ...
+
+    def read(self, path: Path) -> None:
+        """Take the content of a file that was verified; ValueError if it is not an index of this kind."""
+        ...
+
+    def write(self, path: Path) -> None:
+        """Write the index."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexKind:
+    """What an index is over.
+
+    Attributes:
+        name: Of the index, for people.
+        file: Pattern of its files' names.
+        condition: SQL condition of the rows that it holds.
+        items: Returns what it holds of some rows of a database.
+    """
+
+    name: str
+    file: re.Pattern[str]
+    condition: str
+    items: Callable[[Database, np.ndarray], Any]
+
+    def new_name(self) -> str:
+        """Return a file name that was never used."""
+        return self.file.pattern.replace(_DIGITS, secrets.token_hex(8)).replace("\\", "")
+
+
+_DIGITS = "[0-9a-f]{16}"
+VECTORS = IndexKind("FAISS", re.compile(rf"index-{_DIGITS}\.faiss"), "vector_digest IS NOT NULL", Database.vectors)
+WORDS = IndexKind("words", re.compile(rf"words-{_DIGITS}\.bin"), "1", Database.texts)
+KINDS = (VECTORS, WORDS)
+
+Index = TypeVar("Index", bound=RowIndex)
+
+
+class IndexFile(Generic[Index]):
+    """An index of one open store and the file that it is saved to.
 
     The name and hash of the file are in the database, so a file that is missing, damaged, older or another store's is
-    noticed before FAISS reads a byte of it.
+    noticed before a byte of it is used.
 
     Args:
         folder: The store's folder.
         database: The store's database.
+        kind: What the index is over.
         empty: Makes an empty index.
     """
 
-    def __init__(self, folder: Path, database: Database, empty: Callable[[], VectorIndex]) -> None:
+    def __init__(self, folder: Path, database: Database, kind: IndexKind, empty: Callable[[], Index]) -> None:
         self._folder = folder
         self._database = database
+        self._kind = kind
         self._empty = empty
         self.index = empty()
         self._unsaved = 0
@@ -49,20 +113,21 @@ class IndexFile:
 
     def load(self) -> None:
         """Read the file and catch up with the database; without a good file, rebuild from the database."""
-        bound = self._database.index_file()
-        expected = self._database.count("vector_digest IS NOT NULL")
-        if bound is not None:
-            try:
-                self._read(*bound)
-            except (OSError, ValueError) as exc:
-                _log.warning("The FAISS file of %s is not usable (%s); it is built again.", self._folder, exc)
-                self.index = self._empty()
+        bound = self._database.index_files()
+        for name, digest in bound.items():
+            if self._kind.file.fullmatch(name) or not any(kind.file.fullmatch(name) for kind in KINDS):
+                try:
+                    self._read(name, digest)
+                except (OSError, ValueError, KeyError, TypeError) as exc:
+                    text = "The %s file of %s is not usable (%s); it is built again."
+                    _log.warning(text, self._kind.name, self._folder, exc)
+                    self.index = self._empty()
         self.catch_up()
-        if bound is None and expected:
-            _log.info("The FAISS index of %s was built from its %d vectors.", self._folder, expected)
+        if not bound and len(self.index):
+            _log.info("The %s index of %s was built from %d rows.", self._kind.name, self._folder, len(self.index))
 
     def _read(self, name: str, digest: str) -> None:
-        if not _FILE.fullmatch(name):
+        if not self._kind.file.fullmatch(name):
             raise ValueError(f"its name is {name!r}")
         path = self._folder / name
         if sha256(path) != digest:
@@ -70,25 +135,25 @@ class IndexFile:
         self.index.read(path)
 
     def catch_up(self) -> None:
-        """Make the index hold just the vectors of the database's current commit."""
-        wanted = self._database.vector_rows()
+        """Make the index hold just the rows of the database's current commit."""
+        wanted = self._database.matching_rows(self._kind.condition)
         have = self.index.rows()
         # Rows never change and their numbers are never given twice, so the two sets tell all.
         gone = np.setdiff1d(have, wanted, assume_unique=True)
         new = np.setdiff1d(wanted, have, assume_unique=True)
         if len(new) and new[0] <= self.index.last_row():
             self.index, gone, new = self._empty(), gone[:0], wanted
-        if not self.index.exact and len(new) and not len(have):
+        if isinstance(self.index, VectorIndex) and not self.index.exact and len(new) and not len(have):
             _log.warning("The %s graph of %s is built anew; its results may differ.", self.index.factory, self._folder)
         if len(gone):
             self.remove(gone)
-        for start in tqdm(range(0, len(new), _CHUNK), desc="index", unit_scale=_CHUNK, disable=_few(new)):
+        for start in tqdm(range(0, len(new), _CHUNK), desc=self._kind.name, unit_scale=_CHUNK, disable=_few(new)):
             rows = new[start : start + _CHUNK]
-            self.add(rows, self._database.vectors(rows, dim=self.index.dim))
+            self.add(rows, self._kind.items(self._database, rows))
 
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Add vectors that the database has stored."""
-        self.index.add(rows, vectors)
+    def add(self, rows: np.ndarray, items: Any) -> None:
+        """Add what the database has stored under these rows."""
+        self.index.add(rows, items)
         self._unsaved += len(rows)
 
     def remove(self, rows: np.ndarray) -> None:
@@ -97,7 +162,7 @@ class IndexFile:
         self._unsaved += len(rows)
 
     def rebuild(self) -> None:
-        """Build the index from the database, without dead vectors."""
+        """Build the index from the database, without removed rows."""
         self.index = self._empty()
         self._unsaved = 1
         self.catch_up()
@@ -112,36 +177,37 @@ class IndexFile:
         Raises:
             StoreError: If it cannot be written; the database is as it was.
         """
-        path = self._folder / f"index-{secrets.token_hex(8)}.faiss"
+        path = self._folder / self._kind.new_name()
         temporary = path.with_name(path.name + TEMPORARY)
         try:
             # Written, fsynced, hashed, renamed, and only then named by the database: a crash in between leaves a file that
             # nothing names, and the one before stays valid.
-            self.index.write(temporary)
             with explained(path):
+                self.index.write(temporary)
                 sync_file(temporary)
                 digest = sha256(temporary)
                 publish(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        self._database.bind_index_file(path.name, digest)
+        before = [name for name in self._database.index_files() if self._kind.file.fullmatch(name)]
+        self._database.bind_index_file(path.name, digest, instead_of=before)
         self._unsaved = 0
-        self.remove_orphans()
+        remove_orphans(self._folder, self._database)
 
-    def remove_orphans(self) -> None:
-        """Remove what a crash left: temporary files, and FAISS files that the database does not name."""
-        bound = self._database.index_file()
-        keep = bound[0] if bound else None
-        try:
-            for path in self._folder.iterdir():
-                name = path.name.removesuffix(TEMPORARY)
-                ours = _FILE.fullmatch(name) or name == RECORD_FILE
-                if ours and path.name not in (keep, RECORD_FILE):
-                    path.unlink(missing_ok=True)
-        except OSError as exc:
-            # They cost space and nothing else; the next one to open the store tries again.
-            _log.warning("A file that is no longer needed could not be removed: %s", exc)
+
+def remove_orphans(folder: Path, database: Database) -> None:
+    """Remove what a crash left: temporary files, and index files that the database does not name."""
+    keep = {*database.index_files(), RECORD_FILE}
+    try:
+        for path in folder.iterdir():
+            name = path.name.removesuffix(TEMPORARY)
+            ours = name == RECORD_FILE or any(kind.file.fullmatch(name) for kind in KINDS)
+            if ours and path.name not in keep:
+                path.unlink(missing_ok=True)
+    except OSError as exc:
+        # They cost space and nothing else; the next one to open the store tries again.
+        _log.warning("A file that is no longer needed could not be removed: %s", exc)
 
 
 def _few(rows: np.ndarray) -> bool | None:

@@ -1,0 +1,252 @@
+"""An open store: its lock, its database, its indexes in memory, and the commits that keep the three in step."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from qwen_rerank.errors import InvalidInputError, StoreError
+from qwen_rerank.protocols import Embedder
+from qwen_rerank.store.access import Guard, WriterLock
+from qwen_rerank.store.commits import Change, StoreSettings, read_commit_record
+from qwen_rerank.store.database import Database
+from qwen_rerank.store.errors import StoreFullError, StoreLockedError, StoreReadOnlyError
+from qwen_rerank.store.faiss_build import gpu_resources, load_faiss
+from qwen_rerank.store.filters import Sql
+from qwen_rerank.store.folder import VerifyReport, check_database, copy_store, examine, match_embedder, resolve
+from qwen_rerank.store.index import VectorIndex
+from qwen_rerank.store.index_file import VECTORS, WORDS, IndexFile, remove_orphans
+from qwen_rerank.store.rows import Row
+from qwen_rerank.types import Document
+from qwen_rerank.words import WordIndex
+
+_log = logging.getLogger(__name__)
+
+_FILTERS_REMEMBERED = 8
+_INDEX_BEHIND = "the index in memory could not be updated"
+
+
+class StoreHandle:
+    """What every call on an open store needs; the calls themselves are those of `FaissStore`.
+
+    Attributes:
+        path: The store's folder.
+        embedder: As given; None searches by words alone.
+        read_only: Whether writing is refused.
+    """
+
+    def __init__(self, folder: Path, embedder: Embedder | None, *, read_only: bool, device: str) -> None:
+        self.path = folder
+        self.embedder = embedder
+        self.read_only = read_only
+        self._device = device
+        self._vectors: IndexFile[VectorIndex] | None = None
+        self._words: IndexFile[WordIndex] | None = None
+        self._filtered: dict[str, np.ndarray] = {}
+        self._guard = Guard(folder, read_only=read_only)
+        self._lock = None if read_only else WriterLock(folder)
+        try:
+            self._database = Database(folder, read_only=read_only, writable=os.access(folder, os.W_OK))
+            try:
+                self._load()
+            except BaseException:
+                self._database.close()
+                raise
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _load(self) -> None:
+        with self._database.snapshot():
+            self._settings, self._commit = check_database(self._database, self.path)
+            match_embedder(self.embedder, self._settings)
+            self._load_indexes()
+            self._seen = self._commit.number
+        if not self.read_only:
+            self._recover()
+
+    def _load_indexes(self) -> None:
+        """Load the indexes that the settings ask for and that are not there yet."""
+        if self._settings.dim and self._vectors is None:
+            faiss = load_faiss()
+            gpu = gpu_resources(faiss, self._device)
+            self._vectors = IndexFile(
+                self.path,
+                self._database,
+                VECTORS,
+                lambda: VectorIndex(faiss, self._settings.index, self._settings.dim, gpu=gpu),
+            )
+            self._vectors.load()
+        if self._settings.words and self._words is None:
+            self._words = IndexFile(self.path, self._database, WORDS, WordIndex)
+            self._words.load()
+
+    @property
+    def _index_files(self) -> list[IndexFile[Any]]:
+        return [file for file in (self._vectors, self._words) if file is not None]
+
+    def _recover(self) -> None:
+        # A crash between commit and acknowledgement leaves the record one behind.
+        current = self._commit.record(self._settings)
+        if read_commit_record(self.path) != current:
+            current.acknowledge(self.path, current.prepare(self.path))
+        remove_orphans(self.path, self._database)
+
+    # Commits
+
+    def _replace(self, documents: Sequence[Document], vectors: np.ndarray, removed: Sequence[Row]) -> None:
+        """Store documents with their vectors, float32 `(n_documents, dim)`, in place of rows."""
+        if not documents and not removed:
+            return
+        first = self._commit.next_row
+        change = Change.replacing(documents, vectors, removed, first=first)
+        self._write(change)
+        gone = np.array([row.number for row in removed], dtype=np.int64)
+        with self._indexing():
+            for file in self._index_files:
+                file.remove(gone)
+            if self._vectors is not None and change.vectors:
+                numbers = np.array([number for number, _ in change.vectors], dtype=np.int64)
+                self._vectors.add(numbers, vectors[vectors.any(axis=1)])
+            if self._words is not None and documents:
+                texts = [document.text for document in documents]
+                self._words.add(np.arange(first, first + len(texts)), texts)
+        if any(file.due() for file in self._index_files):
+            self._try_to_save()
+
+    def _change_settings(self, settings: StoreSettings) -> None:
+        """Commit other settings, and load the indexes that they ask for."""
+        self._write(Change([], [], []), settings)
+        with self._indexing(), self._database.snapshot():
+            self._load_indexes()
+
+    def _write(self, change: Change, settings: StoreSettings | None = None) -> None:
+        """Commit a change, and settings where they change with it; what is in memory is up to the caller."""
+        settings = settings or self._settings
+        after = change.apply(self._commit, self._settings)
+        record = after.record(settings)
+        # 1. The record of the commit to come, durable under a temporary name: whatever may fail for want of space fails
+        #    before the commit, and nothing but a rename is left after it.
+        prepared = record.prepare(self.path)
+        self._guard.fault = "a commit was interrupted"
+        try:
+            # 2. The commit. From here on the change is there after any crash, acknowledged or not.
+            with self._database.transaction():
+                self._database.write(change, after)
+                if settings != self._settings:
+                    self._database.change_settings(self._settings, settings)
+        except (StoreFullError, StoreLockedError, StoreReadOnlyError, InvalidInputError):
+            # Rolled back: disk and handle are as they were.
+            self._guard.fault = None
+            raise
+        # 3. The acknowledgement, only now: a record that ran ahead of its database would look like a lost commit.
+        record.acknowledge(self.path, prepared)
+        self._commit, self._settings = after, settings
+        self._guard.fault = _INDEX_BEHIND  # until the caller has updated it
+
+    @contextmanager
+    def _indexing(self) -> Iterator[None]:
+        # What is stored is stored; a handle whose index has missed it must not go on.
+        self._guard.fault = _INDEX_BEHIND
+        yield
+        self._guard.fault = None
+
+    # Reading
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Hold one commit as a whole, with the indexes at just that commit."""
+        with self._guard.using(), self._database.snapshot():
+            if (number := self._database.number()) != self._seen:
+                if self.read_only:
+                    with self._indexing():
+                        self._settings = self._database.settings()
+                        for file in self._index_files:
+                            file.catch_up()
+                        self._load_indexes()
+                self._seen = number
+                self._filtered.clear()
+            yield
+
+    def _allowed(self, condition: Sql) -> np.ndarray:
+        """Return the rows under a condition; those of the last few conditions are remembered until the next commit."""
+        key = repr(condition)
+        if key not in self._filtered:
+            while len(self._filtered) >= _FILTERS_REMEMBERED:
+                del self._filtered[next(iter(self._filtered))]
+            self._filtered[key] = self._database.matching_rows(*condition)
+        return self._filtered[key]
+
+    # Upkeep
+
+    def verify(self) -> VerifyReport:
+        """Check every byte of the database and compare the indexes with it; nothing is changed."""
+        with self._reading():
+            vectors = self._vectors.index if self._vectors else None
+            words = self._words.index if self._words else None
+            return examine(self._database, self.path, vectors, words)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the store as it is now to a new folder, whole or not at all; the store stays open.
+
+        Raises:
+            StoreExistsError: If something is at that path already, other than an empty folder.
+        """
+        target = resolve(path)
+        with self._reading():
+            copy_store(self._database, self.path, target)
+
+    def save(self) -> None:
+        """Write the index files now. Nothing depends on it but the time that the next `open` takes."""
+        with self._guard.using(write=True):
+            for file in self._index_files:
+                file.save()
+
+    def compact(self) -> None:
+        """Build the indexes again without deleted documents, give their space back, and write the index files."""
+        with self._guard.using(write=True):
+            with self._database.snapshot(), self._indexing():
+                for file in self._index_files:
+                    file.rebuild()
+            self._database.shrink()
+            for file in self._index_files:
+                file.save()
+
+    def close(self) -> None:
+        """Write the index files that are behind, and let the next writer in; closing twice is fine."""
+        with self._guard.closing() as first:
+            if not first:
+                return
+            try:
+                if not self.read_only and self._guard.fault is None:
+                    self._try_to_save()
+                self._database.close()
+            finally:
+                self._unlock()
+
+    def _try_to_save(self) -> None:
+        try:
+            for file in self._index_files:
+                if not file.saved:
+                    file.save()
+        except StoreError as exc:
+            _log.warning("An index file was not written; the next open catches up from the database: %s", exc)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
