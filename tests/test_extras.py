@@ -26,7 +26,6 @@ LACKING = {
         "dense",
     ),
     "from qwen_rerank.store.faiss_build import load_faiss; load_faiss()": ("FaissStore", "faiss-cpu", "faiss-cpu"),
-    "from qwen_rerank import BM25Index": ("BM25Index", "bm25s", "lexical"),
     "import qwen_rerank.langchain": ("qwen_rerank.langchain", "langchain-core", "langchain"),
     "import qwen_rerank.llama_index": ("qwen_rerank.llama_index", "llama-index-core", "llama-index"),
     "import qwen_rerank.serve.app": ("qwen_rerank.serve", "fastapi", "serve"),

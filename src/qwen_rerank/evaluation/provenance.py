@@ -18,7 +18,6 @@ _PACKAGES = (
     "sentence-transformers",
     "faiss-cpu",
     "faiss-gpu",
-    "bm25s",
     "numpy",
 )
 

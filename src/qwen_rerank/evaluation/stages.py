@@ -36,7 +36,11 @@ def _dense(name: str, collection: Collection, folder: Path) -> FaissStore:
         digest.update(f"{document.id}\0{document.text}\0".encode("utf-8", "surrogatepass"))
     path = folder / f"{collection.name}-{digest.hexdigest()[:16]}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = FaissStore.open(path, embedder=embedder) if path.exists() else FaissStore.create(path, embedder=embedder, words=False)
+    writer = (
+        FaissStore.open(path, embedder=embedder)
+        if path.exists()
+        else FaissStore.create(path, embedder=embedder, words=False)
+    )
     with writer:
         if len(writer) < len(collection.documents):  # new, or a run that broke off
             writer.upsert(collection.documents)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-
 from qwen_rerank.errors import StoreError
 from qwen_rerank.store.errors import StoreFullError, StoreIOError, StoreReadOnlyError
 
