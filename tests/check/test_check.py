@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
 from qwen_rerank.check import CheckOptions, check
+from qwen_rerank.check.agreement import FittedPrompt
 from qwen_rerank.check.reference import Reference
+from qwen_rerank.check.scales import SCALES
+from qwen_rerank.check.variants import RECIPE
 from qwen_rerank.cli.check import register
 from tests.check import faulty
 from tests.check.faulty import FaultyServer, Model, sigmoid
@@ -157,6 +161,18 @@ def test_long_documents(run, cuts, status, words):
 
     assert finding.status == status
     assert words in finding.saw
+
+
+def test_a_score_that_cannot_be_of_the_fitted_scale_fits_no_way_of_cutting(opened):
+    """A server of probabilities that answers 1.5 for a long document is not compared with what cutting would give."""
+    fitted = FittedPrompt(opened, RECIPE, "true", SCALES[0])
+    [prompt] = opened.encoder.encode("q", ["d"])
+    ways = {"document": [prompt.ids], "end": [prompt.ids[:-1]]}
+
+    assert fitted.nearest(np.array([1.5]), ways) is None
+    assert (
+        fitted.nearest(np.array([sigmoid(opened.log_odds([prompt.ids])[0])]), ways)[0].hypothesis.prompt == "document"
+    )
 
 
 def test_golden_pairs_are_compared_when_the_name_is_official(run):

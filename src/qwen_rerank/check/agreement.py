@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,42 @@ if TYPE_CHECKING:
 
 _BY_KEY = {variant.key: variant for variant in VARIANTS}
 _SHOWN = 3  # rivals that are named
+_CERTAIN = 1e-4  # log-odds that two ways must at least lie apart to be told apart
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """A known prompt that a server's scores fit, with the head and the scale they fit it by.
+
+    Attributes:
+        reference: The model it was found with.
+        variant: The prompt.
+        head: The output head.
+        scale: What the numbers are.
+    """
+
+    reference: Reference
+    variant: Variant
+    head: str
+    scale: Scale
+
+    def nearest(self, reported: np.ndarray, ways: Mapping[str, Sequence[np.ndarray]]) -> tuple[Match, Match] | None:
+        """Return which of several ways to make the prompts the scores fit, and the next; None where none is clearly nearer.
+
+        Args:
+            reported: float64 `(n,)`, as the server sent them.
+            ways: Name of a way to the token ids of all n prompts.
+        """
+        expected = [
+            Hypothesis(name, self.head, self.reference.log_odds(prompts, head=self.head))
+            for name, prompts in ways.items()
+        ]
+        found = [m for m in match(reported, expected) if m.scale.key == self.scale.key]
+        if not found:  # the numbers cannot be of this scale
+            return None
+        near, far = found[:2]
+        clear = near.distance <= CLEARLY * far.distance and far.distance - near.distance >= _CERTAIN
+        return (near, far) if clear else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +64,13 @@ class Agreement:
 
     Attributes:
         finding: For the report.
-        variant: The prompt that the scores fit, or None.
-        scale: What the numbers are, or None.
-        head: The output head they fit.
+        fitted: The prompt that the scores fit, or None.
         first: Query to the index that the reference puts first.
         cause: Short name of the fault, "recipe" for none, "" for "cannot tell".
     """
 
     finding: Finding
-    variant: Variant | None = None
-    scale: Scale | None = None
-    head: str = "true"
+    fitted: FittedPrompt | None = None
     first: dict[str, int] = field(default_factory=dict)
     cause: str = ""
 
@@ -64,7 +97,7 @@ def compare(subject: Subject, seen: ReportedByQuery, reference: Reference) -> Ag
     cause = variant.key if best.hypothesis.head == "true" else "embedding-head"
     if cause == RECIPE.key and best.scale.key in ("sigmoid-twice", "labels-swapped"):
         cause = best.scale.key
-    return Agreement(finding, variant, best.scale, best.hypothesis.head, first, cause)
+    return Agreement(finding, FittedPrompt(reference, variant, best.hypothesis.head, best.scale), first, cause)
 
 
 def _hypotheses(reference: Reference) -> list[Hypothesis]:
@@ -145,26 +178,18 @@ def _suffix(found: Match) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def compare_instruction(subject: Subject, reference: Reference, agreement: Agreement) -> Finding | None:
+def compare_instruction(subject: Subject, fitted: FittedPrompt) -> Finding | None:
     """See whether an instruction arrives, by what the reference gives with and without it; None if it cannot be told."""
-    if not subject.carries_instruction or agreement.variant is None or agreement.scale is None:
+    if not subject.carries_instruction:
         return None
-    texts = INSTRUCTED.documents
-    seen = subject.score(INSTRUCTED.query, texts, instruction=INSTRUCTION).reported
-    with_it, without = (
-        Hypothesis(name, agreement.head, _expected(reference, agreement, instruction))
+    query, texts = INSTRUCTED.query, INSTRUCTED.documents
+    ways = {
+        name: [fitted.reference.ids(fitted.variant, query, text, instruction=instruction) for text in texts]
         for name, instruction in (("with", INSTRUCTION), ("without", None))
-    )
-    if not agreement.scale.possible(seen):
+    }
+    found = fitted.nearest(subject.score(query, texts, instruction=INSTRUCTION).reported, ways)
+    if found is None:
         return None
-    near, far = [m for m in match(seen, [with_it, without]) if m.scale.key == agreement.scale.key]
-    if near.distance > CLEARLY * far.distance or far.distance - near.distance < 1e-4:
-        return None
+    near, far = found
     saw = f"the scores with another instruction fit the reference {near.hypothesis.prompt} it ({near.distance:.3f} against {far.distance:.2f})."
     return Finding("instruction", "ok", saw) if near.hypothesis.prompt == "with" else instruction_ignored(saw)
-
-
-def _expected(reference: Reference, agreement: Agreement, instruction: str | None) -> np.ndarray:
-    variant = agreement.variant or RECIPE
-    prompts = [reference.ids(variant, INSTRUCTED.query, text, instruction=instruction) for text in INSTRUCTED.documents]
-    return reference.log_odds(prompts, head=agreement.head)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from qwen_rerank.check import probes, tokens
-from qwen_rerank.check.agreement import Agreement, compare, compare_instruction
+from qwen_rerank.check.agreement import Agreement, FittedPrompt, compare, compare_instruction
 from qwen_rerank.check.findings import Finding, Report
 from qwen_rerank.check.probes import PROBES
 from qwen_rerank.check.scales import CLOSE
@@ -176,16 +176,17 @@ def _run(target: str, subject: Subject, reference: Reference | None, options: Ch
     first = {probe.query: subject.score(probe.query, probe.documents) for probe in PROBES}
     seen = {query: scores.reported for query, scores in first.items()}
     agreement = None if reference is None else compare(subject, seen, reference)
-    scale = agreement.scale if agreement is not None else None
+    fitted = agreement.fitted if agreement is not None else None
+    scale = fitted.scale if fitted is not None else None
     findings = [Finding("reached", "ok", _introduce(subject))]
     findings.append(probes.golden(subject, seen, scale or probes.apparent_scale(seen, local=local)))
     findings.append(agreement.finding if agreement is not None else _no_reference())
     findings.append(probes.constant(seen))
     findings.append(probes.value_range(seen, scale.key if scale else None, local=local))
     findings.append(_order(seen, agreement))
-    instruction = _instruction(subject, reference, agreement)
+    instruction = _instruction(subject, fitted)
     findings.append(instruction)
-    findings += _texts(subject, reference, agreement, options, first[PROBES[0].query])
+    findings += _texts(subject, reference, fitted, options, first[PROBES[0].query])
     cause = agreement.cause if agreement is not None else ""
     if cause == "recipe" and instruction.status == "wrong":
         cause = "instruction-ignored"
@@ -201,7 +202,8 @@ def _run(target: str, subject: Subject, reference: Reference | None, options: Ch
 
 def _order(seen: probes.ReportedByQuery, agreement: Agreement | None) -> Finding:
     found = probes.order(seen, agreement.first if agreement is not None else None)
-    explained = agreement is not None and agreement.variant is not None and agreement.variant.status == "warning"
+    fitted = agreement.fitted if agreement is not None else None
+    explained = fitted is not None and fitted.variant.status == "warning"
     # Another good prompt may order other documents first; that is no fault of its own.
     return replace(found, status="warning") if explained and found.status == "wrong" else found
 
@@ -222,22 +224,19 @@ def _no_reference() -> Finding:
     )
 
 
-def _instruction(subject: Subject, reference: Reference | None, agreement: Agreement | None) -> Finding:
-    if reference is not None and agreement is not None:
-        found = compare_instruction(subject, reference, agreement)
-        if found is not None:
-            return found
-    return probes.instruction(subject)
+def _instruction(subject: Subject, fitted: FittedPrompt | None) -> Finding:
+    compared = compare_instruction(subject, fitted) if fitted is not None else None
+    return probes.instruction(subject) if compared is None else compared
 
 
 def _texts(
-    subject: Subject, reference: Reference | None, agreement: Agreement | None, options: CheckOptions, first: Reported
+    subject: Subject, reference: Reference | None, fitted: FittedPrompt | None, options: CheckOptions, first: Reported
 ) -> list[Finding]:
     encoder, tokenizer = _encoder(reference, options)
     return [
-        tokens.counted(subject, encoder, tokenizer, first, agreement),
-        tokens.long_document(subject, encoder, reference, agreement, options.long_tokens),
-        tokens.control_strings(subject, encoder, tokenizer, reference, agreement),
+        tokens.counted(subject, encoder, tokenizer, first, fitted),
+        tokens.long_document(subject, fitted, options.long_tokens),
+        tokens.control_strings(subject, encoder, tokenizer, fitted),
     ]
 
 

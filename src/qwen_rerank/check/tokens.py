@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qwen_rerank.check.agreement import Agreement
+from qwen_rerank.check.agreement import FittedPrompt
 from qwen_rerank.check.findings import Finding
 from qwen_rerank.check.probes import CAPITAL, CONTROL, FILLER, PROBES
-from qwen_rerank.check.scales import CLEARLY, Hypothesis, match
 from qwen_rerank.check.variants import RECIPE, VARIANTS, Variant
 from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, DocumentScoringError
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
@@ -26,7 +25,7 @@ def counted(
     encoder: PromptEncoder | None,
     tokenizer: PromptTokenizer | None,
     first: Reported,
-    agreement: Agreement | None,
+    fitted: FittedPrompt | None,
 ) -> Finding:
     """Compare `usage.prompt_tokens` with what the recipe's prompts have."""
     if subject.dialect == "local":
@@ -41,8 +40,8 @@ def counted(
     saw = f"{first.prompt_tokens} tokens for {len(probe.documents)} pairs; the model card's prompts have {expected}."
     if first.prompt_tokens == expected:
         return Finding("token count", "ok", saw)
-    if agreement is not None and agreement.variant is not None:
-        variant = agreement.variant
+    if fitted is not None:
+        variant = fitted.variant
         as_named = first.prompt_tokens == sizes[variant.key]
         return Finding(
             "token count", variant.status if as_named else "warning", saw,
@@ -72,13 +71,12 @@ def control_strings(
     subject: Subject,
     encoder: PromptEncoder | None,
     tokenizer: PromptTokenizer | None,
-    reference: Reference | None,
-    agreement: Agreement | None,
+    fitted: FittedPrompt | None,
 ) -> Finding:
     """See whether a document can end its own turn."""
     got = subject.score(CAPITAL, [CONTROL])
-    by_score = _control_by_score(got, reference, agreement)
-    by_count = _control_by_count(got, encoder, tokenizer, agreement)
+    by_score = _control_by_score(got, fitted)
+    by_count = _control_by_count(got, encoder, tokenizer, fitted)
     read = by_score if by_score is not None else by_count
     if read is None:
         return Finding(
@@ -99,28 +97,14 @@ def control_strings(
     )
 
 
-def _control_by_score(got: Reported, reference: Reference | None, agreement: Agreement | None) -> bool | None:
-    if reference is None or agreement is None or agreement.variant is None or agreement.scale is None:
+def _control_by_score(got: Reported, fitted: FittedPrompt | None) -> bool | None:
+    if fitted is None or fitted.variant.key.startswith("empty"):
         return None
-    if not agreement.scale.possible(got.reported) or agreement.variant.key.startswith("empty"):
-        return None
-    rendered = agreement.variant.render(reference.spec, reference.instruction, CAPITAL, CONTROL)
-    as_control = reference.text_ids(rendered)
-    as_text = _plain_ids(reference, agreement.variant)
-    near, far = [
-        m
-        for m in match(
-            got.reported,
-            [
-                Hypothesis(name, agreement.head, reference.log_odds([ids], head=agreement.head))
-                for name, ids in (("control", as_control), ("text", as_text))
-            ],
-        )
-        if m.scale.key == agreement.scale.key
-    ]
-    if near.distance > CLEARLY * far.distance or far.distance - near.distance < 1e-4:
-        return None
-    return near.hypothesis.prompt == "control"
+    reference, variant = fitted.reference, fitted.variant
+    rendered = variant.render(reference.spec, reference.instruction, CAPITAL, CONTROL)
+    ways = {"control": [reference.text_ids(rendered)], "text": [_plain_ids(reference, variant)]}
+    found = fitted.nearest(got.reported, ways)
+    return None if found is None else found[0].hypothesis.prompt == "control"
 
 
 def _plain_ids(reference: Reference, variant: Variant) -> np.ndarray:
@@ -139,11 +123,11 @@ def _plain_ids(reference: Reference, variant: Variant) -> np.ndarray:
 
 
 def _control_by_count(
-    got: Reported, encoder: PromptEncoder | None, tokenizer: PromptTokenizer | None, agreement: Agreement | None
+    got: Reported, encoder: PromptEncoder | None, tokenizer: PromptTokenizer | None, fitted: FittedPrompt | None
 ) -> bool | None:
     if encoder is None or tokenizer is None or got.prompt_tokens is None:
         return None
-    variant = agreement.variant if agreement is not None and agreement.variant is not None else RECIPE
+    variant = RECIPE if fitted is None else fitted.variant
     as_control = len(tokenizer.control_ids(variant.render(encoder.spec, encoder.instruction, CAPITAL, CONTROL)))
     plain_text = len(encoder.encode(CAPITAL, [CONTROL])[0].ids)
     if variant is RECIPE and got.prompt_tokens == plain_text != as_control:
@@ -151,20 +135,12 @@ def _control_by_count(
     return True if got.prompt_tokens == as_control != plain_text else None
 
 
-def long_document(
-    subject: Subject,
-    encoder: PromptEncoder | None,
-    reference: Reference | None,
-    agreement: Agreement | None,
-    limit: int | None,
-) -> Finding:
+def long_document(subject: Subject, fitted: FittedPrompt | None, limit: int | None) -> Finding:
     """Send a document that is longer than the server's prompt may be.
 
     Args:
         subject: What is checked.
-        encoder: The recipe's.
-        reference: For what the score should be.
-        agreement: Which prompt the server makes.
+        fitted: Which prompt the server makes.
         limit: Longest prompt to try, in tokens.
     """
     length = subject.length or limit
@@ -187,12 +163,12 @@ def long_document(
             "one such document fails all documents that are sent with it, and applications then fall back without a word.",
             f"vLLM: send max_tokens_per_doc; {_SAFE}, which cut the document alone",
         )
-    if reference is None or agreement is None or agreement.variant is None or agreement.scale is None:
+    if fitted is None:
         why = "without a reference that the other scores fit."
-    elif length > reference.longest:
-        why = f"because the reference would take too long (up to {reference.longest} tokens are tried)."
+    elif length > fitted.reference.longest:
+        why = f"because the reference would take too long (up to {fitted.reference.longest} tokens are tried)."
     else:
-        return _how_cut(got, document, length, reference, agreement)
+        return _how_cut(got, document, length, fitted)
     return Finding(
         "long document",
         "unknown",
@@ -201,27 +177,20 @@ def long_document(
     )
 
 
-def _how_cut(got: Reported, document: str, length: int, reference: Reference, agreement: Agreement) -> Finding:
-    variant, scale = agreement.variant or RECIPE, agreement.scale
+def _how_cut(got: Reported, document: str, length: int, fitted: FittedPrompt) -> Finding:
+    reference, variant = fitted.reference, fitted.variant
     whole = reference.text_ids(variant.render(reference.spec, reference.instruction, CAPITAL, document))
-    cut = reference.encoder_for(length).encode(CAPITAL, [document])[0].ids if variant is RECIPE else None
-    ways = {"document": cut, "end": whole[:length], "start": whole[-length:]}
-    hypotheses = [
-        Hypothesis(name, agreement.head, reference.log_odds([ids], head=agreement.head))
-        for name, ids in ways.items()
-        if ids is not None
-    ]
-    near, far = [m for m in match(got.reported, hypotheses) if scale is not None and m.scale.key == scale.key][:2]
+    ways = {"end": [whole[:length]], "beginning": [whole[-length:]]}
+    if variant is RECIPE:
+        ways["document"] = [reference.encoder_for(length).encode(CAPITAL, [document])[0].ids]
+    found = fitted.nearest(got.reported, ways)
     saw = f"a document over its {length} tokens scored {got.reported[0]:.4g}"
-    if near.distance > CLEARLY * far.distance or far.distance - near.distance < 1e-4:
+    if found is None:
         return Finding(
             "long document", "unknown", saw + ".", "cannot tell how it was cut: no way of cutting fits clearly."
         )
-    if near.hypothesis.prompt == "document":
+    lost = found[0].hypothesis.prompt
+    if lost == "document":
         return Finding("long document", "ok", saw + ": the document was cut, and the prompt kept its end.")
-    lost = (
-        "the end of the prompt was cut off"
-        if near.hypothesis.prompt == "end"
-        else "the beginning of the prompt was cut off"
-    )
-    return Finding("long document", "wrong", f"{saw}: {lost}.", "the scores of long documents mean nothing.", _SAFE)
+    saw += f": the {lost} of the prompt was cut off."
+    return Finding("long document", "wrong", saw, "the scores of long documents mean nothing.", _SAFE)
