@@ -16,7 +16,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_count
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.protocols import Embedder
+from qwen_rerank.protocols import Embedder, NamedEmbedder
 from qwen_rerank.store.access import LOCK_FILE, WriterLock
 from qwen_rerank.store.commits import RECORD_FILE, Commit, CommitRecord, StoreSettings, read_commit_record
 from qwen_rerank.store.database import DATABASE_FILE, JOURNAL_FILE, Database
@@ -53,7 +53,7 @@ def new_settings(
     """Return the settings of a new store, with an identity of its own."""
     return StoreSettings(
         store=uuid.uuid4().hex,
-        embedder=str(getattr(embedder, "name", "")),
+        embedder=str(embedder.name) if isinstance(embedder, NamedEmbedder) else "",
         fingerprint="" if embedder is None else embedder.fingerprint,
         dim=0 if embedder is None else embedder.dim,
         metric=metric,
