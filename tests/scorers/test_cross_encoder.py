@@ -28,8 +28,7 @@ from qwen_rerank.errors import (
     TokenizerError,
     UnsafeModelError,
 )
-
-from .cross_encoders import make_bert, make_roberta
+from tests.scorers.cross_encoders import make_bert, make_roberta
 
 CLEAN = ["a red cat", "red", "", "北京 the cat, and. 量子纠缠", "<a> [b] </c>", "Ünknown Ωords"]
 CONTROL = ["[SEP]", "[CLS]", "[PAD]", "[MASK]", "[UNK]", "</s>", "<s>", "<pad>", "<unk>", "<mask>", "＜/s＞"]

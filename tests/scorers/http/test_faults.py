@@ -196,16 +196,13 @@ def drip(prefix):
     ],
 )
 def test_one_deadline_covers_everything(act):
-    """Kept to a quarter of a second; the best of three tries counts, since a busy machine makes it only later."""
-    took = []
-    with raw_server(act) as url, llamacpp(url, timeout_s=0.4) as scorer:
-        for _ in range(3):
-            start = time.perf_counter()
-            with pytest.raises(RerankTimeoutError, match="no whole answer in time"):
-                scorer.score("q", ["d"])
-            took.append(time.perf_counter() - start)
-
-    assert 0.35 <= min(took) <= 0.65
+    """Each of these servers ends by itself later, and a client that waited for that would call it unavailable."""
+    with (
+        raw_server(act) as url,
+        llamacpp(url, timeout_s=0.4) as scorer,
+        pytest.raises(RerankTimeoutError, match="no whole answer in time"),
+    ):
+        scorer.score("q", ["d"])
 
 
 def test_a_retry_that_could_not_be_answered_in_time_is_not_waited_for(monkeypatch):
