@@ -130,6 +130,24 @@ def test_closing_ends_thread_and_connections(server, recwarn):
         scorer.score("q", ["a"])
 
 
+def test_the_deadline_holds_while_another_caller_asks_what_the_server_is():
+    async def hold(asking):
+        async with scorer._transport.once:
+            asking.set()
+            await asyncio.Event().wait()
+
+    with HttpScorer("http://127.0.0.1:9", dialect="tei", timeout_s=0.1) as scorer, ThreadPoolExecutor(1) as pool:
+        asking = threading.Event()
+        scorer._transport.submit(lambda: hold(asking))
+        assert asking.wait(60)
+        call = pool.submit(scorer.score, "q", ["d"])
+        try:
+            with pytest.raises(RerankTimeoutError, match="no whole answer in time"):
+                call.result(60)
+        finally:
+            scorer.close()
+
+
 def test_closing_ends_the_calls_that_wait_with_a_sentence():
     with asked_and_silent() as (url, asked, closed), ThreadPoolExecutor(1) as pool:
         scorer = HttpScorer(url, dialect="tei", timeout_s=300)

@@ -163,10 +163,11 @@ class HttpScorer(BaseScorer):
     async def _score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         """Return what came of every query's texts; runs on the transport's loop."""
         # One deadline for all that a query needs; a job of many queries takes as long as it takes.
-        deadline = asyncio.get_running_loop().time() + self.config.timeout_s if len(requests) == 1 else None
+        deadline = asyncio.get_running_loop().time() + self.config.timeout_s
         try:
-            session = await self._opened()
-            sender = RequestSender(self._transport, session, self.config, self._warn, deadline)
+            session = await self._opened(deadline)
+            common = deadline if len(requests) == 1 else None
+            sender = RequestSender(self._transport, session, self.config, self._warn, common)
             found = await sender.score(requests)
         except asyncio.CancelledError:
             if not self._finalizer.alive:
@@ -179,10 +180,15 @@ class HttpScorer(BaseScorer):
             )
         return list(found)
 
-    async def _opened(self) -> Session:
+    async def _opened(self, deadline: float | None = None) -> Session:
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self.config.timeout_s
+        # The deadline holds for the wait too: behind others that ask a silent server it would be theirs and one's own.
+        return await self._transport.within(deadline, self._open_once(deadline))
+
+    async def _open_once(self, deadline: float) -> Session:
         async with self._transport.once:
             if self._session is None:
-                deadline = asyncio.get_running_loop().time() + self.config.timeout_s
                 self._session = await open_session(self.config, self._transport, deadline)
         return self._session
 

@@ -192,16 +192,17 @@ class Transport:
             ProtocolError: The answer is no HTTP, or too large.
         """
         async with self._current().slots:
-            return await self._within(deadline, self._send("POST", path, body, deadline))
+            return await self.within(deadline, self._send("POST", path, body, deadline))
 
     async def get(self, path: str, *, deadline: float) -> HttpAnswer:
         """Return whatever status a small question gets."""
-        return await self._within(deadline, self._send("GET", path, None, deadline, any_status=True))
+        return await self.within(deadline, self._send("GET", path, None, deadline, any_status=True))
 
-    async def _within(self, deadline: float, sending: Awaitable[HttpAnswer]) -> HttpAnswer:
+    async def within(self, deadline: float, work: Awaitable[T]) -> T:
+        """Return what `work` gives, or raise `RerankTimeoutError` at the deadline, a time of this loop's clock."""
         try:
             async with asyncio.timeout_at(deadline):
-                return await sending
+                return await work
         except TimeoutError as exc:
             if isinstance(exc, RerankServerError):
                 raise
