@@ -1,7 +1,7 @@
 """Count how many times a document is checked and tokenised on each way in; `measure.py` runs it.
 
 A check is a call of `qwen_rerank.checks.check_text` with the document; a tokenising is a text with the document in it that
-is handed to the tokenizers library. What the server does to a whole body while it parses it is not counted.
+is handed to the tokenizers library or to tiktoken. What the server does to a whole body while it parses it is not counted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,10 @@ def install(counts: Counts) -> None:
     qwen_rerank.checks.check_text = counts.around_check(check)
     for name in ("encode", "encode_batch", "encode_batch_fast"):
         setattr(Tokenizer, name, counts.around_encode(getattr(Tokenizer, name)))
+    with suppress(ImportError):
+        from tiktoken import Encoding
+
+        Encoding.encode_ordinary = counts.around_encode(Encoding.encode_ordinary)
 
 
 def main() -> None:

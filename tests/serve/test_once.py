@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from tokenizers import Tokenizer
 
 import qwen_rerank.checks
 from qwen_rerank import QwenScorer
 from qwen_rerank.scorers.qwen.model import Forward
+from qwen_rerank.tokenizer import PromptTokenizer
 from tests.serve.conftest import app_client
 
 SHORT = [f"short {i}" for i in range(8)]
@@ -38,7 +38,7 @@ def counted(monkeypatch, owner, name: str) -> list:
 async def test_each_distinct_document_is_tokenized_once_and_checked_by_the_schema_alone(scorer, monkeypatch, documents):
     async with app_client(scorer) as client:
         checked = counted(monkeypatch, qwen_rerank.checks, "check_text")
-        batches = counted(monkeypatch, Tokenizer, "encode_batch")
+        batches = counted(monkeypatch, PromptTokenizer, "_encode")
         response = await client.rerank(query="q", documents=documents)
 
     assert response.status_code == 200

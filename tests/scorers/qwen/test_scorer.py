@@ -238,21 +238,17 @@ def test_a_document_is_checked_once_and_tokenized_once(scorer, monkeypatch):
     checked, tokenized = Counter(), Counter()
     check = checks.check_text
 
-    class Counting:
-        def __init__(self, inner):
-            self.inner = inner
-
-        def encode_batch(self, texts, **options):
-            tokenized.update(texts)
-            return self.inner.encode_batch(texts, **options)
+    def encode(texts):
+        tokenized.update(texts)
+        return given(texts)
 
     def counted(name, value):
         checked[value] += 1
         return check(name, value)
 
     monkeypatch.setattr(checks, "check_text", counted)
-    tokenizer = scorer.encoder._tokenizer
-    monkeypatch.setattr(tokenizer, "_plain", Counting(tokenizer._plain))
+    given = scorer.encoder._tokenizer._encode
+    monkeypatch.setattr(scorer.encoder._tokenizer, "_encode", encode)
     documents = ["a short one", "a longer one. " * 2000, "北京是首都。" * 3000, "a short one"]
     for score in (scorer.score, Reranker(scorer).rerank):
         checked.clear(), tokenized.clear()
