@@ -223,7 +223,7 @@ class _Server:
 
     async def live(self) -> Response:
         """Say that the process answers."""
-        return json_response(responses.Live(status="live"))
+        return json_response(responses.Health(status="live"))
 
     async def ready(self) -> Response:
         """Say whether requests are taken: 200, or 503 with the reason."""
@@ -231,7 +231,7 @@ class _Server:
         if backend.state is not State.READY:
             raise ApiError(503, backend.state.value, f"the server is not ready: {backend.reason}.", retry_after_s=2)
         return json_response(
-            responses.Ready(status="ready", model=self._backend.names.reported, checked=backend.checks)
+            responses.Health(status="ready", model=self._backend.names.reported, checked=backend.checks)
         )
 
     async def metrics(self) -> Response:
@@ -307,7 +307,6 @@ def _job(wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankJob
 
 async def _routing_error(request: Request, exc: Exception) -> Response:
     """Give 404 and 405 the shape of every other error."""
-    headers = dict(getattr(exc, "headers", None) or {})
-    if getattr(exc, "status_code", 404) == 405:
-        raise ApiError(405, "method_not_allowed", "this route does not take this method.", headers=headers)
+    if isinstance(exc, HTTPException) and exc.status_code == 405:
+        raise ApiError(405, "method_not_allowed", "this route does not take this method.", headers=exc.headers)
     raise ApiError(404, "not_found", "there is no such route.")

@@ -52,9 +52,9 @@ _ANSWERS: dict[str, Any] = {
     "/infinity/models": responses.ModelList,
     "/info": responses.Info,
     "/tei/info": responses.Info,
-    "/health": responses.Ready,
-    "/health/live": responses.Live,
-    "/health/ready": responses.Ready,
+    "/health": responses.Health,
+    "/health/live": responses.Health,
+    "/health/ready": responses.Health,
     "/playground/search": dict[str, Any],
 }
 _RERANK_ANSWER = responses.RerankAnswer | list[responses.TeiResult] | responses.RankingAnswer

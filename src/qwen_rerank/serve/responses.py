@@ -143,18 +143,12 @@ class Info(TypedDict):
     version: str
 
 
-class Live(TypedDict):
-    """The process answers."""
+class Health(TypedDict):
+    """Whether the process answers, or takes requests; and then what the self check found."""
 
     status: str
-
-
-class Ready(TypedDict):
-    """Requests are taken, and what the self check found."""
-
-    status: str
-    model: str
-    checked: list[str]
+    model: NotRequired[str]
+    checked: NotRequired[list[str]]
 
 
 def rerank(request: RerankRequest, result: RerankResult, *, request_id: str, model: str) -> RerankAnswer:

@@ -31,6 +31,15 @@ MAX_DEPTH = 64
 MAX_KEYS = 100_000
 MAX_DIGITS = 400
 
+_JSON_NAMES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+}
+
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -45,7 +54,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise ApiError(400, "empty_body", "the body is empty; send a JSON object.")
     value = _parse(_decode(body))
     if not isinstance(value, dict):
-        raise ApiError(422, "invalid_request", f"the body must be a JSON object, not {_json_name(value)}.")
+        raise ApiError(422, "invalid_request", f"the body must be a JSON object, not {_JSON_NAMES[type(value)]}.")
     _check_depth(value)
     if _SURROGATE_ESCAPE.search(body):
         _check_surrogates(value)
@@ -134,20 +143,6 @@ def _check_encodable(text: str) -> None:
     except UnicodeEncodeError as exc:
         message = "a text of the body holds a lone surrogate, which UTF-8 cannot carry."
         raise ApiError(422, "invalid_unicode", message) from exc
-
-
-def _json_name(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case _:
-            return "an array"
 
 
 _STRING = {"type": "string"}
