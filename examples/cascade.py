@@ -3,7 +3,7 @@
     python examples/cascade.py            # three times 'pocket', to see the wiring; it is not Qwen3-Reranker
     python examples/cascade.py --real     # Qwen3-Reranker 0.6B → 4B → 8B, some 26 GB of weights in bfloat16
 
-Needs: pip install 'qwen-rerank[local,lexical]'. The real stages may live on different machines: put HttpScorer("http://gpu-2:8080") where QwenScorer(…) stands.
+Needs: pip install 'qwen-rerank[local]'. The real stages may live on different machines: put HttpScorer("http://gpu-2:8080") where QwenScorer(…) stands.
 """
 
 from __future__ import annotations

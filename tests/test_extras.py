@@ -145,3 +145,12 @@ def test_an_installed_package_is_named_and_a_checkout_by_its_place(monkeypatch, 
     (tmp_path / "a clone").mkdir()
     (tmp_path / "a clone" / "pyproject.toml").touch()
     assert pip_line("local") == f"pip install -e '{tmp_path}/a clone[local]'"
+
+
+def test_every_extra_that_is_named_somewhere_exists():
+    places = [*(ROOT / "examples").glob("*.py"), *ROOT.glob("*.md"), *(ROOT / "eval").rglob("*.py")]
+    places += [ROOT / "Makefile", ROOT / "Dockerfile", *(ROOT / "src/qwen_rerank/help").glob("*.md")]
+    lists = [found for place in places for found in re.findall(r"(?:qwen-rerank|\.)\[([\w,-]+)\]", place.read_text())]
+
+    assert len(lists) > 10
+    assert {name for names in lists for name in names.split(",")} <= set(requirements())
