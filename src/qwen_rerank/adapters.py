@@ -6,25 +6,27 @@ import asyncio
 import copy
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
 
-from qwen_rerank.checks import check_count, check_probability, check_text
+from qwen_rerank.checks import check_count, check_probability, check_query, check_text
 from qwen_rerank.descriptions import Described, build_reranker, build_scorer, check_description, describe
 from qwen_rerank.errors import InvalidInputError, RerankError
 from qwen_rerank.passages import Aggregate
-from qwen_rerank.protocols import SecondStage, SimpleScorer
+from qwen_rerank.protocols import FirstStage, SecondStage, SimpleScorer
 from qwen_rerank.reranker import LongDocuments, Reranker
 from qwen_rerank.types import Candidate, RankedDocument
 
@@ -33,6 +35,21 @@ _OF_A_MODEL = ("model", "device", "dtype", "template", "max_length", "revision",
 _OF_A_RERANKER = ("threshold", "long_documents", "aggregate")
 ALL = sys.maxsize  # a count that cuts nothing off
 _building = threading.Lock()  # a model is loaded once, however many threads ask for it first
+
+
+def _checked(check: Callable[[str, Any], Any]) -> BeforeValidator:
+    """Return a validator that asks one of our checks, and lets None through."""
+
+    def validate(value: object, info: ValidationInfo) -> object:
+        return None if value is None else check(str(info.field_name), value)
+
+    return BeforeValidator(validate)
+
+
+Count = Annotated[int, _checked(check_count)]
+OptionalCount = Annotated[int | None, _checked(check_count)]
+OptionalProbability = Annotated[float | None, _checked(check_probability)]
+OptionalText = Annotated[str | None, _checked(check_text)]
 
 
 class RerankSettings(BaseModel):
@@ -53,8 +70,10 @@ class RerankSettings(BaseModel):
         description="A scorer, or any object with name and score(query, documents), instead of a model name.",
     )
     reranker: Any = Field(default=None, frozen=True, description="A Reranker or Cascade, instead of a model name.")
-    threshold: float | None = Field(default=None, description="Least score of a result, in [0, 1]; None keeps all.")
-    instruction: str | None = Field(default=None, description="What relevance means; None for the scorer's default.")
+    threshold: OptionalProbability = Field(
+        default=None, description="Least score of a result, in [0, 1]; None keeps all."
+    )
+    instruction: OptionalText = Field(default=None, description="What relevance means; None for the scorer's default.")
     long_documents: LongDocuments = Field(
         default="truncate", description="What happens to a document that does not fit."
     )
@@ -64,7 +83,7 @@ class RerankSettings(BaseModel):
         default="auto", frozen=True, description="Of the model."
     )
     template: Literal["transformers", "vllm"] = Field(default="transformers", frozen=True, description="Of the prompt.")
-    max_length: int | None = Field(
+    max_length: OptionalCount = Field(
         default=None, frozen=True, description="Longest prompt in tokens; None for what the model's class takes."
     )
     revision: str | None = Field(default=None, frozen=True, description="Of a model on the hub.")
@@ -84,21 +103,6 @@ class RerankSettings(BaseModel):
     @classmethod
     def _read_part(cls, value: object, info: Any) -> object:
         return check_description(info.field_name, value) if isinstance(value, Mapping) else value
-
-    @field_validator("threshold", mode="before")
-    @classmethod
-    def _check_threshold(cls, value: object) -> float | None:
-        return None if value is None else check_probability("threshold", value)
-
-    @field_validator("instruction", mode="before")
-    @classmethod
-    def _check_instruction(cls, value: object) -> str | None:
-        return None if value is None else check_text("instruction", value)
-
-    @field_validator("max_length", mode="before")
-    @classmethod
-    def _check_max_length(cls, value: object) -> int | None:
-        return None if value is None else check_count("max_length", value)
 
     @field_serializer("scorer", "reranker")
     def _describe_part(self, value: object) -> dict[str, Any] | None:
@@ -130,15 +134,18 @@ class RerankSettings(BaseModel):
     @property
     def scorer_name(self) -> str:
         """The model or scorer as events and traces show it."""
-        part: SecondStage | SimpleScorer | Described | None = self.reranker or self.scorer
-        return str(part.name) if part is not None else self.model or DEFAULT_MODEL
+        return str(self._part.name) if self._part is not None else self.model or DEFAULT_MODEL
+
+    @property
+    def _part(self) -> SimpleScorer | SecondStage | Described | None:
+        part: SimpleScorer | SecondStage | Described | None = self.scorer if self.reranker is None else self.reranker
+        return part
 
     def _ready(self) -> SecondStage:
         """Return the reranker; over a scorer it is made anew, so that a changed threshold counts at once."""
         built: Any = self._build()
         if self.reranker is not None:
-            ready: SecondStage = built
-            return ready
+            return cast("SecondStage", built)
         return Reranker(built, threshold=self.threshold, long_documents=self.long_documents, aggregate=self.aggregate)
 
     def _build(self) -> SimpleScorer | SecondStage:
@@ -149,13 +156,13 @@ class RerankSettings(BaseModel):
         return self._built
 
     def _make(self) -> SimpleScorer | SecondStage:
-        part: SimpleScorer | SecondStage | Described | None = self.reranker or self.scorer
+        from qwen_rerank.scorers.loading import load_scorer
+
+        part = self._part
         if isinstance(part, Described):
             return build_scorer(part) if self.reranker is None else build_reranker(part)
-        return part if part is not None else self._make_model()
-
-    def _make_model(self) -> SimpleScorer:
-        from qwen_rerank.scorers.loading import load_scorer
+        if part is not None:
+            return part
 
         # Only what was set: each kind of model has defaults of its own, and refuses what it does not have.
         settings = {name: getattr(self, name) for name in self._changed(_OF_A_MODEL) if name != "model"}
@@ -229,9 +236,45 @@ class LazyReranker:
         return self._settings._ready().rerank_many(queries, candidates, top_n=top_n, instruction=instruction)
 
 
-def check_top_n(value: object) -> int | None:
-    """Return `value` if it is None or a count of at least 1."""
-    return None if value is None else check_count("top_n", value)
+class TopNSettings(RerankSettings):
+    """Settings of a step that keeps the best of what it is given."""
+
+    top_n: OptionalCount = Field(
+        default=3,
+        description="How many to return; None for all. Left out, a reranker's own top_n counts where it has one.",
+    )
+
+    @model_validator(mode="after")
+    def _take_top_n(self) -> Self:
+        if "top_n" not in self.model_fields_set:
+            self.top_n = own_top_n(self.reranker, self.top_n)
+        return self
+
+
+def check_stages(first_stage: object, base_retriever: object, *, framework: str, retriever: type) -> None:
+    """Raise unless there is one of both: a first stage of this package, or a retriever of the framework."""
+    if (first_stage is None) == (base_retriever is None):
+        raise InvalidInputError("Give either first_stage or base_retriever, and not both.")
+    if first_stage is not None and not isinstance(first_stage, FirstStage):
+        raise InvalidInputError(
+            f"first_stage must have a search method, not be a {type(first_stage).__name__}; "
+            f"a {framework} retriever goes into base_retriever."
+        )
+    if base_retriever is not None and not isinstance(base_retriever, retriever):
+        raise InvalidInputError(
+            f"base_retriever must be a {framework} retriever, not a {type(base_retriever).__name__}; "
+            "a first stage of this package goes into first_stage."
+        )
+
+
+def check_search(query: object, top_k: object, filter: object, *, framework: str) -> str:
+    """Return the query of a search by a framework's retriever, which no filter can be passed on to."""
+    check_count("top_k", top_k)
+    if filter is not None:
+        raise InvalidInputError(
+            f"filter must be None here; give the {framework} retriever its filter where you make it."
+        )
+    return check_query(query)
 
 
 def own_top_n(reranker: SecondStage | Described | None, default: int | None) -> int | None:

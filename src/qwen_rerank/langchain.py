@@ -23,9 +23,20 @@ try:
 except ImportError as exc:
     raise MissingExtraError("qwen_rerank.langchain", package="langchain-core", extra="langchain", cause=exc) from exc
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from qwen_rerank.adapters import ALL, LazyReranker, RerankSettings, check_top_n, copied, own_top_n, score_of
+from qwen_rerank.adapters import (
+    ALL,
+    Count,
+    LazyReranker,
+    OptionalCount,
+    RerankSettings,
+    TopNSettings,
+    check_search,
+    check_stages,
+    copied,
+    score_of,
+)
 from qwen_rerank.checks import check_count, check_query
 from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
@@ -39,11 +50,11 @@ RETRIEVAL_SCORE_KEYS = ("retrieval_score", "score", "_score", "similarity_score"
 FETCH_K = 100  # candidates of a first stage that is asked for no other number
 
 
-class QwenRerankCompressor(RerankSettings, BaseDocumentCompressor):
+class QwenRerankCompressor(TopNSettings, BaseDocumentCompressor):
     """Reranks documents and keeps the best; a `base_compressor` for `ContextualCompressionRetriever`.
 
-    Give a model name, or a `scorer`, or a `reranker`; with none of them the model is Qwen/Qwen3-Reranker-0.6B. A model
-    named here is what `load_scorer` finds under the name, and loads on first use. Returned documents are copies: `id` and all metadata stay,
+    Give a model name, or a `scorer`, or a `reranker`; with none of them the model is Qwen/Qwen3-Reranker-0.6B. A name
+    is any that `load_scorer` knows, and loads on first use. Returned documents are copies: `id` and all metadata stay,
     `metadata["relevance_score"]` is the score in [0, 1], and `metadata["retrieval_score"]` is the first stage's score
     where the input carried one, under one of `RETRIEVAL_SCORE_KEYS`. A second rerank replaces the first one's
     `relevance_score`. A document that a reranker with `on_error="last"` could not score has `relevance_score` None and
@@ -55,22 +66,6 @@ class QwenRerankCompressor(RerankSettings, BaseDocumentCompressor):
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
-    top_n: int | None = Field(
-        default=3,
-        description="Documents to return; None for all. Left out, a reranker's own top_n counts where it has one.",
-    )
-
-    @field_validator("top_n", mode="before")
-    @classmethod
-    def _check_top_n(cls, value: object) -> int | None:
-        return check_top_n(value)
-
-    @model_validator(mode="after")
-    def _take_top_n(self) -> Self:
-        if "top_n" not in self.model_fields_set:
-            self.top_n = own_top_n(self.reranker, self.top_n)
-        return self
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -134,37 +129,16 @@ class QwenRerankRetriever(RerankSettings, BaseRetriever):
         default=None,
         description="The second stage, instead of model, scorer or reranker; its top_n does not count here.",
     )
-    k: int = Field(default=10, description="Answers.")
-    fetch_k: int | None = Field(
+    k: Count = Field(default=10, description="Answers.")
+    fetch_k: OptionalCount = Field(
         default=None,
         description="Candidates, never fewer than k. None: 100 of a first_stage, or what the base_retriever gives. A "
         "base_retriever without a parameter k is cut to fetch_k.",
     )
 
-    @field_validator("k", mode="before")
-    @classmethod
-    def _check_k(cls, value: object) -> int:
-        return check_count("k", value)
-
-    @field_validator("fetch_k", mode="before")
-    @classmethod
-    def _check_fetch_k(cls, value: object) -> int | None:
-        return None if value is None else check_count("fetch_k", value)
-
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
-        if (self.first_stage is None) == (self.base_retriever is None):
-            raise InvalidInputError("Give either first_stage or base_retriever, and not both.")
-        if self.first_stage is not None and not isinstance(self.first_stage, FirstStage):
-            raise InvalidInputError(
-                f"first_stage must have a search method, not be a {type(self.first_stage).__name__}; "
-                "a LangChain retriever goes into base_retriever."
-            )
-        if self.base_retriever is not None and not isinstance(self.base_retriever, Runnable):
-            raise InvalidInputError(
-                f"base_retriever must be a LangChain retriever, not a {type(self.base_retriever).__name__}; "
-                "a first stage of this package goes into first_stage."
-            )
+        check_stages(self.first_stage, self.base_retriever, framework="LangChain", retriever=Runnable)
         if self.compressor is not None and (changed := self._changed(list(RerankSettings.model_fields))):
             raise InvalidInputError(f"compressor brings its own {changed[0]}; give it to the compressor instead.")
         return self
@@ -212,29 +186,6 @@ class QwenRerankRetriever(RerankSettings, BaseRetriever):
         return TwoStageRetriever(first_stage, second_stage, top_k=top_k, top_n=answers)
 
 
-@dataclass(slots=True)
-class _DocumentStage:
-    """A LangChain retriever as the first stage of one call; keeps the documents that it gave."""
-
-    retriever: RetrieverLike
-    config: RunnableConfig
-    found: list[Document] = field(default_factory=list)
-
-    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
-        """Return at most `top_k` candidates; for `ALL`, as many as the retriever gives by itself."""
-        found = self.retriever.invoke(query, self.config, **_count_argument(self.retriever, top_k))
-        return self._keep(found, top_k)
-
-    async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
-        """As `search`, without blocking the event loop."""
-        found = await self.retriever.ainvoke(query, self.config, **_count_argument(self.retriever, top_k))
-        return self._keep(found, top_k)
-
-    def _keep(self, found: list[Document], top_k: int) -> list[Candidate]:
-        self.found = found[:top_k]
-        return _candidates(self.found)
-
-
 class _TracedReranker(LazyReranker):
     """The second stage of one call, whose work is a run of its own."""
 
@@ -278,9 +229,15 @@ class _TracedReranker(LazyReranker):
 
 @dataclass(frozen=True, slots=True)
 class LangChainFirstStage:
-    """A LangChain retriever as a first stage; made by `from_langchain`."""
+    """A LangChain retriever as a first stage; made by `from_langchain`.
+
+    Args:
+        retriever: Finds the candidates.
+        config: LangChain's configuration of every call, e.g. its callbacks.
+    """
 
     retriever: RetrieverLike
+    config: RunnableConfig | None = None
 
     def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """Return at most `top_k` candidates; fewer where the retriever is set to give fewer and takes no `k` in a call.
@@ -288,22 +245,29 @@ class LangChainFirstStage:
         Raises:
             InvalidInputError: If `filter` is given: LangChain has no common form for it.
         """
-        arguments = self._arguments(top_k, filter)
-        found = self.retriever.invoke(check_query(query), None, **arguments)
-        return _candidates(found[:top_k])
+        text = check_search(query, top_k, filter, framework="LangChain")
+        found = self.retriever.invoke(text, self.config, **_count_argument(self.retriever, top_k))
+        return self._candidates(found[:top_k])
 
     async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """As `search`, without blocking the event loop."""
-        arguments = self._arguments(top_k, filter)
-        found = await self.retriever.ainvoke(check_query(query), None, **arguments)
-        return _candidates(found[:top_k])
+        text = check_search(query, top_k, filter, framework="LangChain")
+        found = await self.retriever.ainvoke(text, self.config, **_count_argument(self.retriever, top_k))
+        return self._candidates(found[:top_k])
 
-    def _arguments(self, top_k: int, filter: Mapping[str, Any] | None) -> dict[str, int]:
-        if filter is not None:
-            raise InvalidInputError(
-                "filter must be None here; give the LangChain retriever its filter where you make it."
-            )
-        return _count_argument(self.retriever, check_count("top_k", top_k))
+    def _candidates(self, documents: list[Document]) -> list[Candidate]:
+        return _candidates(documents)
+
+
+@dataclass(frozen=True, slots=True)
+class _DocumentStage(LangChainFirstStage):
+    """The first stage of one call, which keeps the documents that the retriever gave."""
+
+    found: list[Document] = field(default_factory=list)
+
+    def _candidates(self, documents: list[Document]) -> list[Candidate]:
+        self.found.extend(documents)
+        return _candidates(documents)
 
 
 def from_langchain(retriever: RetrieverLike) -> LangChainFirstStage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
 
@@ -21,9 +21,18 @@ except ImportError as exc:
         "qwen_rerank.llama_index", package="llama-index-core", extra="llama-index", cause=exc
     ) from exc
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from qwen_rerank.adapters import ALL, LazyReranker, RerankSettings, check_top_n, copied, own_top_n, score_of
+from qwen_rerank.adapters import (
+    ALL,
+    LazyReranker,
+    TopNSettings,
+    check_search,
+    check_stages,
+    copied,
+    own_top_n,
+    score_of,
+)
 from qwen_rerank.checks import check_count, check_query
 from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
@@ -36,7 +45,7 @@ TOP_N = 10
 _dispatcher = get_dispatcher(__name__)
 
 
-class QwenRerankPostprocessor(RerankSettings, BaseNodePostprocessor):
+class QwenRerankPostprocessor(TopNSettings, BaseNodePostprocessor):
     """Reranks nodes and keeps the best; one of a query engine's `node_postprocessors`.
 
     Give a model name, or a `scorer`, or a `reranker`; with none of them the model is Qwen/Qwen3-Reranker-0.6B. A model
@@ -51,31 +60,16 @@ class QwenRerankPostprocessor(RerankSettings, BaseNodePostprocessor):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    top_n: int | None = Field(
-        default=3,
-        description="Nodes to return; None for all. Left out, a reranker's own top_n counts where it has one.",
-    )
     keep_retrieval_score: bool = Field(
         default=False,
         description="Whether metadata['retrieval_score'] keeps the first stage's score, hidden from embeddings and LLM.",
     )
-
-    @field_validator("top_n", mode="before")
-    @classmethod
-    def _check_top_n(cls, value: object) -> int | None:
-        return check_top_n(value)
 
     @model_validator(mode="before")
     @classmethod
     def _drop_class_name(cls, data: Any) -> Any:
         """Let the `class_name` that LlamaIndex writes into every dump come back in."""
         return {k: v for k, v in data.items() if k != "class_name"} if isinstance(data, Mapping) else data
-
-    @model_validator(mode="after")
-    def _take_top_n(self) -> Self:
-        if "top_n" not in self.model_fields_set:
-            self.top_n = own_top_n(self.reranker, self.top_n)
-        return self
 
     @classmethod
     def class_name(cls) -> str:
@@ -186,7 +180,7 @@ class QwenRerankRetriever(BaseRetriever):
             "keep_retrieval_score": keep_retrieval_score or None,
         }
         given = {name: value for name, value in settings.items() if value is not None}
-        _check_stages(first_stage, base_retriever)
+        check_stages(first_stage, base_retriever, framework="LlamaIndex", retriever=BaseRetriever)
         self._first_stage: Any = first_stage
         self._base_retriever = base_retriever
         self._postprocessor = _second_stage(postprocessor, given, callback_manager)
@@ -214,25 +208,6 @@ class QwenRerankRetriever(BaseRetriever):
             second_stage = _NodeReranker(self._postprocessor, first_stage.found)
             top_k = ALL if candidates is None else max(candidates, answers or 1)
         return TwoStageRetriever(first_stage, second_stage, top_k=top_k, top_n=answers or ALL), second_stage
-
-
-@dataclass(frozen=True, slots=True)
-class _NodeStage:
-    """A LlamaIndex retriever as the first stage of one call; adds what it gives to `found`."""
-
-    retriever: BaseRetriever
-    query_bundle: QueryBundle
-    found: list[NodeWithScore] = field(default_factory=list)
-
-    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
-        """Return at most `top_k` candidates."""
-        self.found.extend(self.retriever.retrieve(self.query_bundle)[:top_k])
-        return _candidates(self.found)
-
-    async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
-        """As `search`, without blocking the event loop."""
-        self.found.extend((await self.retriever.aretrieve(self.query_bundle))[:top_k])
-        return _candidates(self.found)
 
 
 class _NodeReranker(LazyReranker):
@@ -295,15 +270,34 @@ class LlamaIndexFirstStage:
             InvalidInputError: If `filter` is given (LlamaIndex takes it where the retriever is made), or a node has no
                 text.
         """
-        _check_limits(top_k, filter)
-        found = self.retriever.retrieve(check_query(query))
-        return _candidates(found[:top_k])
+        text = check_search(query, top_k, filter, framework="LlamaIndex")
+        return self._candidates(self.retriever.retrieve(self._asked(text))[:top_k])
 
     async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """As `search`, without blocking the event loop."""
-        _check_limits(top_k, filter)
-        found = await self.retriever.aretrieve(check_query(query))
-        return _candidates(found[:top_k])
+        text = check_search(query, top_k, filter, framework="LlamaIndex")
+        return self._candidates((await self.retriever.aretrieve(self._asked(text)))[:top_k])
+
+    def _asked(self, query: str) -> str | QueryBundle:
+        return query
+
+    def _candidates(self, nodes: list[NodeWithScore]) -> list[Candidate]:
+        return _candidates(nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeStage(LlamaIndexFirstStage):
+    """The first stage of one call, which asks with the whole query bundle and keeps the nodes that the retriever gave."""
+
+    query_bundle: QueryBundle
+    found: list[NodeWithScore] = field(default_factory=list)
+
+    def _asked(self, query: str) -> QueryBundle:
+        return self.query_bundle
+
+    def _candidates(self, nodes: list[NodeWithScore]) -> list[Candidate]:
+        self.found.extend(nodes)
+        return _candidates(nodes)
 
 
 def from_llama_index(retriever: BaseRetriever) -> LlamaIndexFirstStage:
@@ -318,29 +312,6 @@ def from_llama_index(retriever: BaseRetriever) -> LlamaIndexFirstStage:
     if not isinstance(retriever, BaseRetriever):
         raise InvalidInputError(f"retriever must be a LlamaIndex retriever, not a {type(retriever).__name__}.")
     return LlamaIndexFirstStage(retriever)
-
-
-def _check_limits(top_k: int, filter: Mapping[str, Any] | None) -> None:
-    check_count("top_k", top_k)
-    if filter is not None:
-        raise InvalidInputError(
-            "filter must be None here; give the LlamaIndex retriever its filters where you make it."
-        )
-
-
-def _check_stages(first_stage: object, base_retriever: object) -> None:
-    if (first_stage is None) == (base_retriever is None):
-        raise InvalidInputError("Give either first_stage or base_retriever, and not both.")
-    if first_stage is not None and not isinstance(first_stage, FirstStage):
-        raise InvalidInputError(
-            f"first_stage must have a search method, not be a {type(first_stage).__name__}; "
-            "a LlamaIndex retriever goes into base_retriever."
-        )
-    if base_retriever is not None and not isinstance(base_retriever, BaseRetriever):
-        raise InvalidInputError(
-            f"base_retriever must be a LlamaIndex retriever, not a {type(base_retriever).__name__}; "
-            "a first stage of this package goes into first_stage."
-        )
 
 
 def _second_stage(
