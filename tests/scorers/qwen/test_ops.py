@@ -1,5 +1,9 @@
 """The elementwise work against Transformers' own."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
@@ -33,3 +37,40 @@ def test_norm_and_rotation_are_as_exact_as_transformers(dtype):
 
     assert ours.dtype == dtype
     assert (ours.double() - exact()).abs().mean() <= 1.05 * (theirs(dtype) - exact()).abs().mean()
+
+
+_INTERPRETED = """
+import torch
+from qwen_rerank.scorers.qwen.kernels import EagerOps
+from qwen_rerank.scorers.qwen.kernels_triton import TritonOps
+
+ours, eager = TritonOps(), EagerOps()
+for dtype, allowed in ((torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)):
+    for rows, heads, size in ((1, 1, 4), (5, 3, 32), (7, 16, 128), (0, 2, 32)):
+        torch.manual_seed(rows)
+        joined = torch.randn(rows, (heads + 1) * size, dtype=dtype)
+        x = joined[:, size:].view(rows, heads, size) if rows else joined[:, size:].reshape(rows, heads, size)
+        weight, angles = torch.randn(size, dtype=dtype), torch.randn(rows, size // 2)
+        cos_sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        gate_up = torch.randn(rows, 2 * (size * heads + 3), dtype=dtype)
+        torch.testing.assert_close(
+            ours.norm_rotate(x, weight, cos_sin, 1e-6), eager.norm_rotate(x, weight, cos_sin, 1e-6),
+            atol=allowed, rtol=allowed,
+        )
+        torch.testing.assert_close(ours.gate(gate_up.clone()), eager.gate(gate_up.clone()), atol=allowed, rtol=allowed)
+print("equal")
+"""
+
+
+def test_the_triton_kernels_compute_what_pytorchs_operations_do():
+    """In Triton's interpreter, which needs no GPU: every dtype, slices of columns, odd sizes, no rows."""
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERPRETED],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+
+    assert (done.stdout.strip(), done.returncode) == ("equal", 0), done.stderr[-2000:]
