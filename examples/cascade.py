@@ -3,7 +3,7 @@
     python examples/cascade.py            # three times 'pocket', to see the wiring; it is not Qwen3-Reranker
     python examples/cascade.py --real     # Qwen3-Reranker 0.6B → 4B → 8B, some 26 GB of weights in bfloat16
 
-Needs: pip install 'qwen-rerank[local]'. The real stages may live on different machines: put HttpScorer("http://gpu-2:8080") where QwenScorer(…) stands.
+Needs: pip install 'qwen-rerank[local]'. The real stages may live on different machines: a stage's model may be an address, such as http://gpu-2:8080.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from qwen_rerank import BM25Index, Cascade, QwenScorer, Reranker
+from qwen_rerank import BM25Index, Cascade, Reranker, load_scorer
 from qwen_rerank.samples import load_sample
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     stages = REAL if arguments.real else SMALL
 
-    scorers = {stage.model: QwenScorer(stage.model) for stage in stages}  # the same model is loaded once
+    scorers = {stage.model: load_scorer(stage.model) for stage in stages}  # the same model is loaded once
     # A cascade goes wherever a reranker goes, into a TwoStageRetriever for example.
     cascade = Cascade([Reranker(scorers[stage.model], top_n=stage.top_n) for stage in stages])
     documents = [document for language in ("zh", "en") for document in load_sample(language).documents]
