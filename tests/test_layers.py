@@ -42,7 +42,21 @@ LAYERS: list[list[set[str]]] = [
     [{"scorers.adapted", "scorers.loading", "scorers.pool"}],
     [{"reranker"}],
     [{"pipeline"}],
-    [{"adapters", "descriptions", "langchain", "llama_index"}, {"serve"}, {"check"}, {"evaluation"}, {"training"}],
+    [
+        {
+            "adapters",
+            "descriptions",
+            "langchain",
+            "llama_index",
+            "langchain_store",
+            "llama_index_store",
+            "vector_stores",
+        },
+        {"serve"},
+        {"check"},
+        {"evaluation"},
+        {"training"},
+    ],
     [{"cli"}],
 ]
 HEAVY = ("torch", "faiss", "transformers", "langchain", "llama_index", "sentence_transformers")

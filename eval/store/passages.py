@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from qwen_rerank import Document
+
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s*(?=\S)|\n+")
 _CHARS = (20, 1500)  # shortest and longest passage
 _WINDOWS = (1, 2, 3, 5)  # sentences
@@ -90,3 +92,18 @@ def queries(data: Path, limit: int) -> list[str]:
             if not taken:
                 sources.remove(source)
     return found[:limit]
+
+
+def read_collection(folder: Path, split: str) -> tuple[list[Document], dict[str, str], dict[str, dict[str, int]]]:
+    """Return documents, queries and judgements of one collection; queries without a relevant document are left out."""
+    plain, packed = folder / "corpus.jsonl", folder / "corpus.jsonl.gz"
+    corpus = plain.read_bytes() if plain.exists() else gzip.decompress(packed.read_bytes())
+    rows = map(json.loads, corpus.splitlines())
+    documents = [Document(row["_id"], f"{row.get('title', '')} {row['text']}".strip()) for row in rows]
+    lines = (folder / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = {row["_id"]: row["text"] for row in map(json.loads, lines)}
+    qrels: dict[str, dict[str, int]] = {}
+    for line in (folder / "qrels" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1:]:
+        query, document, grade = line.split("\t")
+        qrels.setdefault(query, {})[document] = int(grade)
+    return documents, texts, {query: judged for query, judged in qrels.items() if any(g > 0 for g in judged.values())}

@@ -10,7 +10,7 @@ A filter is a mapping; all its entries must hold. An entry is one of
 key is there or not · `$contains` a list that holds the value · `$not` the operators inside do not all hold.
 
 Values compare by kind: numbers with numbers (`1` equals `1.0`), text with text (by code points), booleans with booleans
-(`True` is not `1`), None with a null that is there. A `date` or `datetime` compares, as a moment, with text in ISO 8601
+(`True` is not `1`), None with a null that is there, `[]` with an empty list. A `date` or `datetime` compares, as a moment, with text in ISO 8601
 such as "2024-05-01" or "2024-05-01T12:00:00+08:00"; without an offset it is UTC. `$ne`, `$nin` and `$not` are the exact
 opposites, so they also hold where the key is missing.
 """
@@ -57,8 +57,8 @@ class FieldTest:
 
     Attributes:
         key: Name of the value.
-        operator: "$eq", "$gt", "$gte", "$lt", "$lte", "$in", "$exists" or "$contains".
-        operand: What it is compared with; a tuple for "$in", None for "$exists".
+        operator: "$eq", "$gt", "$gte", "$lt", "$lte", "$in", "$exists", "$contains", or "$empty" for a list.
+        operand: What it is compared with; a tuple for "$in", None for "$exists" and "$empty".
     """
 
     key: str
@@ -142,6 +142,8 @@ def _test(name: str, key: str, operator: object, operand: object, depth: int) ->
             raise InvalidInputError(f"{where} must be True or False, not {operand!r}.")
         test = FieldTest(key, "$exists", None)
         return test if operand else NotOf(test)
+    if operator == "$eq" and isinstance(operand, list) and not operand:
+        return FieldTest(key, "$empty", None)
     if operator == "$in":
         if not isinstance(operand, list | tuple | set | frozenset):
             raise InvalidInputError(f"{where} must be a list of values, not {operand!r}.")
@@ -198,6 +200,8 @@ def _holds(operator: str, value: Any, operand: Any) -> bool:
         return True
     if operator == "$in":
         return any(_holds("$eq", value, one) for one in operand)
+    if operator == "$empty":
+        return isinstance(value, list) and not value
     if operator == "$contains":
         return isinstance(value, list) and any(_holds("$eq", one, operand) for one in value)
     if isinstance(operand, Moment):

@@ -19,11 +19,12 @@ def fuse_ranks(
     """Return the members of several rankings with their fused scores, best first.
 
     A member's score is the sum of `weight / (k + rank)` over the rankings that hold it: reciprocal rank fusion (Cormack,
-    Clarke and Buettcher 2009, doi:10.1145/1571941.1572114). Equal scores keep the order in which members are first met.
+    Clarke and Buettcher 2009, doi:10.1145/1571941.1572114). Equal scores keep the order in which members are first met; a
+    ranking with weight 0 is not looked at.
     """
     scores: dict[Key, float] = {}
     for ranking, weight in zip(rankings, weights or [1.0] * len(rankings), strict=True):
-        for rank, member in enumerate(dict.fromkeys(ranking), start=1):
+        for rank, member in enumerate(dict.fromkeys(ranking) if weight else (), start=1):
             scores[member] = scores.get(member, 0.0) + weight / (k + rank)
     return sorted(scores.items(), key=lambda pair: -pair[1])
 

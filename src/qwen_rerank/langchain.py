@@ -38,12 +38,13 @@ from qwen_rerank.adapters import (
     score_of,
 )
 from qwen_rerank.checks import check_count, check_query
+from qwen_rerank.langchain_store import QwenVectorStore
 from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.types import Candidate, RankedDocument, text_id
 from qwen_rerank.types import Document as PlainDocument
 
-__all__ = ["LangChainFirstStage", "QwenRerankCompressor", "QwenRerankRetriever", "from_langchain"]
+__all__ = ["LangChainFirstStage", "QwenRerankCompressor", "QwenRerankRetriever", "QwenVectorStore", "from_langchain"]
 
 # Where retrievers leave their own score. An earlier reranker's "relevance_score" is not among them.
 RETRIEVAL_SCORE_KEYS = ("retrieval_score", "score", "_score", "similarity_score", "@search.score")

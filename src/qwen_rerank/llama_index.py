@@ -34,11 +34,18 @@ from qwen_rerank.adapters import (
     score_of,
 )
 from qwen_rerank.checks import check_count, check_query
+from qwen_rerank.llama_index_store import QwenVectorStore
 from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
-__all__ = ["LlamaIndexFirstStage", "QwenRerankPostprocessor", "QwenRerankRetriever", "from_llama_index"]
+__all__ = [
+    "LlamaIndexFirstStage",
+    "QwenRerankPostprocessor",
+    "QwenRerankRetriever",
+    "QwenVectorStore",
+    "from_llama_index",
+]
 
 TOP_K = 100  # candidates of a first stage that is asked for no other number
 TOP_N = 10

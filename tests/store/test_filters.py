@@ -38,7 +38,7 @@ _plain_tests = (
     | st.fixed_dictionaries({"$exists": st.booleans()})
 )
 _tests = _plain_tests | st.fixed_dictionaries({"$not": _plain_tests})
-_filters = st.dictionaries(st.sampled_from(KEYS), _tests | _scalars | _dates, max_size=2)
+_filters = st.dictionaries(st.sampled_from(KEYS), _tests | _scalars | _dates | st.just([]), max_size=2)
 for _ in range(3):
     _several = st.lists(_filters, min_size=1, max_size=3)
     _filters = _filters | st.one_of(

@@ -22,10 +22,8 @@ from qwen_rerank.store.files import explain, explained
 
 try:
     import fcntl
-except ImportError as exc:  # pragma: no cover - only on Windows
-    raise StoreError(
-        "FaissStore needs POSIX file locks, which this platform does not have; use Linux or macOS."
-    ) from exc
+except ImportError:  # pragma: no cover - only on Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = "writer.lock"
 
@@ -41,6 +39,10 @@ class WriterLock:
     """
 
     def __init__(self, folder: Path) -> None:
+        if fcntl is None:
+            raise StoreError(
+                "FaissStore needs POSIX file locks, which this platform does not have; use Linux or macOS."
+            )
         path = folder / LOCK_FILE
         with explained(path):
             self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -90,7 +92,8 @@ def _drop_in_child() -> None:
         lock.drop()
 
 
-os.register_at_fork(after_in_child=_drop_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_in_child)
 
 
 class Guard:

@@ -243,6 +243,12 @@ class Database:
         # Sorted here: SQLite would read the documents in order rather than an index of the condition's fields.
         return np.sort(self._numbers(f"SELECT row FROM documents WHERE {condition}", parameters))
 
+    def ids(self, condition: str, parameters: Sequence[Any]) -> list[str]:
+        """Return the ids of all rows under an SQL condition, in the order of their numbers."""
+        query = f"SELECT id FROM documents WHERE {condition} ORDER BY row"
+        with self.explained():
+            return [one.decode() for (one,) in self._connection.execute(query, parameters)]
+
     def texts(self, numbers: np.ndarray) -> list[str]:
         """Return the texts of these ascending rows, each row checked against its digest."""
         found = self.rows(numbers)

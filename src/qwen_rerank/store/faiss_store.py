@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen_rerank.checks import check_choice, check_count, check_query, check_texts
+from qwen_rerank.checks import check_choice, check_count, check_query, check_texts, check_weights
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.fusion import fuse_ranks
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.store.commits import DeleteReport
 from qwen_rerank.store.errors import DuplicateIdError
@@ -30,15 +29,10 @@ from qwen_rerank.store.folder import (
 )
 from qwen_rerank.store.handle import StoreHandle
 from qwen_rerank.store.index import parse_factory
-from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, normalise, repeated
+from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, repeated
 from qwen_rerank.types import Candidate, Document
 
 METRICS = ("cosine", "ip")
-MODES = ("hybrid", "dense", "lexical")
-# Each half recalls at least this many, so that the first of a short result are those of a long one.
-_HYBRID_DEPTH = 200
-
-Hits = tuple[np.ndarray, np.ndarray]  # row numbers, int64, and their scores, float32, best first
 
 
 class FaissStore(StoreHandle):
@@ -262,16 +256,6 @@ class FaissStore(StoreHandle):
             checked = np.empty((len(documents), dim), np.float32)
         return self._scaled(checked)
 
-    def _embedder(self) -> Embedder:
-        if self.embedder is None:
-            raise InvalidInputError(
-                f"{self.path} was opened without an embedder; open it with the one that built it, or give vectors."
-            )
-        return self.embedder
-
-    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
-        return normalise(vectors) if self._settings.metric == "cosine" else vectors
-
     # Reading
 
     def get(self, ids: Iterable[str]) -> list[Document]:
@@ -299,6 +283,7 @@ class FaissStore(StoreHandle):
         *,
         mode: str | None = None,
         filter: Mapping[str, Any] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> list[Candidate]:
         """Return the `top_k` documents that fit the query best, best first; equal scores in order of arrival.
 
@@ -310,13 +295,14 @@ class FaissStore(StoreHandle):
             filter: What the metadata of documents must be, such as `{"lang": "en", "year": {"$gte": 2020}}`; the
                 module `qwen_rerank.filters` describes the language. It is applied before the search, so that there are
                 still `top_k` where as many match.
+            weights: How much the dense and the lexical half of a hybrid search count; None for both alike.
 
         Returns:
             Candidates with ranks from 1. `score_kind` says what the score is: "cosine" in [-1, 1] up to rounding, "ip",
             "bm25", or "fused", which says nothing but the order.
         """
         check_query(query)
-        return self.search_many([query], top_k, mode=mode, filter=filter)[0]
+        return self.search_many([query], top_k, mode=mode, filter=filter, weights=weights)[0]
 
     def search_many(
         self,
@@ -325,19 +311,29 @@ class FaissStore(StoreHandle):
         *,
         mode: str | None = None,
         filter: Mapping[str, Any] | None = None,
+        weights: Sequence[float] | None = None,
+        vectors: np.ndarray | None = None,
     ) -> list[list[Candidate]]:
-        """Return what `search` returns for each query, all of one commit; the queries are embedded together."""
+        """Return what `search` returns for each query, all of one commit; the queries are embedded together.
+
+        Args:
+            queries: What to look for.
+            top_k: As for `search`.
+            mode: As for `search`.
+            filter: As for `search`.
+            weights: As for `search`.
+            vectors: Vectors of the queries `(n_queries, dim)`; None embeds them.
+        """
         texts = [check_query(text, name=f"queries[{i}]") for i, text in enumerate(check_texts("queries", queries))]
         check_count("top_k", top_k)
+        checked = None if weights is None else check_weights("weights", weights, count=2)
         with self._reading():
-            chosen = self._mode(mode)
-        if not texts:
-            return []
-        vectors = None
-        if chosen != "lexical":
-            dim = self._settings.dim
-            vectors = check_vectors(self._embedder().embed_queries(texts), dim=dim, count=len(texts))
-        return self._search(texts, vectors, top_k, chosen, filter)
+            chosen = self._mode(mode, embeds=vectors is None)
+        if not texts or chosen == "lexical":
+            return self._search(texts, None, top_k, chosen, filter) if texts else []
+        found = self._embedder().embed_queries(texts) if vectors is None else vectors
+        asked = check_vectors(found, dim=self._settings.dim, count=len(texts))
+        return self._search(texts, asked, top_k, chosen, filter, checked)
 
     def search_vectors(
         self, vectors: np.ndarray, top_k: int = 100, *, filter: Mapping[str, Any] | None = None
@@ -350,63 +346,29 @@ class FaissStore(StoreHandle):
         """
         check_count("top_k", top_k)
         with self._guard.using():
-            self._mode("dense")
+            self._mode("dense", embeds=False)
         checked = check_not_zero(check_vectors(vectors, dim=self._settings.dim))
         return self._search([""] * len(checked), checked, top_k, "dense", filter)
 
-    def _mode(self, mode: str | None) -> str:
-        """Return the mode of a search, or say what the store lacks for it."""
-        has_vectors, has_words = self._settings.dim > 0, self._settings.words
-        if mode is None:
-            dense = has_vectors and (self.embedder is not None or not has_words)
-            return "hybrid" if dense and has_words else "dense" if dense else "lexical"
-        check_choice("mode", mode, MODES)
-        if mode != "lexical" and not has_vectors:
-            raise InvalidInputError(f"mode={mode!r} needs vectors, but {self.path} was made without an embedder.")
-        if mode != "dense" and not has_words:
-            raise InvalidInputError(
-                f"mode={mode!r} needs words, but {self.path} has none yet; call build_words() once."
-            )
-        return mode
-
-    def _search(
-        self,
-        texts: Sequence[str],
-        vectors: np.ndarray | None,
-        top_k: int,
-        mode: str,
-        filter: Mapping[str, Any] | None,
-    ) -> list[list[Candidate]]:
-        condition = None if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
-        depth = max(2 * top_k, _HYBRID_DEPTH) if mode == "hybrid" else top_k
+    def ids(self, *, filter: Mapping[str, Any] | None = None) -> list[str]:
+        """Return the ids of all documents, or of those that a filter keeps, in order of arrival."""
+        condition = ("1", []) if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
         with self._reading():
-            allowed = None if condition is None else self._allowed(condition)
-            dense = [] if vectors is None else self._dense(vectors, depth, allowed)
-            lexical = [] if mode == "dense" else self._lexical(texts, depth, allowed)
-            hits = (
-                [_fused(pair, top_k) for pair in zip(dense, lexical, strict=True)]
-                if mode == "hybrid"
-                else dense or lexical
-            )
-            rows = self._database.rows({int(row) for numbers, _ in hits for row in numbers})
-        kind = {"hybrid": "fused", "lexical": "bm25", "dense": self._settings.metric}[mode]
-        return [
-            [
-                Candidate(rows[number].document(), score, rank, kind)
-                for rank, (number, score) in enumerate(zip(numbers.tolist(), scores.tolist(), strict=True), start=1)
-            ]
-            for numbers, scores in hits
-        ]
+            return self._database.ids(*condition)
 
-    def _dense(self, vectors: np.ndarray, depth: int, allowed: np.ndarray | None) -> list[Hits]:
-        if self._vectors is None:
-            return []
-        known = np.asarray(vectors.any(axis=1))  # a query without tokens is similar to nothing
-        found = iter(self._vectors.index.search(self._scaled(vectors[known]), depth, allowed))
-        return [next(found) if one else (np.empty(0, np.int64), np.empty(0, np.float32)) for one in known]
-
-    def _lexical(self, texts: Sequence[str], depth: int, allowed: np.ndarray | None) -> list[Hits]:
-        return [] if self._words is None else [self._words.index.search(text, depth, allowed) for text in texts]
+    def vectors_of(self, ids: Iterable[str]) -> np.ndarray:
+        """Return the stored vectors of documents, float32 `(n_ids, dim)`; zeros where there is none."""
+        wanted = check_ids(ids)
+        with self._reading():
+            rows = self._database.rows_of(wanted)
+            numbers = {name: row.number for name, row in rows.items() if row.vector_digest is not None}
+            ascending = np.array(sorted(numbers.values()), dtype=np.int64)
+            stored = self._database.vectors(ascending)
+        out = np.zeros((len(wanted), self._settings.dim), np.float32)
+        for place, name in enumerate(wanted):
+            if name in numbers:
+                out[place] = stored[np.searchsorted(ascending, numbers[name])]
+        return out
 
     def __len__(self) -> int:
         """Return how many documents there are, those without a vector included."""
@@ -423,8 +385,3 @@ class FaissStore(StoreHandle):
         """Return counts, settings and sizes."""
         with self._reading():
             return statistics(self._database, self.path, self._settings)
-
-
-def _fused(halves: Sequence[Hits], top_k: int) -> Hits:
-    fused = fuse_ranks([rows.tolist() for rows, _ in halves])[:top_k]
-    return np.array([row for row, _ in fused], dtype=np.int64), np.array([score for _, score in fused])

@@ -87,6 +87,8 @@ def _test(operator: str, operand: Any, type_: str, value: str) -> Sql:
     """Return the test of a value whose type and value are these SQL expressions."""
     if operator == "$exists":
         return f"({type_} IS NOT NULL)", []
+    if operator == "$empty":
+        return f"({type_} = 'array' AND {value} = '[]')", []
     if operator == "$in":
         return _among(operand, type_, value)
     if operator == "$contains":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,22 +12,30 @@ from typing import Any, Self
 
 import numpy as np
 
+from qwen_rerank.checks import check_choice
 from qwen_rerank.errors import InvalidInputError, StoreError
+from qwen_rerank.fusion import fuse_ranks
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.store.access import Guard, WriterLock
 from qwen_rerank.store.commits import Change, StoreSettings, read_commit_record
 from qwen_rerank.store.database import Database
 from qwen_rerank.store.errors import StoreFullError, StoreLockedError, StoreReadOnlyError
 from qwen_rerank.store.faiss_build import gpu_resources, load_faiss
-from qwen_rerank.store.filters import Sql
+from qwen_rerank.store.filters import Sql, compile_filter
 from qwen_rerank.store.folder import VerifyReport, check_database, copy_store, examine, match_embedder, resolve
 from qwen_rerank.store.index import VectorIndex
 from qwen_rerank.store.index_file import VECTORS, WORDS, IndexFile, remove_orphans
-from qwen_rerank.store.rows import Row
-from qwen_rerank.types import Document
+from qwen_rerank.store.rows import Row, normalise
+from qwen_rerank.types import Candidate, Document
 from qwen_rerank.words import WordIndex
 
 _log = logging.getLogger(__name__)
+
+MODES = ("hybrid", "dense", "lexical")
+# Each half recalls at least this many, so that the first of a short result are those of a long one.
+_HYBRID_DEPTH = 200
+
+Hits = tuple[np.ndarray, np.ndarray]  # row numbers, int64, and their scores, float32, best first
 
 _FILTERS_REMEMBERED = 8
 _INDEX_BEHIND = "the index in memory could not be updated"
@@ -91,6 +99,11 @@ class StoreHandle:
     @property
     def _index_files(self) -> list[IndexFile[Any]]:
         return [file for file in (self._vectors, self._words) if file is not None]
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector; 0 where texts are found by words alone."""
+        return self._settings.dim
 
     def _recover(self) -> None:
         # A crash between commit and acknowledgement leaves the record one behind.
@@ -184,6 +197,72 @@ class StoreHandle:
             self._filtered[key] = self._database.matching_rows(*condition)
         return self._filtered[key]
 
+    # Searching
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            raise InvalidInputError(
+                f"{self.path} was opened without an embedder; open it with the one that built it, or give vectors."
+            )
+        return self.embedder
+
+    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
+        return normalise(vectors) if self._settings.metric == "cosine" else vectors
+
+    def _mode(self, mode: str | None, *, embeds: bool) -> str:
+        """Return the mode of a search that embeds its queries or has their vectors, or say what the store lacks for it."""
+        has_vectors, has_words = self._settings.dim > 0, self._settings.words
+        if mode is None:
+            dense = has_vectors and (not embeds or self.embedder is not None or not has_words)
+            return "hybrid" if dense and has_words else "dense" if dense else "lexical"
+        check_choice("mode", mode, MODES)
+        if mode != "lexical" and not has_vectors:
+            raise InvalidInputError(f"mode={mode!r} needs vectors, but {self.path} was made without an embedder.")
+        if mode != "dense" and not has_words:
+            raise InvalidInputError(
+                f"mode={mode!r} needs words, but {self.path} has none yet; call build_words() once."
+            )
+        return mode
+
+    def _search(
+        self,
+        texts: Sequence[str],
+        vectors: np.ndarray | None,
+        top_k: int,
+        mode: str,
+        filter: Mapping[str, Any] | None,
+        weights: Sequence[float] | None = None,
+    ) -> list[list[Candidate]]:
+        """Return the candidates of every query; `vectors` are those of the queries, None for a lexical search."""
+        condition = None if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
+        depth = max(2 * top_k, _HYBRID_DEPTH) if mode == "hybrid" else top_k
+        with self._reading():
+            allowed = None if condition is None else self._allowed(condition)
+            dense = [] if vectors is None else self._dense(vectors, depth, allowed)
+            lexical = [] if mode == "dense" else self._lexical(texts, depth, allowed)
+            hits = dense or lexical
+            if mode == "hybrid":
+                hits = [_fused(pair, top_k, weights) for pair in zip(dense, lexical, strict=True)]
+            rows = self._database.rows({int(row) for numbers, _ in hits for row in numbers})
+        kind = {"hybrid": "fused", "lexical": "bm25", "dense": self._settings.metric}[mode]
+        return [
+            [
+                Candidate(rows[number].document(), score, rank, kind)
+                for rank, (number, score) in enumerate(zip(numbers.tolist(), scores.tolist(), strict=True), start=1)
+            ]
+            for numbers, scores in hits
+        ]
+
+    def _dense(self, vectors: np.ndarray, depth: int, allowed: np.ndarray | None) -> list[Hits]:
+        if self._vectors is None:
+            return []
+        known = np.asarray(vectors.any(axis=1))  # a query without tokens is similar to nothing
+        found = iter(self._vectors.index.search(self._scaled(vectors[known]), depth, allowed))
+        return [next(found) if one else (np.empty(0, np.int64), np.empty(0, np.float32)) for one in known]
+
+    def _lexical(self, texts: Sequence[str], depth: int, allowed: np.ndarray | None) -> list[Hits]:
+        return [] if self._words is None else [self._words.index.search(text, depth, allowed) for text in texts]
+
     # Upkeep
 
     def verify(self) -> VerifyReport:
@@ -250,3 +329,8 @@ class StoreHandle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _fused(halves: Sequence[Hits], top_k: int, weights: Sequence[float] | None) -> Hits:
+    fused = fuse_ranks([rows.tolist() for rows, _ in halves], weights=weights)[:top_k]
+    return np.array([row for row, _ in fused], dtype=np.int64), np.array([score for _, score in fused])

@@ -1,0 +1,91 @@
+"""What the vector stores of both frameworks share: their models as embedders, relevance from scores, and diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qwen_rerank.checks import check_count, check_probability
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.fusion import DEFAULT_K
+from qwen_rerank.types import Candidate
+
+_PROBE = "How long is a vector?"
+_NAMES = ("model_name", "model", "repo_id", "deployment")
+
+Embed = Callable[[list[str]], Sequence[Sequence[float]]]
+
+
+class FrameworkEmbedder:
+    """A framework's embedding model as an `Embedder`.
+
+    Args:
+        model: The framework's object; its model's name tells one model from another, whatever framework it comes from.
+        queries: Embeds queries.
+        documents: Embeds documents.
+        dim: Length of a vector; None embeds a short text to learn it.
+    """
+
+    def __init__(self, model: object, *, queries: Embed, documents: Embed, dim: int | None = None) -> None:
+        self._queries = queries
+        self._documents = documents
+        named = (getattr(model, name, None) for name in _NAMES)
+        self.name = next((name for name in named if isinstance(name, str) and name), type(model).__name__)
+        self.dim = self.embed_queries([_PROBE]).shape[1] if dim is None else check_count("dim", dim)
+        self.fingerprint = f"model {self.name}"
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 `(n_texts, dim)`."""
+        return _matrix(self._queries(list(texts)))
+
+    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 `(n_texts, dim)`."""
+        return _matrix(self._documents(list(texts)))
+
+
+def _matrix(vectors: Sequence[Sequence[float]]) -> np.ndarray:
+    found = np.asarray(vectors, dtype=np.float32)
+    if found.ndim != 2:
+        raise InvalidInputError(
+            f"the embedding model returned an array of shape {found.shape}; expected one row a text."
+        )
+    return found
+
+
+def relevance(candidate: Candidate) -> float:
+    """Return a candidate's score as a relevance in [0, 1] that keeps the order: 1 is the best that there can be."""
+    score = candidate.score or 0.0
+    if candidate.score_kind == "fused":
+        return min(1.0, score * (DEFAULT_K + 1) / 2)  # first in both halves
+    if candidate.score_kind == "bm25":
+        return score / (1 + score)  # BM25 has no upper end
+    return float(np.clip((1 + score) / 2, 0, 1))
+
+
+def diverse(query: np.ndarray, vectors: np.ndarray, *, k: int, lambda_mult: float) -> list[int]:
+    """Return up to `k` places of `vectors` by maximal marginal relevance (Carbonell and Goldstein 1998).
+
+    Args:
+        query: Vector of the query, `(dim,)`.
+        vectors: Candidates `(n, dim)`, most similar first.
+        k: How many to choose.
+        lambda_mult: 1 looks at the similarity to the query alone, 0 at the difference from those already chosen alone.
+    """
+    check_probability("lambda_mult", lambda_mult)
+    unit, asked = _unit(vectors), _unit(query[None])[0]
+    similar = unit @ asked
+    nearest = np.full(len(unit), -np.inf)  # similarity to the nearest one that was chosen
+    chosen: list[int] = []
+    while len(chosen) < min(k, len(unit)):
+        penalty = np.where(np.isfinite(nearest), nearest, 0.0)
+        gain = lambda_mult * similar - (1 - lambda_mult) * penalty
+        gain[chosen] = -np.inf
+        chosen.append(int(np.argmax(gain)) if chosen else int(np.argmax(similar)))
+        nearest = np.maximum(nearest, unit @ unit[chosen[-1]])
+    return chosen
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0))
