@@ -1,4 +1,4 @@
-"""What the LangChain and LlamaIndex adapters share: their settings, and a reranker that is built on first use."""
+"""The settings that the LangChain and LlamaIndex adapters share, and the reranker that is built from them on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each extra of this package brings, what is installed, and the pip line that installs an extra here."""
+"""The extras of this package: what each brings, what of it is installed, and the pip line that installs it here."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def _trace(passes: Sequence[Sequence[RankedDocument]], hits: list[RankedDocument
 
 @dataclass(frozen=True, slots=True)
 class TwoRounds:
-    """What both stages made of one query.
+    """The results of both stages for one query.
 
     Attributes:
         candidates: What the first stage found, best first.

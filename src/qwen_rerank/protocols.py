@@ -42,7 +42,7 @@ class NamedEmbedder(Embedder, Protocol):
 
     @property
     def name(self) -> str:
-        """What `load_embedder` takes."""
+        """The name that `load_embedder` takes."""
         ...
 
 

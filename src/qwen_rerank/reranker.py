@@ -31,7 +31,7 @@ from qwen_rerank.errors import (
 from qwen_rerank.passages import Aggregate, Measure, Span, fold, quick, split
 from qwen_rerank.protocols import Scorer, SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
-from qwen_rerank.scorers.base import Arguments, BaseScorer, Row
+from qwen_rerank.scorers.base import Arguments, BaseScorer, DocumentRow
 from qwen_rerank.types import Candidate, Document, Fit, RankedDocument, Scores
 
 logger = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ class Reranker:
         elif readable:
             for item, fit in zip(readable, measure(texts), strict=True):
                 item.take_whole_or_fail(fit, pieces)
-        return _Plan(items, Row(query, pieces))
+        return _Plan(items, DocumentRow(query, pieces))
 
     def _measure(self, query: str, instruction: str | None) -> Measure:
         return lambda texts: self._scorer.measure(query, texts, instruction)
@@ -375,14 +375,14 @@ class _Plan:
     """One query's candidates, and the texts that are scored for them."""
 
     items: list[_Item]
-    row: Row
+    row: DocumentRow
 
 
 def _plan_whole(query: str, items: list[_Item], texts: list[str], bad: Mapping[int, Exception] | None = None) -> _Plan:
     """Read each text from its beginning: the scorer cuts by tokens and tells where, so nothing is measured before."""
     for index, item in enumerate(items):
         item.first, item.last = index, index + 1
-    return _Plan(items, Row(query, texts, bad or {}))
+    return _Plan(items, DocumentRow(query, texts, bad or {}))
 
 
 def _item(index: int, candidate: object) -> _Item:

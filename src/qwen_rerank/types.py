@@ -56,7 +56,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How one text fits beside a query.
+    """The length of one text beside a query, and how much of it is kept.
 
     Attributes:
         tokens: Tokens of the whole text. For a text far over its room this is a lower bound above `room`.
@@ -76,7 +76,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What a scorer did with the documents of one query, in input order.
+    """The scores of one query's documents in input order, with tokens read, characters kept and errors.
 
     Attributes:
         log_odds: float32 `(n_documents,)`, log-odds of relevance; NaN where a document failed.

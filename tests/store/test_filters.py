@@ -12,7 +12,7 @@ from qwen_rerank import BM25Index, FaissStore
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.filters import matches, parse_filter
 from qwen_rerank.store import CorruptStoreError, StoreReadOnlyError
-from qwen_rerank.store.filters import compile_filter
+from qwen_rerank.store.filter_sql import compile_filter
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """What to check with.
+    """The options of a check.
 
     Attributes:
         reference: Folder or hub name of the checkpoint that is served, or an opened one; its scores are computed here,
@@ -50,7 +50,7 @@ class CheckOptions:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What one request gave: float64 `(n,)` as reported, and the tokens counted, or None."""
+    """The answer to one request: float64 `(n,)` as reported, and the tokens counted, or None."""
 
     reported: np.ndarray
     prompt_tokens: int | None

@@ -1,4 +1,4 @@
-"""What the commands of `qwen-rerank eval` take: options, the collection and the rerankers that they name."""
+"""The inputs of `qwen-rerank eval`: its options, and the collection and rerankers that they name."""
 
 from __future__ import annotations
 

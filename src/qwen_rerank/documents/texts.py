@@ -23,7 +23,7 @@ _ID_KEYS = ("id", "_id")
 
 @dataclass(slots=True)
 class Reading:
-    """What a reading gave.
+    """The documents that were read, and what was skipped.
 
     Attributes:
         documents: In the order of the files, ids unique.

@@ -49,7 +49,7 @@ class Example:
 
 @dataclass(slots=True)
 class TrainingData:
-    """What was read.
+    """The training rows that were read, and what was skipped.
 
     Attributes:
         examples: In the order of the file.

@@ -27,7 +27,7 @@ _QUERIES_A_CALL = 16  # enough documents for full packs, few enough that little 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What a first stage found.
+    """The run of a first stage, with the time of each search.
 
     Attributes:
         run: Query id to (document id, first-stage score), best first.

@@ -46,7 +46,7 @@ class MtebCrossEncoder:
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """What mteb writes beside the results."""
+        """The description that mteb writes beside the results."""
         return _meta(self._name, self._revision)
 
     def predict(
@@ -94,7 +94,7 @@ class MtebEncoder:
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """What mteb writes beside the results."""
+        """The description that mteb writes beside the results."""
         return _meta(self._name, self._revision)
 
     def encode(

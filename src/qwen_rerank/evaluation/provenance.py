@@ -1,4 +1,4 @@
-"""What stands beside every figure: hardware, versions, and whether a model was trained on the collection."""
+"""The provenance of a figure: hardware, versions, and whether a model was trained on the collection."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _BATCH = 1000  # resamples at once: some megabytes for thousands of queries
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How a system differs from a baseline on the same queries.
+    """The difference between a system and a baseline on the same queries.
 
     Attributes:
         difference: Mean of system minus baseline.

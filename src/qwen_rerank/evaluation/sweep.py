@@ -125,7 +125,7 @@ def sweep(
 
 @dataclass(frozen=True, slots=True)
 class _Prices:
-    """What an hour of the machine and 1,000 searches of a hosted reranker cost."""
+    """Prices of an hour of the machine and of 1,000 searches of a hosted reranker."""
 
     per_hour: float | None
     fees: Mapping[str, float] | None

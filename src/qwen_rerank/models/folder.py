@@ -1,4 +1,4 @@
-"""What a model folder may hold: its small files read with care, pickle and code refused, its weights named and hashed."""
+"""One model folder: its small files read with care, pickle and code refused, its weights named and hashed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which folder a model name means: one that ships with the package, one of the user's, or one from the hub."""
+"""Model names to folders: those that ship with the package, the user's own, and the hub's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """Where a model lies.
+    """The folder of a model.
 
     Attributes:
         name: As the user named it.

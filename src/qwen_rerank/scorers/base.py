@@ -84,7 +84,7 @@ class Prepared:
     async def ascore(self, start: int, stop: int) -> Scores:
         """Return what came of the texts from `start` up to `stop`; a cancelled wait gives them up."""
         request = self._request
-        row = Row(request.query, request.texts[start:stop])
+        row = DocumentRow(request.query, request.texts[start:stop])
         [found] = await self._scorer.arun(Arguments([row], request.instruction))
         return found
 
@@ -121,7 +121,7 @@ class BaseScorer:
 
     @property
     def encoder(self) -> PromptEncoder | None:
-        """What builds the prompts, or None where there are none to be seen."""
+        """The encoder that builds the prompts, or None where there are none to be seen."""
         return None
 
     # --- what a scorer writes ------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class BaseScorer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
+class DocumentRow:
     """One query of a call with its documents as they were given, checked.
 
     Attributes:
@@ -292,7 +292,7 @@ class Arguments:
         instruction: What relevance means; None for the scorer's default.
     """
 
-    def __init__(self, rows: Sequence[Row], instruction: str | None = None) -> None:
+    def __init__(self, rows: Sequence[DocumentRow], instruction: str | None = None) -> None:
         self.rows = rows
         self.instruction = instruction
         self._places: dict[str, dict[str, int]] = {}  # query → text → place in its request
@@ -327,7 +327,7 @@ class Arguments:
 
     @property
     def requests(self) -> list[ScoreRequest]:
-        """What must be computed: each query that has texts, once."""
+        """The work to be done: each query that has texts, once."""
         return [ScoreRequest(query, list(places), self.instruction) for query, places in self._places.items()]
 
     def spread(self, found: Sequence[Scores]) -> list[Scores]:
@@ -336,18 +336,18 @@ class Arguments:
         return [_spread(row, by_query.get(row.query), self._places.get(row.query, {})) for row in self.rows]
 
 
-def _row(query: str, documents: object, name: str, strict: bool) -> Row:
+def _row(query: str, documents: object, name: str, strict: bool) -> DocumentRow:
     texts, bad = sift_texts(name, documents)
     if strict and bad:
         raise bad[min(bad)]
-    return Row(query, texts, bad)
+    return DocumentRow(query, texts, bad)
 
 
 def _checked_instruction(instruction: object) -> str | None:
     return None if instruction is None else check_text("instruction", instruction)
 
 
-def _spread(row: Row, found: Scores | None, places: Mapping[str, int]) -> Scores:
+def _spread(row: DocumentRow, found: Scores | None, places: Mapping[str, int]) -> Scores:
     """Return the scores of distinct texts in the order of a row's documents; NaN and -1 for what is no text."""
     order = np.array([-1 if i in row.bad else places[text] for i, text in enumerate(row.texts)], dtype=np.int64)
     if found is None:  # nothing of this row could be computed

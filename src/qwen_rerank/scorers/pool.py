@@ -63,7 +63,7 @@ class ScorerPool(BaseScorer):
 
     @property
     def encoder(self) -> PromptEncoder | None:
-        """What builds the prompts; the same for every scorer."""
+        """The encoder that builds the prompts; the same for every scorer."""
         return self._scorers[0].encoder
 
     def _begin(self, call: Call) -> Future[list[Scores]]:

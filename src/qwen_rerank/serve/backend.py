@@ -23,7 +23,7 @@ _RETRY_S = {"loading": 5.0, "draining": 2.0, "stalled": 10.0, "failed": 60.0}
 
 
 class State(StrEnum):
-    """Where the server stands; only READY takes requests."""
+    """The states of the server; only READY takes requests."""
 
     LOADING = "loading"
     READY = "ready"

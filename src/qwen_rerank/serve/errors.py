@@ -49,7 +49,7 @@ _TEI_TYPES = {413: "validation", 422: "validation", 429: "overloaded", 502: "bac
 
 
 class ErrorDetail(TypedDict):
-    """What went wrong, for programs."""
+    """An error for programs: its code, message and the field at fault."""
 
     code: str
     message: str

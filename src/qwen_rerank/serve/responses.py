@@ -1,4 +1,4 @@
-"""What the server answers, in the shape that each family of clients reads; the types describe it at `/openapi.json`."""
+"""The server's answers in the shape that each family of clients reads; the same types describe them at `/openapi.json`."""
 
 from __future__ import annotations
 

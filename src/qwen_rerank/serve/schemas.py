@@ -247,7 +247,7 @@ class ScoringBody(BaseModel):
 
     @property
     def wanted_long_documents(self) -> LongDocuments | None:
-        """What happens to over-long documents, if the request says so."""
+        """The treatment of over-long documents, if the request names one."""
         return self.long_documents or ("error" if False in (self.truncate, self.truncation) else None)
 
 

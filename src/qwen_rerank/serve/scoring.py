@@ -29,7 +29,7 @@ _CLOSE_ENOUGH = 0.98  # of a token limit, when looking for the place to cut
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankJob:
-    """What a request wants scored: one query with its documents, all checked."""
+    """One query of a request with its documents, all checked."""
 
     query: str
     documents: Sequence[str]

@@ -21,7 +21,7 @@ from qwen_rerank.store.errors import (
 )
 from qwen_rerank.store.faiss_build import faiss_wheels
 from qwen_rerank.store.faiss_store import FaissStore
-from qwen_rerank.store.folder import StoreStatistics, VerifyReport, built_with, verify_store
+from qwen_rerank.store.opening import StoreStatistics, VerifyReport, built_with, verify_store
 
 __all__ = [
     "CorruptStoreError",

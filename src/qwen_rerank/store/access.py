@@ -1,4 +1,4 @@
-"""Who may use a store: one writer by a lock of the operating system, and one thread at a time for each handle."""
+"""Access to a store: one writer by a lock of the operating system, and one thread at a time for each handle."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ MODULUS = 1 << 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
-    """What holds for the whole store; it changes in commits only, as documents do.
+    """The settings of a whole store; they change in commits only, as documents do.
 
     Attributes:
         store: Identity of the store, 32 hex digits.
@@ -159,7 +159,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class DeleteReport:
-    """What `delete` did.
+    """The ids that `delete` removed and those that it did not find.
 
     Attributes:
         deleted: How many documents were removed.

@@ -22,7 +22,7 @@ from qwen_rerank.store.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
-from qwen_rerank.store.filters import INDEX_PATTERN, field_index
+from qwen_rerank.store.filter_sql import INDEX_PATTERN, field_index
 from qwen_rerank.store.rows import Row, vector_digest
 
 DATABASE_FILE = "documents.sqlite3"

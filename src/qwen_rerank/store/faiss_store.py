@@ -15,8 +15,10 @@ from qwen_rerank.protocols import Embedder
 from qwen_rerank.store.commits import DeleteReport
 from qwen_rerank.store.errors import DuplicateIdError
 from qwen_rerank.store.faiss_build import DEVICES
-from qwen_rerank.store.filters import check_fields, compile_filter
-from qwen_rerank.store.folder import (
+from qwen_rerank.store.filter_sql import check_fields, compile_filter
+from qwen_rerank.store.handle import StoreHandle
+from qwen_rerank.store.index import parse_factory
+from qwen_rerank.store.opening import (
     StoreStatistics,
     check_embedder,
     check_folder,
@@ -27,8 +29,6 @@ from qwen_rerank.store.folder import (
     resolve,
     statistics,
 )
-from qwen_rerank.store.handle import StoreHandle
-from qwen_rerank.store.index import parse_factory
 from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, repeated
 from qwen_rerank.types import Candidate, Document
 
@@ -377,7 +377,7 @@ class FaissStore(StoreHandle):
 
     @property
     def without_vector(self) -> int:
-        """How many documents have no vector, because their text has no tokens."""
+        """The number of documents without a vector, because their text has no tokens."""
         with self._reading():
             return self._database.count("vector_digest IS NULL")
 

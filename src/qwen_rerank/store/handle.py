@@ -21,10 +21,10 @@ from qwen_rerank.store.commits import Change, StoreSettings, read_commit_record
 from qwen_rerank.store.database import Database
 from qwen_rerank.store.errors import StoreFullError, StoreLockedError, StoreReadOnlyError
 from qwen_rerank.store.faiss_build import gpu_resources, load_faiss
-from qwen_rerank.store.filters import Sql, compile_filter
-from qwen_rerank.store.folder import VerifyReport, check_database, copy_store, examine, match_embedder, resolve
+from qwen_rerank.store.filter_sql import Sql, compile_filter
 from qwen_rerank.store.index import VectorIndex
 from qwen_rerank.store.index_file import VECTORS, WORDS, IndexFile, remove_orphans
+from qwen_rerank.store.opening import VerifyReport, check_database, copy_store, examine, match_embedder, resolve
 from qwen_rerank.store.rows import Row, normalise
 from qwen_rerank.types import Candidate, Document
 from qwen_rerank.words import WordIndex
@@ -42,7 +42,7 @@ _INDEX_BEHIND = "the index in memory could not be updated"
 
 
 class StoreHandle:
-    """What every call on an open store needs; the calls themselves are those of `FaissStore`.
+    """An open store's parts, which every call of `FaissStore` needs.
 
     Attributes:
         path: The store's folder.

@@ -79,7 +79,7 @@ class VectorIndex:
 
     @property
     def dead(self) -> int:
-        """How many removed vectors it still holds."""
+        """The number of removed vectors that it still holds."""
         return len(self._rows) - len(self)
 
     def rows(self) -> np.ndarray:

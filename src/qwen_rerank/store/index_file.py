@@ -58,7 +58,7 @@ class RowIndex(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class IndexKind:
-    """What an index is over.
+    """The vectors that an index is over, by their settings.
 
     Attributes:
         name: Of the index, for people.

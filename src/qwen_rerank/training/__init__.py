@@ -10,13 +10,13 @@ from qwen_rerank.documents import Skipped as BadLine
 
 _HOMES = {
     "EmbeddedDocuments": "mining",
-    "EmbedderTraining": "embedder",
+    "EmbedderTraining": "embedder_training",
     "Mining": "mining",
-    "RerankerTraining": "reranker",
-    "TrainingReport": "reranker",
+    "RerankerTraining": "reranker_training",
+    "TrainingReport": "reranker_training",
     "mine_negatives": "mining",
-    "train_embedder": "embedder",
-    "train_reranker": "reranker",
+    "train_embedder": "embedder_training",
+    "train_reranker": "reranker_training",
 }
 
 __all__ = [
@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from qwen_rerank.training.embedder import EmbedderTraining, train_embedder
+    from qwen_rerank.training.embedder_training import EmbedderTraining, train_embedder
     from qwen_rerank.training.mining import EmbeddedDocuments, Mining, mine_negatives
-    from qwen_rerank.training.reranker import RerankerTraining, TrainingReport, train_reranker
+    from qwen_rerank.training.reranker_training import RerankerTraining, TrainingReport, train_reranker
 
 
 def __getattr__(name: str) -> Any:

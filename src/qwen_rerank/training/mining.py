@@ -46,7 +46,7 @@ class EmbeddedDocuments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mining:
-    """How negatives are chosen.
+    """The settings by which negatives are chosen.
 
     Attributes:
         per_query: Negatives added to each example.

@@ -28,7 +28,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossEncoderConfig:
-    """What a `CrossEncoderScorer` was made from."""
+    """The arguments of a `CrossEncoderScorer`, checked."""
 
     model: str
     device: str = "auto"

@@ -18,7 +18,7 @@ SCORES = ("auto", "logit", "probability", "relevance", "raw")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpConfig:
-    """How a rerank server is reached and asked; `HttpScorer(**asdict(config))` asks the same way, but for the key.
+    """The settings of an `HttpScorer` but for the key; `HttpScorer(**asdict(config))` asks the same way.
 
     Attributes:
         url: One address or several of equal servers: the root, without the route.

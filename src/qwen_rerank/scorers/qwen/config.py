@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json and qwen_rerank.json say, checked before a single weight is read."""
+"""A checkpoint's config.json and qwen_rerank.json, checked before a single weight is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device, which number format, and how many tokens a batch may hold there."""
+"""The device, its number format, and the tokens that a batch may hold there."""
 
 from __future__ import annotations
 

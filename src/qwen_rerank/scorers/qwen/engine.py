@@ -55,7 +55,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QwenConfig:
-    """How the local engine runs; the arguments of `QwenScorer`, which says what each means."""
+    """The settings of the local engine: the arguments of `QwenScorer`, which says what each means."""
 
     model: str = "Qwen/Qwen3-Reranker-0.6B"
     device: str = "auto"

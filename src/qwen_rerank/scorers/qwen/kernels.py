@@ -12,7 +12,7 @@ CosSin = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's posi
 
 
 class Ops(Protocol):
-    """What a device may have a fused kernel for."""
+    """The elementwise operations that a device may have a fused kernel for."""
 
     def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
         """Normalise every head of `x` `(n_rows, heads, head_dim)` and apply the rotary positions."""

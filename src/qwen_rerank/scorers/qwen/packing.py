@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedPrefix:
-    """What the prompts of many queries begin with; compared by its ids.
+    """The tokens that the prompts of many queries begin with; compared by its ids.
 
     Attributes:
         ids: int32 `(n,)`, token ids.
@@ -89,7 +89,7 @@ class GroupSlice:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """What one forward pass computes."""
+    """The documents of one forward pass, as slices of their groups."""
 
     slices: tuple[GroupSlice, ...]
 

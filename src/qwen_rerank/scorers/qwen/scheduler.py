@@ -48,7 +48,7 @@ class Caller:
 
     @property
     def waiting(self) -> list[Waiting]:
-        """What no batch has taken yet, in order of submission."""
+        """The documents that no batch has taken yet, in order of submission."""
         return [submission.waiting for submission in self.submissions if submission.waiting.tokens]
 
     @property

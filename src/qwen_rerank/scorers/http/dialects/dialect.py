@@ -21,7 +21,7 @@ from qwen_rerank.scorers.http.answers import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRequest:
-    """What one request asks: scores of texts beside a query, or of whole prompts.
+    """One request for scores: of texts beside a query, or of whole prompts.
 
     Attributes:
         query: What is searched for; "" for prompts.
@@ -71,7 +71,7 @@ class TokenRoute:
         return ParsedAnswer(self._scores(answer, payload, request), prompt_tokens(payload), model_name(payload))
 
     def _fields(self, request: ServerRequest) -> dict[str, Any]:
-        """What this route sends beyond the model."""
+        """The fields that this route sends beyond the model."""
         raise NotImplementedError
 
     def _scores(self, answer: HttpAnswer, payload: Any, request: ServerRequest) -> np.ndarray:
@@ -80,7 +80,7 @@ class TokenRoute:
 
 
 class Dialect:
-    """How one family of servers is asked for scores of texts, and how it answers.
+    """A family of servers: the requests that it takes for scores of texts, and its answers.
 
     Attributes:
         name: As in `dialect=`.
@@ -126,7 +126,7 @@ class Dialect:
         return read_results(answer, payload, len(request))
 
     def _fields(self, request: ServerRequest) -> dict[str, Any]:
-        """What this dialect sends beyond query, documents and model."""
+        """The fields that this dialect sends beyond query, documents and model."""
         return {}
 
 

@@ -33,7 +33,7 @@ except ImportError as exc:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderTraining:
-    """How a static embedder is trained: each query against its positive, the batch's other positives as negatives.
+    """The settings of a static embedder's training: each query against its positive, the batch's others as negatives.
 
     Attributes:
         epochs: Passes over the pairs; may be a fraction.
@@ -61,7 +61,7 @@ class EmbedderTraining:
 
 @dataclass(frozen=True, slots=True)
 class EmbedderReport:
-    """What a training gave: the folder, and (step, loss) as logged."""
+    """The result of a training: the folder, and (step, loss) as logged."""
 
     folder: Path
     losses: tuple[tuple[int, float], ...]
@@ -105,7 +105,7 @@ def train_embedder(
         modules=[StaticEmbedding(tokenizer, embedding_weights=vectors.astype(np.float32)), Normalize()],
         device=_device(),
     )
-    trainer = _Trainer(
+    trainer = _EmbedderTrainer(
         model=model,
         args=_arguments(training, states, n_pairs=len(pairs)),
         train_dataset=Dataset.from_dict({"query": [q for q, _ in pairs], "document": [d for _, d in pairs]}),
@@ -117,7 +117,7 @@ def train_embedder(
     return EmbedderReport(folder, losses)
 
 
-class _Trainer(SentenceTransformerTrainer):
+class _EmbedderTrainer(SentenceTransformerTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Add none: it would tokenize samples of the data for a card that is not written."""
 

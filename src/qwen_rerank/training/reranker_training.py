@@ -38,7 +38,7 @@ OBJECTIVES = ("pointwise", "listwise", "distillation")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankerTraining:
-    """How a reranker is trained.
+    """The settings of a reranker's training.
 
     Attributes:
         objective: "pointwise" (binary cross entropy on each pair), "listwise" (softmax over a query's documents) or
@@ -104,7 +104,7 @@ class RerankerTraining:
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What a training gave.
+    """The result of a reranker's training.
 
     Attributes:
         folder: The plain checkpoint.
@@ -152,7 +152,7 @@ def train_reranker(
     model = CrossEncoder(modules=[module], num_labels=1)
     states = Path(output) / "states"
     last = _last_state(states) if resume else None
-    trainer = _Trainer(
+    trainer = _RerankerTrainer(
         model=model,
         args=_arguments(training, states, n_rows=_n_rows(examples, training), evaluate=bool(held_out)),
         train_dataset=_dataset(examples, training),
@@ -173,7 +173,7 @@ _NAME = "held_out"
 _METRIC = f"eval_{_NAME}_ndcg@10"
 
 
-class _Trainer(CrossEncoderTrainer):
+class _RerankerTrainer(CrossEncoderTrainer):
     """Loads a saved state into the model at hand; LoRA layers and prompt need no rebuilding that way."""
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
