@@ -142,6 +142,24 @@ async def test_a_request_past_its_deadline_is_504_and_never_computed():
         assert counters(client.backend) == (0, 0, 0, 0)
 
 
+async def test_a_request_is_made_ready_in_its_first_slot_and_not_before(monkeypatch):
+    """Tokenizing waits its turn too, so a flood of long requests cannot delay everybody else's."""
+    scorer, made_ready = Gated(), []
+    prepare = scorer.prepare
+    monkeypatch.setattr(scorer, "prepare", lambda request: made_ready.append(request.query) or prepare(request))
+    async with app_client(scorer, max_running_tokens=1) as client:
+        first = asyncio.create_task(client.rerank(query="first"))
+        await until(lambda: scorer.waiting)
+        second = asyncio.create_task(client.rerank(query="second"))
+        await until(lambda: waiting_slots(client.backend) == 1)
+        before = list(made_ready)
+        scorer.gate.set()
+        await asyncio.gather(first, second)
+
+    assert before == ["first"]
+    assert made_ready == ["first", "second"]
+
+
 @pytest.mark.parametrize("value", ["", "-5", "1.5", "soon", "9" * 12, "٣"])
 async def test_a_deadline_that_is_no_number_is_400(client, value):
     headers = [(b"x-request-timeout-ms", value.encode())]
