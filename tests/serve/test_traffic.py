@@ -148,9 +148,9 @@ async def test_a_request_is_made_ready_in_its_first_slot_and_not_before(monkeypa
     prepare = scorer.prepare
     monkeypatch.setattr(scorer, "prepare", lambda request: made_ready.append(request.query) or prepare(request))
     async with app_client(scorer, max_running_tokens=1) as client:
-        first = asyncio.create_task(client.rerank(query="first"))
+        first = asyncio.create_task(client.rerank(query="first", documents=["a"]))
         await until(lambda: scorer.waiting)
-        second = asyncio.create_task(client.rerank(query="second"))
+        second = asyncio.create_task(client.rerank(query="second", documents=["b"]))
         await until(lambda: waiting_slots(client.backend) == 1)
         before = list(made_ready)
         scorer.gate.set()
