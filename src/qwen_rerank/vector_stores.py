@@ -1,4 +1,4 @@
-"""What the vector stores of both frameworks share: their models as embedders, relevance from scores, and diversity."""
+"""The parts that the vector stores of both frameworks share: their models as embedders, relevance from scores, diversity."""
 
 from __future__ import annotations
 
