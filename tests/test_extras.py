@@ -18,7 +18,11 @@ NO_PART = {"all", "dev", "faiss-cpu", "faiss-gpu", "mteb", "ray"}  # `doctor` te
 # What somebody types without any extra: the feature that is named, the package that brings it, and the extra.
 LACKING = {
     "from qwen_rerank import QwenScorer": ("QwenScorer", "torch", "local"),
-    "from qwen_rerank import CrossEncoderScorer": ("CrossEncoderScorer", "transformers", "transformers"),
+    "import qwen_rerank.scorers.cross_encoder.torch_backend": (
+        "CrossEncoderScorer with safetensors weights",
+        "transformers",
+        "transformers",
+    ),
     "import qwen_rerank.check.reference": ("a reference model", "transformers", "transformers"),
     "from qwen_rerank import load_embedder; load_embedder('a/model')": (
         "SentenceTransformerEmbedder",
@@ -111,7 +115,8 @@ def test_every_extra_has_a_part_that_asks_for_it_and_brings_what_is_asked_for():
 def test_without_extras_the_base_works():
     statements = [
         "import qwen_rerank, qwen_rerank.cli, qwen_rerank.check, qwen_rerank.training, qwen_rerank.testing",
-        "from qwen_rerank import Calibration, Cascade, Document, Reranker, TwoStageRetriever",
+        "from qwen_rerank import Calibration, Cascade, CrossEncoderScorer, Document, Reranker, TwoStageRetriever",
+        "import qwen_rerank.scorers.cross_encoder.onnx_backend",
         "from qwen_rerank import FaissStore, load_embedder; load_embedder('pocket').embed_queries(['a'])",
         "from qwen_rerank.samples import load_sample; load_sample('en')",
         "from qwen_rerank.evaluation.collection import Collection",

@@ -143,6 +143,7 @@ def loaded_by(statement: str) -> set[str]:
         "from qwen_rerank import Document, Candidate, RankedDocument, Scorer, RerankError, Reranker, TwoStageRetriever",
         "import qwen_rerank.prompt, qwen_rerank.passages, qwen_rerank.calibration",
         "import qwen_rerank.cli",
+        "from qwen_rerank import CrossEncoderScorer; import qwen_rerank.scorers.cross_encoder.onnx_backend",
     ],
 )
 def test_importing_loads_nothing_heavy(statement):

@@ -11,7 +11,7 @@ RerankError
 │   ├── ModelNotFoundError                   no such folder or hub name
 │   ├── ModelIncompleteError                 a file, shard or weight is missing, or unexpected
 │   ├── ModelCorruptError                    a file cannot be read
-│   ├── UnsafeModelError                     pickle weights or remote code
+│   ├── UnsafeModelError                     pickle weights, remote code, or a graph that is no plain model
 │   └── TokenizerError                       control strings or labels are not single tokens
 ├── StoreError                               see `qwen_rerank.store`; one subclass for each cause
 └── ScorerError                              scoring failed
@@ -120,7 +120,7 @@ class ModelCorruptError(ModelError):
 
 
 class UnsafeModelError(ModelError):
-    """The checkpoint would need pickle or code of its own to load; it is refused."""
+    """The checkpoint would need pickle or code of its own, or its graph more than a model needs; it is refused."""
 
 
 class TokenizerError(ModelError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
@@ -67,3 +69,38 @@ def make_roberta(folder: Path, *, max_length: int = 48, seed: int = 0) -> Path:
     )
     XLMRobertaForSequenceClassification(config).save_pretrained(folder)
     return folder
+
+
+def export(folder: Path, *, graph: str = "onnx/model.onnx", inputs: tuple[str, ...] | None = None) -> Path:
+    """Write a model's graph beside its weights, as Optimum does; return the graph's file."""
+    network = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    names = inputs or (
+        "input_ids",
+        "attention_mask",
+        *(["token_type_ids"] if network.config.type_vocab_size > 1 else []),
+    )
+    path = folder / graph
+    path.parent.mkdir(exist_ok=True)
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+            return self.network(**dict(zip(names, tensors, strict=True))).logits  # type: ignore[no-any-return]
+
+    rows = {0: "batch_size", 1: "sequence_length"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the quick exporter says that there is a newer, slow one
+        torch.onnx.export(
+            Logits(),
+            tuple(torch.ones(2, 7, dtype=torch.long) for _ in names),
+            path,
+            input_names=list(names),
+            output_names=["logits"],
+            dynamic_axes={**dict.fromkeys(names, rows), "logits": {0: "batch_size"}},
+            opset_version=17,
+            dynamo=False,
+        )
+    return path

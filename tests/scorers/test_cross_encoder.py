@@ -233,7 +233,7 @@ class Broken(torch.nn.Module):
 
 def with_network(folder, forward, **settings):
     scorer = CrossEncoderScorer(str(folder), device="cpu", **settings)
-    scorer._network = Broken(forward)
+    scorer._network._module = Broken(forward)
     return scorer
 
 

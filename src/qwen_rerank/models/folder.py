@@ -131,6 +131,11 @@ def pickles(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
 
 
+def has_weights(folder: Path) -> bool:
+    """Return whether a folder holds safetensors weights, or the index of some."""
+    return (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+
+
 def read_index(folder: Path) -> dict[str, str]:
     """Return the shard of every weight as the folder's index tells, `{}` where the weights are in a single file.
 

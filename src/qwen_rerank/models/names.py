@@ -26,7 +26,7 @@ EXAMPLES: dict[Kind, str] = {"reranker": "Qwen/Qwen3-Reranker-0.6B", "embedder":
 GGUF_ADVICE = "serve it with llama.cpp's llama-server and give that server's URL, or give a folder with safetensors"
 # Neither pickles nor code are ever downloaded.
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-_LEFT_OUT = ("onnx/*", "openvino/*", "checkpoint-*/*")
+_LEFT_OUT = ("openvino/*", "checkpoint-*/*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -109,10 +109,10 @@ def _download(name: str, revision: str | None, wanted: Sequence[str]) -> ModelFo
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    # Next to graphs lie copies of the small files; they come only with a graph that is wanted.
+    left_out = [*_LEFT_OUT] if any(pattern.startswith("onnx/") for pattern in wanted) else ["onnx/*", *_LEFT_OUT]
     try:
-        path = Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(_LEFT_OUT))
-        )
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=left_out))
     except LocalEntryNotFoundError as exc:
         raise ModelNotFoundError(
             f"{name} is not in the local cache and the model hub cannot be reached ({first_line(exc)}); download the "

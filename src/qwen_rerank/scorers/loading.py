@@ -155,7 +155,7 @@ def check_model(name: str, *, revision: str | None = None) -> Kind:
 
         load_checkpoint(name, revision=revision)
     elif kind == "cross-encoder":
-        from qwen_rerank.scorers.cross_encoder.model import open_classifier
+        from qwen_rerank.scorers.cross_encoder.classifier import open_classifier
 
         open_classifier(name, revision=revision)
     return kind

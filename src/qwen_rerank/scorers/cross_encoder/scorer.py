@@ -11,19 +11,18 @@ from itertools import islice
 from typing import Literal
 
 import numpy as np
-import torch
 
-from qwen_rerank.checks import check_choice, check_count
-from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError, NonFiniteScoreError
+from qwen_rerank.checks import check_choice, check_count, check_query
+from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError, ModelError, NonFiniteScoreError, ScorerError
 from qwen_rerank.scorers.base import BaseScorer, ScoreRequest
-from qwen_rerank.scorers.cross_encoder.model import load_model
+from qwen_rerank.scorers.cross_encoder.classifier import Backend, LoadedModel, open_classifier
 from qwen_rerank.scorers.cross_encoder.pairs import Pair, PairEncoder
 from qwen_rerank.types import Fit, Scores
 
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,33 +35,48 @@ class CrossEncoderConfig:
     max_length: int | None = None  # tokens of one pair; None for what the model was made for
     batch_size: int = 32  # pairs of one forward pass
     revision: str | None = None
+    backend: Backend = "auto"
+    graph: str | None = None  # file in the model's folder
+    threads: int | None = None  # None for one a core
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise InvalidInputError(f"model must be a hub name or a folder, not {self.model!r}.")
-        check_choice("dtype", self.dtype, list(_DTYPES))
+        check_choice("backend", self.backend, ("auto", "torch", "onnx"))
+        check_choice("dtype", self.dtype, _DTYPES)
         check_count("batch_size", self.batch_size)
-        if self.max_length is not None:
-            check_count("max_length", self.max_length)
+        for name in ("max_length", "threads"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.graph is not None:
+            check_query(self.graph, name="graph")
 
 
 class CrossEncoderScorer(BaseScorer):
     """Scores with a sequence classifier that has one label, as sentence-transformers' `CrossEncoder` does.
 
     The label's raw value is the log-odds; no activation is applied, so nothing is lost to a sigmoid. Only safetensors
-    weights are read and no code from the model runs. Whatever a query or document holds, none of it becomes a control
-    token. Calls from several threads take turns on the device.
+    weights or a checked ONNX graph are read and no code from the model runs. Whatever a query or document holds, none of
+    it becomes a control token. Calls from several threads take turns on the device.
 
     Args:
         model: Hub name or folder, for example "BAAI/bge-reranker-v2-m3".
-        device: "auto" (CUDA where there is one, else the CPU), or a torch device.
-        dtype: Of weights and arithmetic; the score is float32 in any case.
+        device: "auto" (CUDA where there is one, else the CPU), or a torch device; a graph runs on the CPU.
+        dtype: Of weights and arithmetic in torch; the score is float32 in any case.
         max_length: Tokens of one pair, control tokens included; None for what the model was made for.
         batch_size: Pairs of one forward pass; halved when the device runs out of memory.
         revision: Commit, tag or branch on the hub.
+        backend: "torch" for safetensors, "onnx" for a graph (ONNX Runtime, which the base install has); "auto" takes torch
+            where it is installed and the folder holds safetensors, else the graph.
+        graph: Which ONNX file of the folder; None for `onnx/model.onnx`, else whichever exporters write.
+        threads: Of one forward pass of a graph; None for one a core. torch has its own setting.
+
+    Attributes:
+        device: Where it runs.
 
     Raises:
         ModelError: If the model cannot be used; one subclass for each reason.
+        MissingExtraError: If it needs torch or transformers, which are not installed.
         InvalidInputError: If an argument is wrong.
     """
 
@@ -77,21 +91,32 @@ class CrossEncoderScorer(BaseScorer):
         max_length: int | None = None,
         batch_size: int = 32,
         revision: str | None = None,
+        backend: Backend = "auto",
+        graph: str | None = None,
+        threads: int | None = None,
     ) -> None:
         self.config = CrossEncoderConfig(
-            model=model, device=device, dtype=dtype, max_length=max_length, batch_size=batch_size, revision=revision
+            model=model,
+            device=device,
+            dtype=dtype,
+            max_length=max_length,
+            batch_size=batch_size,
+            revision=revision,
+            backend=backend,
+            graph=graph,
+            threads=threads,
         )
-        self.device = _device(device)
-        loaded = load_model(model, revision=revision, dtype=_DTYPES[dtype])
+        loaded = _load(self.config)
         self._encoder = PairEncoder(loaded.tokenizer_json, max_length=_max_length(max_length, loaded.max_length))
-        self._network = loaded.network.to(self.device)
+        self._network = loaded.network
+        self.device = loaded.network.device
         self._pad_id = loaded.pad_id
-        self._with_types = "token_type_ids" in loaded.inputs
         self._batch_size = batch_size
         self._device_lock = threading.Lock()
         self.name = model
         parts = (loaded.fingerprint, dtype, str(self._encoder.max_length))
         self.fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        self._check_network()
 
     @property
     def max_length(self) -> int:
@@ -111,12 +136,12 @@ class CrossEncoderScorer(BaseScorer):
         # Longest first: pairs of a batch are about equally long, and a batch that is too large fails at once.
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids), reverse=True)
         results: dict[int, float | Exception] = {}
-        with self._device_lock, torch.inference_mode():
+        with self._device_lock:
             while len(results) < len(order):
                 batch = order[len(results) : len(results) + self._batch_size]
                 try:
                     scores = self._forward([pairs[i] for i in batch])
-                except torch.cuda.OutOfMemoryError as exc:
+                except DeviceOutOfMemoryError as exc:
                     if len(batch) > 1:
                         self._shrink(len(batch) // 2)
                         continue
@@ -131,15 +156,27 @@ class CrossEncoderScorer(BaseScorer):
             "input_ids": [pair.ids + [self._pad_id] * (width - len(pair.ids)) for pair in pairs],
             "attention_mask": [[1] * len(pair.ids) + [0] * (width - len(pair.ids)) for pair in pairs],
         }
-        if self._with_types:
+        if "token_type_ids" in self._network.inputs:
             inputs["token_type_ids"] = [pair.type_ids + [0] * (width - len(pair.ids)) for pair in pairs]
-        tensors = {name: torch.tensor(rows, device=self.device) for name, rows in inputs.items()}
-        logits = self._network(**tensors).logits[:, 0]  # (n_pairs, 1) → (n_pairs,)
-        return [_finite(score) for score in logits.float().tolist()]
+        scores = self._network.scores({name: np.array(rows, dtype=np.int64) for name, rows in inputs.items()})
+        return [_finite(score) for score in scores.tolist()]
+
+    def _check_network(self) -> None:
+        """Score a pair, so that a network that cannot do it says so at once.
+
+        Raises:
+            ModelError: If it cannot.
+        """
+        pairs = self._encoder.encode("a", ["a", "a"])
+        try:
+            failed = [score for score in self._forward(pairs) if isinstance(score, Exception)]
+        except ScorerError as exc:
+            failed = [exc]
+        if failed:
+            raise ModelError(f"{self.name} cannot score a plain pair of texts: {failed[0]}") from failed[0]
 
     def _shrink(self, batch_size: int) -> None:
         """Go on with smaller batches."""
-        torch.cuda.empty_cache()
         self._batch_size = batch_size
         logger.warning("%s ran out of memory; going on with batch_size=%d.", self.device, batch_size)
 
@@ -159,7 +196,7 @@ def _finite(score: float) -> float | Exception:
     return score if np.isfinite(score) else NonFiniteScoreError(f"the model gave {score}; try dtype='float32'.")
 
 
-def _out_of_memory(device: torch.device, n_tokens: int, cause: Exception) -> DeviceOutOfMemoryError:
+def _out_of_memory(device: str, n_tokens: int, cause: Exception) -> DeviceOutOfMemoryError:
     error = DeviceOutOfMemoryError(
         f"one pair of {n_tokens} tokens does not fit the memory of {device}; lower max_length."
     )
@@ -167,15 +204,20 @@ def _out_of_memory(device: torch.device, n_tokens: int, cause: Exception) -> Dev
     return error
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as exc:
+def _load(config: CrossEncoderConfig) -> LoadedModel:
+    path, backend = open_classifier(config.model, revision=config.revision, backend=config.backend, graph=config.graph)
+    # Each backend is imported where it is used: a graph runs without torch.
+    if backend == "onnx":
+        from qwen_rerank.scorers.cross_encoder.onnx_backend import load_onnx
+
+        return load_onnx(path, graph=config.graph, device=config.device, dtype=config.dtype, threads=config.threads)
+    if config.threads is not None:
         raise InvalidInputError(
-            f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', not {name!r}."
-        ) from exc
+            f"threads ({config.threads}) is for backend='onnx'; call torch.set_num_threads for torch."
+        )
+    from qwen_rerank.scorers.cross_encoder.torch_backend import load_torch
+
+    return load_torch(path, device=config.device, dtype=config.dtype)
 
 
 def _max_length(wanted: int | None, longest: int | None) -> int:

@@ -1,0 +1,192 @@
+"""A checked ONNX graph on ONNX Runtime: what may be loaded, how much memory a run may take, and what its failures mean."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from qwen_rerank.errors import DeviceOutOfMemoryError, ModelCorruptError, ModelError, ScorerClosedError, ScorerError
+from qwen_rerank.models.names import first_line
+from qwen_rerank.models.onnx_graph import TYPE_NAMES, ExternalTensor, Graph, Value
+
+
+def _working_bytes() -> int:
+    """Return half of the machine's memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return 4 * 1024**3
+
+
+WORKING_BYTES = _working_bytes()  # of one run, beside the weights
+_INPUT_TYPES = {"int64": np.int64, "int32": np.int32}
+_OUTPUT_TYPES = ("float32", "float16")
+_NUMPY_TYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
+_NUMPY_TYPES |= {12: "<u4", 13: "<u8"}
+_SAMPLE_BYTES = 4096
+_SILENT = 4  # fatal alone: what goes wrong is raised, and said once
+_MARKS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_registering = threading.Lock()
+
+
+class OnnxSession:
+    """Runs one graph whose inputs are token ids, mask and segments, `(n_rows, n_tokens)`, on the CPU.
+
+    Memory is bounded: nothing is computed while loading, and a run may allocate at most `WORKING_BYTES`, whatever sizes
+    the graph asks for.
+
+    Args:
+        graph: As `read_graph` gave it.
+        output: Name of the output to read; None where there is one, or where one of `logits` and `last_hidden_state` is.
+        rank: How many dimensions the output may have.
+        threads: Threads of one run; None for one a core.
+
+    Attributes:
+        inputs: Names of what the graph takes.
+
+    Raises:
+        ModelError: If inputs or outputs are not what such a model has, or the runtime refuses the graph.
+    """
+
+    def __init__(self, graph: Graph, *, output: str | None, rank: tuple[int, ...], threads: int | None = None) -> None:
+        self._path = graph.path
+        self._pid = os.getpid()
+        self._dtypes = {value.name: _INPUT_TYPES[_check_input(graph, value)] for value in graph.inputs.values()}
+        self.inputs = frozenset(self._dtypes)
+        if "input_ids" not in self.inputs:
+            raise ModelError(f"{graph.path} takes {_names(graph.inputs)} and no input_ids; give an encoder's graph.")
+        self._output = _check_output(graph, output, rank)
+        self._options = onnxruntime.RunOptions()
+        self._options.log_severity_level = _SILENT
+        self._session = _open(graph, threads)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the output for a batch, as float32.
+
+        Raises:
+            DeviceOutOfMemoryError: If the batch needs more memory than a run may take.
+            ScorerClosedError: In a forked process, where the runtime's threads are gone.
+            ScorerError: If the graph cannot be run on it.
+        """
+        if os.getpid() != self._pid:
+            raise ScorerClosedError(
+                f"this model belongs to process {self._pid} and cannot be used in the forked process {os.getpid()}; "
+                "load it after the fork, or start processes with the 'spawn' method."
+            )
+        given = {name: feeds[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
+        try:
+            [found] = self._session.run([self._output], given, self._options)
+        except Exception as exc:  # the runtime's errors have no common base
+            if "alloc" in str(exc).lower() or "Available memory" in str(exc):
+                shape = given["input_ids"].shape
+                raise DeviceOutOfMemoryError(
+                    f"{self._path} needs more than {WORKING_BYTES / 1024**3:.1f} GiB for {shape[0]} x {shape[1]} tokens; "
+                    "lower batch_size or max_length."
+                ) from exc
+            raise ScorerError(f"{self._path} cannot be run ({_reason(exc)}).") from exc
+        return np.asarray(found, dtype=np.float32)
+
+
+def graph_digest(graph: Graph) -> str:
+    """Return 64 hex digits over a graph and its weights; of weights beside it their first and last 4 KiB count."""
+    digest = hashlib.sha256(graph.data)
+    for tensor in graph.external:
+        digest.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}".encode())
+        with tensor.path.open("rb") as file:
+            for place in (0, max(0, tensor.n_bytes - _SAMPLE_BYTES)):
+                file.seek(tensor.offset + place)
+                digest.update(file.read(min(_SAMPLE_BYTES, tensor.n_bytes - place)))
+    return digest.hexdigest()
+
+
+def _check_input(graph: Graph, value: Value) -> str:
+    """Return the name of an input's data type."""
+    dtype = TYPE_NAMES.get(value.dtype, str(value.dtype))
+    if value.name not in ("input_ids", "attention_mask", "token_type_ids"):
+        raise ModelError(
+            f"{graph.path} takes {value.name!r:.80}, which is neither input_ids, attention_mask nor token_type_ids; "
+            "give an encoder's graph."
+        )
+    if dtype not in _INPUT_TYPES or value.shape is None or len(value.shape) != 2:
+        raise ModelError(f"{graph.path} takes {value.name} as {_said(value)}; it must be int64 (rows, tokens).")
+    if any(isinstance(size, int) for size in value.shape):
+        raise ModelError(f"{graph.path} takes {value.name} only as {_said(value)}; export it with both sizes open.")
+    return dtype
+
+
+def _check_output(graph: Graph, name: str | None, rank: tuple[int, ...]) -> str:
+    """Return the name of the output to read."""
+    usual = [each for each in ("logits", "last_hidden_state") if each in graph.outputs]
+    name = name or (usual[0] if usual else next(iter(graph.outputs), None) if len(graph.outputs) == 1 else None)
+    value = graph.outputs.get(name or "")
+    if value is None:
+        raise ModelError(f"{graph.path} gives {_names(graph.outputs)} and not {name or 'one output'}.")
+    dtype = TYPE_NAMES.get(value.dtype, str(value.dtype))
+    if dtype not in _OUTPUT_TYPES or (value.shape is not None and len(value.shape) not in rank):
+        raise ModelError(
+            f"{graph.path} gives {value.name!r:.80} as {_said(value)}; expected float32 with "
+            f"{' or '.join(map(str, rank))} dimensions."
+        )
+    return value.name
+
+
+def _open(graph: Graph, threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.enable_mem_pattern = False  # of no use where every batch has another length
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Folding would run parts of the graph while it loads, outside of the arena.
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
+    values = [_external_value(tensor) for tensor in graph.external]
+    if values:
+        options.add_external_initializers([tensor.name for tensor in graph.external], values)
+    # The runtime's arena is the one place that can be given a limit, for all sessions that are made while it is
+    # registered; so each session gets one of its own. Weights lie in it twice where they are packed for the processor.
+    info = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    limit = {"max_mem": WORKING_BYTES + 2 * graph.n_bytes, "arena_extend_strategy": 1}  # 1: no more than was asked for
+    try:
+        with _registering:
+            onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg(limit))
+            session = onnxruntime.InferenceSession(
+                graph.data, options, providers=["CPUExecutionProvider"], read_config_from_model=0
+            )
+    except Exception as exc:  # as above
+        raise ModelCorruptError(f"{graph.path} cannot be loaded ({_reason(exc)}); download it again.") from exc
+    session._model_bytes = None  # kept for a second try; it would hold all weights twice
+    return session
+
+
+def _external_value(tensor: ExternalTensor) -> Any:
+    """Return a weight that lies beside the graph, mapped into memory, so that the runtime opens no file itself."""
+    if tensor.dtype not in _NUMPY_TYPES:
+        raise ModelError(f"{tensor.path} holds {tensor.name!r:.80} in a data type that only fits inside a graph.")
+    dtype = _NUMPY_TYPES[tensor.dtype]
+    if not tensor.n_bytes:  # an empty range cannot be mapped
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.empty(tensor.shape, dtype))
+    mapped = np.memmap(tensor.path, mode="r", dtype=np.uint8, offset=tensor.offset, shape=(tensor.n_bytes,))
+    return onnxruntime.OrtValue.ortvalue_from_numpy(mapped.view(dtype).reshape(tensor.shape))
+
+
+def _reason(exc: Exception) -> str:
+    """Return the beginning of what the runtime says, without its marks."""
+    return _MARKS.sub("", first_line(exc))[:200]
+
+
+def _said(value: Value) -> str:
+    shape = "any shape" if value.shape is None else f"({', '.join(str(size or '?') for size in value.shape)})"
+    return f"{TYPE_NAMES.get(value.dtype, value.dtype)} {shape:.80}"
+
+
+def _names(values: Mapping[str, Value]) -> str:
+    return f"{', '.join(values) or 'nothing':.200}"

@@ -1,0 +1,260 @@
+"""A cross-encoder on ONNX Runtime: the scores of torch, from the same folder, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from qwen_rerank import CrossEncoderScorer, Reranker, load_scorer
+from qwen_rerank.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    ModelError,
+    ModelIncompleteError,
+    QueryTooLongError,
+    ScorerClosedError,
+)
+from qwen_rerank.scorers.cross_encoder import classifier
+from qwen_rerank.scorers.loading import check_model, scorer_kind
+
+from .cross_encoders import export, make_bert, make_roberta
+
+TEXTS = ["a red cat", "red", "", "北京 the cat, and. 量子纠缠", "a [SEP] </s> cat", "Ünknown Ωords", "red cat. " * 60]
+KINDS = {"bert": make_bert, "roberta": make_roberta}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    """Weights and a graph of one model."""
+    path = KINDS[request.param](tmp_path_factory.mktemp("models") / request.param)
+    export(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    path = make_bert(tmp_path_factory.mktemp("models") / "bert")
+    export(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(folder):
+    return CrossEncoderScorer(str(folder), backend="onnx", batch_size=3, threads=1)
+
+
+@pytest.fixture(scope="module")
+def in_torch(folder):
+    return CrossEncoderScorer(str(folder), backend="torch", device="cpu", batch_size=3)
+
+
+@pytest.fixture
+def alone(tmp_path, bert):
+    """The graph and its small files, without weights."""
+    folder = tmp_path / "alone"
+    (folder / "onnx").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx"):
+        (folder / name).write_bytes((bert / name).read_bytes())
+    return folder
+
+
+def test_scores_tokens_and_kept_characters_are_those_of_torch(scorer, in_torch):
+    found, expected = scorer.score_details("a cat", TEXTS), in_torch.score_details("a cat", TEXTS)
+
+    assert np.ptp(found.log_odds) > 0.1
+    np.testing.assert_allclose(found.log_odds, expected.log_odds, atol=1e-5)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.kept_chars, expected.kept_chars)
+    assert found.tokens[-1] == scorer.max_length == in_torch.max_length
+
+
+def test_many_queries_score_as_in_torch(scorer, in_torch):
+    queries, documents = ["cat", "量子", "cat"], [TEXTS, [], ["北京", "cat"]]
+
+    for found, expected in zip(*(s.score_many(queries, documents) for s in (scorer, in_torch)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_padding_and_company_do_not_matter(scorer):
+    together = scorer.score("a cat", TEXTS)
+
+    np.testing.assert_allclose(together, [scorer.score("a cat", [text])[0] for text in TEXTS], atol=1e-5)
+
+
+def test_an_empty_list_an_instruction_and_a_long_query(scorer):
+    assert scorer.score("q", []).shape == (0,)
+    with pytest.raises(InvalidInputError, match="takes no instruction"):
+        scorer.score("q", ["a"], instruction="find cats")
+    with pytest.raises(QueryTooLongError):
+        scorer.score("a cat " * 100, ["red"])
+
+
+def test_windows_of_a_long_document_all_fit(scorer):
+    [hit] = Reranker(scorer, long_documents="windows").rerank("red cat", ["a cat sat here. 北京 is red. " * 20])
+
+    assert hit.windows > 5
+    assert not hit.truncated
+
+
+async def test_ascore_gives_what_score_gives(scorer):
+    np.testing.assert_array_equal(await scorer.ascore("a cat", TEXTS), scorer.score("a cat", TEXTS))
+
+
+def test_a_graph_with_fewer_inputs_gets_no_others(tmp_path):
+    """MiniLM's graphs take segments, others do not."""
+    folder = make_bert(tmp_path / "m")
+    export(folder, inputs=("input_ids", "attention_mask"))
+    scorer = CrossEncoderScorer(str(folder), backend="onnx")
+
+    assert scorer._network.inputs == {"input_ids", "attention_mask"}
+    assert np.isfinite(scorer.score("a", TEXTS)).all()
+
+
+def test_a_quantized_graph_is_read_by_its_name_and_close(bert, tmp_path):
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(bert / "onnx/model.onnx", bert / "onnx/model_quantized.onnx")
+    exact = CrossEncoderScorer(str(bert), backend="onnx")
+    rounded = CrossEncoderScorer(str(bert), graph="onnx/model_quantized.onnx")
+
+    assert exact.fingerprint != rounded.fingerprint
+    difference = np.abs(exact.score("a cat", TEXTS) - rounded.score("a cat", TEXTS))
+    assert 0 < difference.max() < 1
+
+
+def test_weights_beside_the_graph_are_read(alone, scorer):
+    data = onnx.load(alone / "onnx/model.onnx")
+    before = CrossEncoderScorer(str(alone), backend="onnx")
+    (alone / "onnx/model.onnx").unlink()
+    onnx.save(data, alone / "onnx/model.onnx", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    after = CrossEncoderScorer(str(alone), backend="onnx")
+
+    np.testing.assert_array_equal(after.score("a cat", TEXTS), before.score("a cat", TEXTS))
+    weights = bytearray((alone / "onnx/model.onnx_data").read_bytes())
+    weights[-1] ^= 1
+    (alone / "onnx/model.onnx_data").write_bytes(weights)
+    assert CrossEncoderScorer(str(alone), backend="onnx").fingerprint != after.fingerprint
+
+
+def test_the_fingerprint_changes_with_all_that_changes_a_score(bert, alone):
+    fingerprints = {
+        CrossEncoderScorer(str(bert), backend="onnx").fingerprint,
+        CrossEncoderScorer(str(bert), backend="torch", device="cpu").fingerprint,
+        CrossEncoderScorer(str(bert), backend="onnx", max_length=20).fingerprint,
+    }
+
+    assert len(fingerprints) == 3
+    assert CrossEncoderScorer(str(alone)).fingerprint in fingerprints
+
+
+# Which backend
+
+
+def test_torch_is_taken_for_weights_and_the_graph_where_there_is_nothing_else(bert, alone, monkeypatch):
+    assert classifier.open_classifier(str(bert), revision=None)[1] == "torch"
+    assert classifier.open_classifier(str(alone), revision=None)[1] == "onnx"
+    monkeypatch.setattr(classifier, "_has_torch", lambda: False)
+    assert classifier.open_classifier(str(bert), revision=None)[1] == "onnx"
+
+
+def test_a_name_leads_to_the_graph(alone):
+    scorer = load_scorer(str(alone), max_length=20)
+
+    assert (scorer_kind(str(alone)), check_model(str(alone))) == ("cross-encoder", "cross-encoder")
+    assert (scorer.device, scorer.max_length) == ("cpu", 20)
+
+
+LEAN = """
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {"torch", "transformers"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from qwen_rerank import CrossEncoderScorer, load_scorer
+scores = [load_scorer(sys.argv[1]).score("a cat", json.loads(sys.argv[2])).tolist()]
+try:
+    CrossEncoderScorer(sys.argv[3])
+except ImportError as error:
+    scores.append(str(error))
+print(json.dumps(scores))
+"""
+
+
+def test_without_torch_a_graph_scores_and_weights_say_what_they_need(bert, tmp_path):
+    weights = make_bert(tmp_path / "weights")
+    done = subprocess.run(
+        [sys.executable, "-c", LEAN, str(bert), json.dumps(TEXTS), str(weights)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    scores, message = json.loads(done.stdout)
+
+    np.testing.assert_allclose(scores, CrossEncoderScorer(str(bert), device="cpu").score("a cat", TEXTS), atol=1e-5)
+    assert message.startswith("CrossEncoderScorer with safetensors weights needs `transformers`: pip install")
+    assert done.stderr == ""
+    assert issubclass(MissingExtraError, ImportError)
+
+
+def test_a_hub_model_comes_with_one_graph_and_without_weights(alone, monkeypatch):
+    """A repository holds many graphs of one model; one of them is downloaded."""
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: asked.append(options) or str(alone)
+    )
+    CrossEncoderScorer("someone/model", backend="onnx")
+    assert "onnx/model.onnx" in asked[0]["allow_patterns"]
+    assert not {"*.safetensors", "onnx/*"} & {*asked[0]["allow_patterns"], *asked[0]["ignore_patterns"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "tensorflow"}, "backend must be one of 'auto', 'torch', 'onnx'"),
+        ({"backend": "onnx", "device": "cuda"}, r"device \('cuda'\) must be 'auto' or 'cpu'"),
+        ({"backend": "onnx", "dtype": "float16"}, r"dtype \('float16'\) is the graph's own"),
+        ({"backend": "onnx", "threads": 0}, "threads must be an integer of at least 1"),
+        ({"backend": "torch", "threads": 2}, r"threads \(2\) is for backend='onnx'"),
+        ({"backend": "onnx", "max_length": 49}, r"max_length \(49\) is above the 48 tokens"),
+        ({"graph": ""}, "graph is empty"),
+    ],
+)
+def test_a_wrong_setting_is_named(bert, settings, message):
+    with pytest.raises(InvalidInputError, match=message):
+        CrossEncoderScorer(str(bert), **settings)
+
+
+def test_a_graph_that_is_not_there_is_named_with_those_that_are(bert, tmp_path):
+    with pytest.raises(ModelIncompleteError, match=r"other\.onnx is missing; the folder has .*onnx/model\.onnx"):
+        CrossEncoderScorer(str(bert), graph="other.onnx")
+    with pytest.raises(ModelIncompleteError, match=r"has no ONNX graph.*backend='torch'"):
+        CrossEncoderScorer(str(make_bert(tmp_path / "m")), backend="onnx")
+    with pytest.raises(ModelError, match="must be a file in the model's folder"):
+        CrossEncoderScorer(str(bert), graph="../bert/onnx/model.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_is_told_and_never_waits(bert):
+    scorer = CrossEncoderScorer(str(bert), backend="onnx", threads=2)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            scorer.score("a", ["b"])
+        except ScorerClosedError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+
+    assert "cannot be used in the forked process" in os.read(read, 1000).decode()
