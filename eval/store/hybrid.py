@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ TEST = ("cacm", "cosqa", "dbpedia_entity_subset", "rgb_zh_dev", "scifact", "vasw
 FIT = (("cmrc2018", "train"), ("cosqa", "dev"), ("drcd", "train"), ("dureader_demo", "train"), ("scifact", "train"))
 MEASURES = ("nDCG@10", "R@100")
 DEPTH = 200
-KS = (5, 10, 20, 40, 60)
-WEIGHTS = ((1.0, 1.0), (1.0, 1.5), (1.0, 2.0), (1.5, 1.0))
+KS = (1, 2, 3, 5, 10, 20, 40, 60)
 RESAMPLES = 5000
 
 Ranking = list[str]
@@ -44,9 +42,9 @@ def halves(data: Path, name: str, split: str, embedder: str) -> tuple[Halves, di
     return dict(zip(ids, named, strict=True)), qrels
 
 
-def fused(pairs: Halves, *, k: int, weights: Sequence[float]) -> dict[str, Ranking]:
-    """Return the fusion of both halves for every query."""
-    return {query: [id for id, _ in fuse_ranks(pair, k=k, weights=weights)] for query, pair in pairs.items()}
+def fused(pairs: Halves, *, k: int) -> dict[str, Ranking]:
+    """Return the fusion of both halves for every query, both with the same weight."""
+    return {query: [id for id, _ in fuse_ranks(pair, k=k)] for query, pair in pairs.items()}
 
 
 def values(run: dict[str, Ranking], qrels: dict[str, dict[str, int]]) -> dict[str, np.ndarray]:
@@ -61,10 +59,8 @@ def fit(data: Path, embedder: str) -> dict[str, Any]:
     splits = [halves(data, name, split, embedder) for name, split in FIT]
     tried = []
     for k in KS:
-        for weights in WEIGHTS:
-            found = [values(fused(pairs, k=k, weights=weights), qrels) for pairs, qrels in splits]
-            means = {measure: float(np.mean([one[measure].mean() for one in found])) for measure in MEASURES}
-            tried.append({"k": k, "weights": weights, **means})
+        found = [values(fused(pairs, k=k), qrels) for pairs, qrels in splits]
+        tried.append({"k": k, **{name: float(np.mean([one[name].mean() for one in found])) for name in MEASURES}})
     best = max(tried, key=lambda one: one["nDCG@10"] + one["R@100"])
     return {"splits": [f"{name} {split}" for name, split in FIT], "best": best, "tried": tried}
 
@@ -87,14 +83,18 @@ def main() -> None:
     parser.add_argument("--embedder", default="pocket")
     arguments = parser.parse_args()
     fitted = fit(arguments.data, arguments.embedder)
-    ways: dict[str, list[dict[str, np.ndarray]]] = {"dense": [], "lexical": [], "hybrid": [], "hybrid, fitted": []}
+    ways: dict[str, list[dict[str, np.ndarray]]] = {
+        "dense": [],
+        "lexical": [],
+        "hybrid, k=60": [],
+        "hybrid, fitted": [],
+    }
     for name in TEST:
         pairs, qrels = halves(arguments.data, name, "test", arguments.embedder)
         ways["dense"].append(values({query: pair[0][:100] for query, pair in pairs.items()}, qrels))
         ways["lexical"].append(values({query: pair[1][:100] for query, pair in pairs.items()}, qrels))
-        ways["hybrid"].append(values(fused(pairs, k=60, weights=(1.0, 1.0)), qrels))
-        best = fitted["best"]
-        ways["hybrid, fitted"].append(values(fused(pairs, k=best["k"], weights=best["weights"]), qrels))
+        ways["hybrid, k=60"].append(values(fused(pairs, k=60), qrels))
+        ways["hybrid, fitted"].append(values(fused(pairs, k=fitted["best"]["k"]), qrels))
     means = {
         way: {
             measure: {
@@ -110,7 +110,7 @@ def main() -> None:
             measure: difference([one[measure] for one in ways[way]], [one[measure] for one in ways[half]])
             for measure in MEASURES
         }
-        for way in ("hybrid", "hybrid, fitted")
+        for way in ("hybrid, k=60", "hybrid, fitted")
         for half in ("dense", "lexical")
     }
     print(

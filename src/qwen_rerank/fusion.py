@@ -8,7 +8,9 @@ from typing import TypeVar
 from qwen_rerank.checks import check_count, check_weights
 from qwen_rerank.types import Candidate, Document
 
-DEFAULT_K = 60
+DEFAULT_K = 60  # as published
+# For one lexical and one dense ranking of one store; fitted on train splits by eval/store/hybrid.py.
+HYBRID_K = 1
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_count, check_probability
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.fusion import DEFAULT_K
+from qwen_rerank.fusion import HYBRID_K
 from qwen_rerank.types import Candidate
 
 _PROBE = "How long is a vector?"
@@ -57,7 +57,7 @@ def relevance(candidate: Candidate) -> float:
     """Return a candidate's score as a relevance in [0, 1] that keeps the order: 1 is the best that there can be."""
     score = candidate.score or 0.0
     if candidate.score_kind == "fused":
-        return min(1.0, score * (DEFAULT_K + 1) / 2)  # first in both halves
+        return min(1.0, score * (HYBRID_K + 1) / 2)  # first in both halves
     if candidate.score_kind == "bm25":
         return score / (1 + score)  # BM25 has no upper end
     return float(np.clip((1 + score) / 2, 0, 1))

@@ -251,7 +251,8 @@ def test_create_refuses_a_folder_of_other_things(tmp_path, embedder):
 
 
 @pytest.mark.parametrize(
-    "argument", [{"index": "IVF16,Flat"}, {"index": 3}, {"index": "HNSW2"}, {"metric": "l2"}, {"device": "tpu"}]
+    "argument",
+    [{"index": "IVF16"}, {"vectors": "int8"}, {"index": 3}, {"index": "HNSW2"}, {"metric": "l2"}, {"device": "tpu"}],
 )
 def test_create_refuses_what_it_does_not_know(path, embedder, argument):
     with pytest.raises(InvalidInputError, match=next(iter(argument))):

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_rerank import BM25Index, Document, FaissStore
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.fusion import rank_fusion
+from qwen_rerank.fusion import HYBRID_K, rank_fusion
 from qwen_rerank.store import EmbedderMismatchError, StoreReadOnlyError
 
 from .conftest import FRUIT
@@ -22,7 +22,11 @@ def ids(candidates):
 def test_hybrid_is_the_default_and_the_fusion_of_both_halves(store):
     halves = [store.search("red apple", 200, mode=mode) for mode in ("dense", "lexical")]
 
-    assert store.search("red apple", 3) == store.search("red apple", 3, mode="hybrid") == rank_fusion(halves)[:3]
+    assert (
+        store.search("red apple", 3)
+        == store.search("red apple", 3, mode="hybrid")
+        == rank_fusion(halves, k=HYBRID_K)[:3]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import faiss
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.store import FaissStore
+from qwen_rerank.store import FaissStore, InvalidEmbeddingError
 from qwen_rerank.store.faiss_build import gpu_resources
-from qwen_rerank.store.index import VectorIndex, parse_factory
+from qwen_rerank.store.index import VectorIndex, parse_factory, planned
 from qwen_rerank.testing import HashEmbedder
+from qwen_rerank.types import Document
 
 
 def unit(n: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -20,22 +22,53 @@ def unit(n: int, dim: int, seed: int = 0) -> np.ndarray:
 
 
 def filled(factory: str, n: int = 500, dim: int = 16, **options) -> tuple[VectorIndex, np.ndarray]:
-    index, vectors = VectorIndex(faiss, factory, dim, **options), unit(n, dim)
+    vectors = unit(n, dim)
+    index = VectorIndex(faiss, factory, dim, stored=lambda rows: vectors[rows // 2 - 1], **options)
+    index.start(n, lambda count: vectors[:count])
     index.add(np.arange(1, n + 1) * 2, vectors)  # even row numbers
     return index, vectors
 
 
 @pytest.mark.parametrize(
-    ("given", "factory"), [("auto", "Flat"), ("Flat", "Flat"), ("HNSW32", "HNSW32"), ("HNSW016,Flat", "HNSW16")]
+    ("given", "factory"),
+    [
+        ("auto", "auto"),
+        ("Flat", "Flat"),
+        ("HNSW32", "HNSW32"),
+        ("HNSW016,Flat", "HNSW16"),
+        ("IVF8,Flat", "IVF8,Flat"),
+        ("IVF64,SQ8", "IVF64,SQ8"),
+        ("IVF64,PQ8", "IVF64,PQ8"),
+        ("SQfp16", "SQfp16"),
+    ],
 )
 def test_parse_factory(given, factory):
-    assert parse_factory(given) == factory
+    assert parse_factory(given, 16) == factory
 
 
-@pytest.mark.parametrize("given", ["HNSW", "HNSW3", "HNSW129", "IVF8,Flat", "flat", "", None, "Flat\n"])
+@pytest.mark.parametrize(
+    "given", ["HNSW", "HNSW3", "HNSW129", "flat", "", None, 3, "Flat\n", "IVF8", "IVF8,PQ7", "PCA8,Flat", "PQ4x4fs"]
+)
 def test_other_factories_are_refused_with_what_there_is(given):
     with pytest.raises(InvalidInputError, match="'HNSW32'"):
-        parse_factory(given)
+        parse_factory(given, 16)
+
+
+@pytest.mark.parametrize(
+    ("factory", "count", "kind"),
+    [
+        ("auto", 0, "Flat"),
+        ("auto", 99_999, "Flat"),
+        ("auto", 100_000, "IVF512,SQ8"),
+        ("auto", 1_000_000, "IVF2048,SQ8"),
+        ("HNSW32", 1, "HNSW32"),
+        ("IVF8,Flat", 319, "Flat"),
+        ("IVF8,Flat", 320, "IVF8,Flat"),
+        ("SQ8", 999, "Flat"),
+    ],
+)
+def test_the_index_is_chosen_by_size(factory, count, kind):
+    assert planned(factory, count) == kind
 
 
 @pytest.mark.parametrize("n_queries", [1, 50])
@@ -49,11 +82,11 @@ def test_flat_is_brute_force(n_queries):
         np.testing.assert_allclose(scores, (vectors @ query)[order], atol=1e-6)
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW8"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF8,SQ8", "IVF8,Flat"])
 @pytest.mark.parametrize("keep", [1, 7, 40, 450])
 def test_a_search_among_few_gives_as_many_as_there_are(factory, keep):
     index, _ = filled(factory)
-    allowed = np.random.default_rng(2).permutation(500)[:keep] + 1
+    allowed = np.sort(np.random.default_rng(2).permutation(500)[:keep]) + 1
 
     rows, _ = index.search(unit(1, 16, seed=3), 40, allowed * 2)[0]
 
@@ -61,7 +94,7 @@ def test_a_search_among_few_gives_as_many_as_there_are(factory, keep):
     assert set(rows) <= set(allowed * 2)
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW8"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF8,SQ8", "SQ8"])
 def test_removed_rows_are_never_found(factory):
     index, _ = filled(factory)
     index.remove(np.arange(2, 902, 2))
@@ -94,11 +127,94 @@ def test_hnsw_finds_nearly_what_flat_finds():
     assert found > 0.95
 
 
+@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,Flat", "IVF32,PQ8", "SQ4"])
+def test_lists_and_few_bits_find_nearly_what_flat_finds_with_its_scores(factory):
+    flat, vectors = filled("Flat", n=3000)
+    lists, _ = filled(factory, n=3000, effort=32)
+    queries = unit(50, 16, seed=4)
+
+    found = []
+    for query, a, b in zip(queries, flat.search(queries, 10), lists.search(queries, 10), strict=True):
+        found.append(len(set(a[0]) & set(b[0])) / 10)
+        np.testing.assert_allclose(b[1], vectors[b[0] // 2 - 1] @ query, atol=1e-6)
+    assert np.mean(found) > 0.85
+
+
+@pytest.mark.parametrize("keep", [10, 300])
+def test_a_filtered_search_in_lists_finds_nearly_all(keep):
+    flat, _ = filled("Flat", n=3000)
+    lists, _ = filled("IVF32,SQ8", n=3000, effort=16)
+    allowed = np.sort(np.random.default_rng(2).permutation(3000)[:keep] + 1) * 2
+    pairs = zip(*(one.search(unit(30, 16, seed=5), 10, allowed) for one in (flat, lists)), strict=True)
+
+    assert np.mean([len(set(a[0]) & set(b[0])) / 10 for a, b in pairs]) > 0.95
+
+
+def test_a_store_that_grows_takes_the_index_that_suits_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("qwen_rerank.store.index._AUTO_FLAT", 600)
+    embedder = HashEmbedder(16)
+    vectors = unit(1200, 16)
+    with FaissStore.create(tmp_path / "store", embedder) as store:
+        for start in range(0, 1200, 300):
+            names = [Document(str(n), f"text {n}") for n in range(start, start + 300)]
+            store.add(names, vectors=vectors[start : start + 300])
+        assert store._vectors.index.kind == "IVF64,SQ8"
+        before = store.search_vectors(vectors[:5], 9)
+        assert store.verify().ok
+    with FaissStore.open(tmp_path / "store", embedder) as again:
+        assert again._vectors.index.kind == "IVF64,SQ8"
+        assert again.search_vectors(vectors[:5], 9) == before
+    next((tmp_path / "store").glob("index-*")).unlink()
+    with FaissStore.open(tmp_path / "store", embedder) as anew:
+        assert (len(anew._vectors.index), anew._vectors.index.kind) == (1200, "IVF64,SQ8")
+
+
+def test_searches_and_writes_go_on_while_the_index_is_built_anew(tmp_path, monkeypatch):
+    embedder = HashEmbedder(16)
+    with FaissStore.create(tmp_path / "store", embedder, index="HNSW8") as store:
+        store.add([f"apple {n}" for n in range(50)], vectors=unit(50, 16))
+        real = VectorIndex.add
+
+        def slow(index, rows, vectors):
+            monkeypatch.setattr(VectorIndex, "add", real)
+            with ThreadPoolExecutor(1) as other:  # another thread would wait for ever if the store were held
+                assert other.submit(lambda: len(store.search("apple", 9))).result(timeout=30) == 9
+                other.submit(lambda: store.add(["meanwhile"], vectors=unit(1, 16, seed=9))).result(timeout=30)
+            store.delete(store.ids()[:1])
+            real(index, rows, vectors)
+
+        monkeypatch.setattr(VectorIndex, "add", slow)
+        store.compact()
+        assert (len(store), len(store._vectors.index), store.verify().ok) == (50, 50, True)
+
+
+def test_float16_vectors_take_half_the_space_and_keep_their_scores(tmp_path):
+    vectors, embedder = unit(200, 64), HashEmbedder(64)
+    sizes = {}
+    for kind in ("float32", "float16"):
+        with FaissStore.create(tmp_path / kind, embedder, vectors=kind, words=False) as store:
+            store.add([str(n) for n in range(200)], vectors=vectors)
+            found = store.search_vectors(vectors[:3], 5)
+            sizes[kind] = store._database._all("SELECT sum(length(vector)) FROM vectors")[0][0]
+        with FaissStore.open(tmp_path / kind, embedder) as again:
+            assert (again.search_vectors(vectors[:3], 5), again.verify().ok) == (found, True)
+            assert [hits[0].score for hits in found] == pytest.approx([1, 1, 1], abs=1e-3)
+    assert sizes["float16"] * 2 == sizes["float32"]
+
+
+def test_a_vector_too_large_for_float16_is_refused(tmp_path):
+    with (
+        FaissStore.create(tmp_path / "s", HashEmbedder(2), metric="ip", vectors="float16") as store,
+        pytest.raises(InvalidEmbeddingError, match="infinity"),
+    ):
+        store.add(["a"], vectors=np.array([[1e6, 0]]))
+
+
 def test_a_file_round_trip_keeps_every_answer(tmp_path):
-    for factory in ("Flat", "HNSW8"):
+    for factory in ("Flat", "HNSW8", "IVF8,SQ8"):
         index, _ = filled(factory)
         index.write(tmp_path / factory)
-        again = VectorIndex(faiss, factory, 16)
+        again = VectorIndex(faiss, factory, 16, stored=index._stored)
         again.read(tmp_path / factory)
         queries = unit(5, 16, seed=5)
         for (rows, scores), (rows2, scores2) in zip(index.search(queries, 9), again.search(queries, 9), strict=True):

@@ -230,6 +230,6 @@ def test_statistics(store):
     found = store.statistics()
 
     assert (found.documents, found.without_vector, found.commits) == (5, 1, 3)
-    assert (found.fingerprint, found.dim, found.metric, found.index) == ("hash-32", 32, "cosine", "Flat")
+    assert (found.fingerprint, found.dim, found.metric, found.index) == ("hash-32", 32, "cosine", "auto")
     assert (found.words, found.indexed_fields) == (True, ("year",))
     assert found.file_bytes["documents.sqlite3"] > 0

@@ -23,7 +23,7 @@ from qwen_rerank.store.files import explained, publish, read_start, write_tempor
 from qwen_rerank.store.rows import Row, encode_row
 from qwen_rerank.types import Document
 
-FORMAT = 2  # 2: words and declared fields
+FORMAT = 2  # 2: words, declared fields, and more kinds of vectors and indexes
 RECORD_FILE = "commit.json"
 _RECORD_BYTES = 100_000  # far more than one has
 MODULUS = 1 << 128
@@ -42,6 +42,8 @@ class StoreSettings:
         index: FAISS factory string.
         words: Whether there is an index of words.
         indexed_fields: Metadata fields that have an index for filters.
+        vectors: "float32" or "float16", how vectors are stored.
+        effort: How much an approximate search looks into; 0 is what suits most.
     """
 
     store: str
@@ -52,16 +54,24 @@ class StoreSettings:
     index: str
     words: bool = False
     indexed_fields: tuple[str, ...] = ()
+    vectors: str = "float32"
+    effort: int = 0
 
     def encoded(self) -> dict[str, Any]:
-        """Return what JSON keeps of it, without what was not known to format 1 and is not used."""
+        """Return what JSON keeps of it, in format 1 without what that did not know."""
         named = asdict(self)
         return named if self.format > 1 else {name: named[name] for name in _FORMAT_1}
 
     @property
     def format(self) -> int:
         """Number of the store format that it needs."""
-        return 2 if self.words or self.indexed_fields else 1
+        known = re.fullmatch(r"Flat|HNSW\d+", self.index) and self.vectors == "float32" and not self.effort
+        return 1 if known and not self.words and not self.indexed_fields else 2
+
+    @property
+    def vector_kind(self) -> str:
+        """Numpy's name of the numbers of a stored vector."""
+        return "<f2" if self.vectors == "float16" else "<f4"
 
     @classmethod
     def decoded(cls, fields: dict[str, Any]) -> StoreSettings:
@@ -122,7 +132,13 @@ class Change:
 
     @classmethod
     def replacing(
-        cls, documents: Sequence[Document], vectors: np.ndarray, removed: Sequence[Row], *, first: int
+        cls,
+        documents: Sequence[Document],
+        vectors: np.ndarray,
+        removed: Sequence[Row],
+        *,
+        first: int,
+        kind: str = "<f4",
     ) -> Change:
         """Return the change that stores `documents` under row numbers from `first` on, in place of rows `removed`.
 
@@ -131,8 +147,9 @@ class Change:
             vectors: Their vectors, float32 `(n_documents, dim)`; a row of zeros is none.
             removed: Rows that go.
             first: Row number of the first document.
+            kind: Numpy's name of the numbers that are stored.
         """
-        blobs = [vector.astype("<f4").tobytes() if vector.any() else None for vector in vectors]
+        blobs = [vector.astype(kind).tobytes() if vector.any() else None for vector in vectors]
         added = [
             encode_row(first + place, document, blob, place=place)
             for place, (document, blob) in enumerate(zip(documents, blobs, strict=True))

@@ -260,7 +260,8 @@ class Database:
         Raises:
             CorruptStoreError: If one is missing or damaged.
         """
-        dim = self.settings().dim
+        settings = self.settings()
+        dim, kind = settings.dim, np.dtype(settings.vector_kind)
         out = np.empty((len(numbers), dim), dtype=np.float32)
         wanted = json.dumps(numbers.tolist())
         query = (
@@ -270,9 +271,9 @@ class Database:
         place = 0
         with self.explained():
             for row, vector, digest in self._connection.execute(query, (wanted,)):
-                if len(vector) != 4 * dim or vector_digest(vector) != digest:
+                if len(vector) != kind.itemsize * dim or vector_digest(vector) != digest:
                     raise CorruptStoreError(self.path, f"the vector of row {row} does not match its digest")
-                out[place] = np.frombuffer(vector, dtype="<f4")
+                out[place] = np.frombuffer(vector, dtype=kind)
                 place += 1
         if place != len(numbers):
             raise CorruptStoreError(self.path, f"{len(numbers) - place} vectors are missing")

@@ -55,6 +55,7 @@ class FaissStore(StoreHandle):
         index: str = "auto",
         metric: str = "cosine",
         words: bool = True,
+        vectors: str = "float32",
         indexed_fields: Iterable[str] = (),
         device: str = "auto",
     ) -> FaissStore:
@@ -64,10 +65,12 @@ class FaissStore(StoreHandle):
             path: A folder that is not there yet, or is empty. Missing parents are made.
             embedder: Gives the vectors, of documents now and of queries later. Its fingerprint is kept. None makes a
                 store that is searched by words alone.
-            index: "auto" is "Flat": exact, every search reads all vectors. "HNSW32" (4 to 128) is a graph: approximate,
-                for collections where Flat is too slow, from some 200,000 documents on.
+            index: "auto" chooses by size: up to 100,000 vectors "Flat", exact, every search reads all of them; above,
+                lists of them in 8 bits a number, of which a search reads a quarter and ranks the best by the stored
+                vectors. Or a FAISS factory string: "HNSW32" (4 to 128) is a graph, "IVF1024,SQ8" are lists.
             metric: "cosine", or "ip" for the inner product of vectors as they are.
             words: Whether texts are found by their words too.
+            vectors: "float32", or "float16" for half the space and scores that differ in the fourth digit.
             indexed_fields: Metadata fields that get an index, so that a filter on them reads few documents and not all.
             device: "auto" searches on the GPU where FAISS's GPU build works, "cpu" or "cuda" insist.
 
@@ -81,7 +84,8 @@ class FaissStore(StoreHandle):
         settings = new_settings(
             embedder,
             metric=check_choice("metric", metric, METRICS),
-            index=parse_factory(index),
+            index="Flat" if embedder is None else parse_factory(index, embedder.dim),
+            vectors=check_choice("vectors", vectors, ("float32", "float16")),
             words=words or embedder is None,
             indexed_fields=check_fields(indexed_fields),
         )
@@ -158,6 +162,7 @@ class FaissStore(StoreHandle):
         with self._guard.using(write=True):
             self._check_new(ids)
             self._replace(batch, rows_of_vectors, [])
+        self._outgrow()
         return ids
 
     def upsert(
@@ -176,6 +181,7 @@ class FaissStore(StoreHandle):
         with self._guard.using(write=True):
             before = self._database.rows_of([document.id for document in batch])
             self._replace(batch, rows_of_vectors, list(before.values()))
+        self._outgrow()
         return [document.id for document in batch]
 
     def update_metadata(self, changes: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -241,6 +247,10 @@ class FaissStore(StoreHandle):
             if not self._settings.words:
                 self._change_settings(replace(self._settings, words=True))
 
+    def _outgrow(self) -> None:
+        if self._vectors is not None and self._vectors.index.outgrown:
+            self.rebuild_index()
+
     def _check_new(self, ids: Sequence[str]) -> None:
         if there := self._database.known(ids, documents=self._commit.documents):
             raise DuplicateIdError(there, "in the store already")
@@ -254,7 +264,7 @@ class FaissStore(StoreHandle):
             checked = check_vectors(self._embedder().embed_documents(texts), dim=dim, count=len(documents))
         else:
             checked = np.empty((len(documents), dim), np.float32)
-        return self._scaled(checked)
+        return self._as_stored(checked)
 
     # Reading
 

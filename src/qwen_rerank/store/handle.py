@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from qwen_rerank.checks import check_choice
 from qwen_rerank.errors import InvalidInputError, StoreError
-from qwen_rerank.fusion import fuse_ranks
+from qwen_rerank.fusion import HYBRID_K, fuse_ranks
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.store.access import Guard, WriterLock
 from qwen_rerank.store.commits import Change, StoreSettings, read_commit_record
@@ -25,7 +27,7 @@ from qwen_rerank.store.filter_sql import Sql, compile_filter
 from qwen_rerank.store.index import VectorIndex
 from qwen_rerank.store.index_file import VECTORS, WORDS, IndexFile, remove_orphans
 from qwen_rerank.store.opening import VerifyReport, check_database, copy_store, examine, match_embedder, resolve
-from qwen_rerank.store.rows import Row, normalise
+from qwen_rerank.store.rows import Row, check_vectors, normalise
 from qwen_rerank.types import Candidate, Document
 from qwen_rerank.words import WordIndex
 
@@ -38,6 +40,8 @@ _HYBRID_DEPTH = 200
 Hits = tuple[np.ndarray, np.ndarray]  # row numbers, int64, and their scores, float32, best first
 
 _FILTERS_REMEMBERED = 8
+_AMONG = f"{VECTORS.condition} AND row IN (SELECT value FROM json_each(?))"
+_ROWS_AT_ONCE = 2000  # rows read while no search can run
 _INDEX_BEHIND = "the index in memory could not be updated"
 
 
@@ -89,7 +93,14 @@ class StoreHandle:
                 self.path,
                 self._database,
                 VECTORS,
-                lambda: VectorIndex(faiss, self._settings.index, self._settings.dim, gpu=gpu),
+                lambda: VectorIndex(
+                    faiss,
+                    self._settings.index,
+                    self._settings.dim,
+                    gpu=gpu,
+                    effort=self._settings.effort,
+                    stored=self._database.vectors,
+                ),
             )
             self._vectors.load()
         if self._settings.words and self._words is None:
@@ -119,7 +130,7 @@ class StoreHandle:
         if not documents and not removed:
             return
         first = self._commit.next_row
-        change = Change.replacing(documents, vectors, removed, first=first)
+        change = Change.replacing(documents, vectors, removed, first=first, kind=self._settings.vector_kind)
         self._write(change)
         gone = np.array([row.number for row in removed], dtype=np.int64)
         with self._indexing():
@@ -181,6 +192,8 @@ class StoreHandle:
                 if self.read_only:
                     with self._indexing():
                         self._settings = self._database.settings()
+                        if self._vectors is not None:
+                            self._vectors.index.effort = self._settings.effort
                         for file in self._index_files:
                             file.catch_up()
                         self._load_indexes()
@@ -208,6 +221,12 @@ class StoreHandle:
 
     def _scaled(self, vectors: np.ndarray) -> np.ndarray:
         return normalise(vectors) if self._settings.metric == "cosine" else vectors
+
+    def _as_stored(self, vectors: np.ndarray) -> np.ndarray:
+        """Return scaled vectors, rounded as the database keeps them, float32 `(n, dim)`."""
+        with np.errstate(over="ignore"):
+            rounded = self._scaled(vectors).astype(self._settings.vector_kind).astype(np.float32)
+        return check_vectors(rounded, dim=self._settings.dim)
 
     def _mode(self, mode: str | None, *, embeds: bool) -> str:
         """Return the mode of a search that embeds its queries or has their vectors, or say what the store lacks for it."""
@@ -289,14 +308,45 @@ class StoreHandle:
                 file.save()
 
     def compact(self) -> None:
-        """Build the indexes again without deleted documents, give their space back, and write the index files."""
+        """Build the indexes again without deleted documents, give their space back, and write the index files.
+
+        Searches of other threads go on meanwhile, but for the moment in which space is given back.
+        """
+        self.rebuild_index()
         with self._guard.using(write=True):
             with self._database.snapshot(), self._indexing():
-                for file in self._index_files:
-                    file.rebuild()
+                if self._words is not None:
+                    self._words.rebuild()
             self._database.shrink()
             for file in self._index_files:
                 file.save()
+
+    def rebuild_index(self) -> None:
+        """Build the index of vectors again, the one that suits as many as there are; searches go on meanwhile."""
+        with self._guard.using(write=True):
+            if self._vectors is None:
+                return
+            file, rows = self._vectors, self._database.matching_rows(VECTORS.condition)
+        index = file.empty()
+        if len(rows):
+            index.start(len(rows), lambda count: self._present(_spread(rows, count))[1])
+        for start in tqdm(
+            range(0, len(rows), _ROWS_AT_ONCE), desc="index", disable=None if len(rows) > 20_000 else True
+        ):
+            index.add(*self._present(rows[start : start + _ROWS_AT_ONCE]))
+        with self._guard.using(write=True), self._database.snapshot(), self._indexing():
+            file.replace(index)
+
+    def _present(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return those of these ascending rows that are still there, and their vectors; each call waits for no other."""
+        parts = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+        numbers, vectors = [np.empty(0, np.int64)], [np.empty((0, self.dim), np.float32)]
+        for part in parts:
+            with self._guard.using(write=True), self._database.snapshot():
+                there = self._database.matching_rows(_AMONG, [json.dumps(part.tolist())])
+                numbers.append(there)
+                vectors.append(self._database.vectors(there))
+        return np.concatenate(numbers), np.concatenate(vectors)
 
     def close(self) -> None:
         """Write the index files that are behind, and let the next writer in; closing twice is fine."""
@@ -331,6 +381,10 @@ class StoreHandle:
         self.close()
 
 
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(rows)[:count])
+
+
 def _fused(halves: Sequence[Hits], top_k: int, weights: Sequence[float] | None) -> Hits:
-    fused = fuse_ranks([rows.tolist() for rows, _ in halves], weights=weights)[:top_k]
+    fused = fuse_ranks([rows.tolist() for rows, _ in halves], k=HYBRID_K, weights=weights)[:top_k]
     return np.array([row for row, _ in fused], dtype=np.int64), np.array([score for _, score in fused])

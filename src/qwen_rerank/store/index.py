@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,55 +14,134 @@ import numpy as np
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.store.errors import StoreIOError
-from qwen_rerank.store.faiss_build import MAX_GPU_K
+from qwen_rerank.store.faiss_build import MAX_GPU_K, load_faiss
 
 _log = logging.getLogger(__name__)
 
 _EF_CONSTRUCTION = 80
 _EF_SEARCH = 256
-# Under this share of allowed vectors the graph loses its way among the forbidden ones, and comparing all allowed ones
-# costs less than walking it.
-_EXACT_BELOW = 0.1
+# Under this share of allowed vectors a graph loses its way among the forbidden ones, and a search by lists reads mostly
+# what is not asked for; comparing all allowed ones costs less.
+_EXACT_BELOW = {"HNSW": 0.1, "IVF": 0.02}
 _DROP_DEAD_ABOVE = 0.25
+_AUTO_FLAT = 100_000  # up to so many vectors a search that compares all of them is fast enough
+_TRAIN_PER_LIST = 40  # vectors; FAISS warns below 39
+_TRAIN_CODES = 20_000  # vectors for an index without lists that needs training
+_PROBED = 1 / 4  # share of the lists that a search reads, unless it was tuned
+_AT_ONCE = 50_000  # vectors decoded at a time
 
 
-def parse_factory(index: object) -> str:
-    """Return the FAISS factory string for `index`: "auto" and "Flat" give "Flat", "HNSW32" itself.
+def parse_factory(index: object, dim: int) -> str:
+    """Return `index` as it is kept: "auto", or a FAISS factory string, "HNSW32,Flat" as "HNSW32".
 
     Raises:
-        InvalidInputError: If it is of another kind.
+        InvalidInputError: If it is none, or of a kind that cannot be filtered.
     """
+    known = "'auto', 'Flat', 'HNSW<4 to 128>' such as 'HNSW32', or lists such as 'IVF1024,SQ8' or 'IVF1024,Flat'"
     if index in ("auto", "Flat"):
-        return "Flat"
+        return str(index)
     match = re.fullmatch(r"HNSW(\d{1,3})(,Flat)?", index) if isinstance(index, str) else None
     if match and 4 <= int(match[1]) <= 128:
         return f"HNSW{int(match[1])}"
-    raise InvalidInputError(f"index must be 'auto', 'Flat' or 'HNSW<4 to 128>' such as 'HNSW32', not {index!r}.")
+    if not isinstance(index, str) or not index or index.startswith("HNSW"):
+        raise InvalidInputError(f"index must be {known}, not {index!r}.")
+    faiss = load_faiss()
+    try:
+        made = faiss.index_factory(dim, index, faiss.METRIC_INNER_PRODUCT)
+    except (RuntimeError, TypeError) as exc:
+        raise InvalidInputError(f"index must be {known}, not {index!r}: FAISS says {exc}.") from exc
+    if not isinstance(made, faiss.IndexIVF | faiss.IndexFlatCodes) or "FastScan" in type(made).__name__:
+        raise InvalidInputError(f"index={index!r} is a {type(made).__name__}, which cannot be filtered; take {known}.")
+    return index
+
+
+def planned(factory: str, count: int) -> str:
+    """Return the FAISS factory string that is built for so many vectors; too few to train with are kept as they are."""
+    if factory == "auto":
+        return "Flat" if count < _AUTO_FLAT else f"IVF{2 ** round(math.log2(2 * math.sqrt(count)))},SQ8"
+    n_lists = re.match(r"IVF(\d+)", factory)
+    needed = int(n_lists[1]) * _TRAIN_PER_LIST if n_lists else 0 if factory[:4] in ("Flat", "HNSW") else 1000
+    return factory if count >= needed else "Flat"
 
 
 class VectorIndex:
     """Vectors by row number, ascending; removed ones stay as dead positions that no search returns.
 
+    An index that keeps vectors in fewer bits only finds candidates: their scores and their order are then those of the
+    stored vectors.
+
     Args:
         faiss: The FAISS module.
-        factory: "Flat" or "HNSW<M>".
+        factory: "auto" or a FAISS factory string.
         dim: Length of a vector.
         gpu: FAISS's GPU resources, or None for the CPU. Only Flat searches run there.
+        effort: How many lists (IVF) or nodes (HNSW) a search looks into; 0 is a share that suits most.
+        stored: Returns the stored vectors of ascending rows, float32 `(n, dim)`; needed where bits are saved.
     """
 
-    def __init__(self, faiss: ModuleType, factory: str, dim: int, *, gpu: Any | None = None) -> None:
+    def __init__(
+        self,
+        faiss: ModuleType,
+        factory: str,
+        dim: int,
+        *,
+        gpu: Any | None = None,
+        effort: int = 0,
+        stored: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
         self._faiss = faiss
         self.factory = factory
         self.dim = dim
         self._gpu = gpu
-        self._adopt(faiss.IndexIDMap(self._new_base()))
+        self.effort = effort
+        self._stored = stored
+        self.kind = "Flat" if planned(factory, 0) == "Flat" else factory
+        self._adopt(faiss.IndexIDMap(self._new_base(self.kind)))
 
-    def _new_base(self) -> Any:
-        if self.factory == "Flat":
+    def _new_base(self, kind: str) -> Any:
+        if kind == "Flat":
             return self._faiss.IndexFlatIP(self.dim)
-        base = self._faiss.IndexHNSWFlat(self.dim, int(self.factory[4:]), self._faiss.METRIC_INNER_PRODUCT)
-        base.hnsw.efConstruction = _EF_CONSTRUCTION
+        base = self._faiss.index_factory(self.dim, kind, self._faiss.METRIC_INNER_PRODUCT)
+        if kind.startswith("HNSW"):
+            base.hnsw.efConstruction = _EF_CONSTRUCTION
+        if isinstance(base, self._faiss.IndexIVF):
+            base.cp.niter = 10
+            base.cp.spherical = True  # lists of an inner product are told apart by direction
+            base.make_direct_map(True)  # so that a vector can be decoded by its position
         return base
+
+    def start(self, count: int, sample: Callable[[int], np.ndarray]) -> None:
+        """Become the index that suits so many vectors, trained on a sample where it needs that; it must be empty.
+
+        Args:
+            count: How many vectors will be added.
+            sample: Returns so many of them, float32 `(n, dim)`.
+        """
+        self.kind = planned(self.factory, count)
+        base = self._new_base(self.kind)
+        if not base.is_trained:
+            wanted = base.nlist * _TRAIN_PER_LIST if self._has_lists(base) else _TRAIN_CODES
+            vectors = sample(min(count, wanted))
+            _log.info("The index %s is trained on %d vectors.", self.kind, len(vectors))
+            base.train(vectors)
+        self._adopt(self._faiss.IndexIDMap(base))
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether there are so many vectors by now that another index would suit them better."""
+        better = planned(self.factory, len(self))
+        if better == self.kind or better == "Flat":
+            return False
+        # Four times the lists is sixteen times the vectors: building anew is rare and pays.
+        return self.kind == "Flat" or int(better[3:].split(",")[0]) >= 4 * self._base.nlist
+
+    def _has_lists(self, base: Any) -> bool:
+        return isinstance(base, self._faiss.IndexIVF)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether it holds every vector as it was added."""
+        return re.fullmatch(r"Flat|HNSW\d+|IVF\d+,Flat", self.kind) is not None
 
     def _adopt(self, index: Any) -> None:
         self._index = index
@@ -75,7 +156,7 @@ class VectorIndex:
     @property
     def exact(self) -> bool:
         """Whether every search compares all vectors."""
-        return self.factory == "Flat"
+        return self.kind == "Flat"
 
     @property
     def dead(self) -> int:
@@ -104,14 +185,13 @@ class VectorIndex:
             self._adopt(self._index)
 
     def vectors(self) -> np.ndarray:
-        """Return the vectors of `rows()`, float32 `(n, dim)`."""
-        storage = self._storage()
-        if not len(self._rows):
-            return np.empty((0, self.dim), dtype=np.float32)
-        return np.asarray(storage.reconstruct_n(0, len(self._rows)))[self._alive]
+        """Return the vectors of `rows()` as it holds them, float32 `(n, dim)`."""
+        return self._decoded(np.flatnonzero(self._alive))
 
-    def _storage(self) -> Any:
-        return self._base if self.exact else self._faiss.downcast_index(self._base.storage)
+    def _decoded(self, positions: np.ndarray) -> np.ndarray:
+        if not len(positions):
+            return np.empty((0, self.dim), dtype=np.float32)
+        return np.asarray(self._base.reconstruct_batch(positions.astype(np.int64)))
 
     # Searching
 
@@ -132,7 +212,13 @@ class VectorIndex:
         wanted = min(top_k, count)
         if wanted == 0 or len(vectors) == 0:
             return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in vectors]
-        scores, positions = self._nearest(vectors, wanted, mask, count)
+        vectors = np.ascontiguousarray(vectors)
+        if self.lossless:
+            scores, positions = self._nearest(vectors, wanted, mask, count)
+        else:
+            # A few more than are wanted: what the saved bits put just behind comes to the front again.
+            depth = min(count, wanted + max(20, wanted // 4))
+            scores, positions = self._by_stored(vectors, self._nearest(vectors, depth, mask, count)[1], wanted)
         return [self._ordered(*pair) for pair in zip(positions, scores, strict=True)]
 
     def _among(self, allowed: np.ndarray) -> np.ndarray:
@@ -153,18 +239,43 @@ class VectorIndex:
         if self.exact:
             if self._gpu is not None and all_alive and k <= MAX_GPU_K:
                 return self._gpu_index().search(vectors, k)  # type: ignore[no-any-return]
-            return self._exact(vectors, k, selector)
-        if count >= _EXACT_BELOW * len(self._rows):
-            parameters = self._faiss.SearchParametersHNSW(sel=selector, efSearch=max(_EF_SEARCH, 2 * k))
-            scores, positions = self._base.search(vectors, k, params=parameters)
+            parameters = None if selector is None else self._faiss.SearchParameters(sel=selector)
+            return self._base.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
+        share = count / len(self._rows)
+        if share >= _EXACT_BELOW.get(self.kind[:4].rstrip("0123456789"), 0.0):
+            scores, positions = self._base.search(vectors, k, params=self._parameters(k, selector, share))
             if (positions >= 0).all():
                 return scores, positions
-        # The graph did not reach as many as there are.
-        return self._exact(vectors, k, selector)
+        # Few are allowed, or the search did not reach as many as there are.
+        return self._compared(vectors, np.flatnonzero(mask), k)
 
-    def _exact(self, vectors: np.ndarray, k: int, selector: Any | None) -> tuple[np.ndarray, np.ndarray]:
-        parameters = None if selector is None else self._faiss.SearchParameters(sel=selector)
-        return self._storage().search(vectors, k, params=parameters)  # type: ignore[no-any-return]
+    def _parameters(self, k: int, selector: Any | None, share: float) -> Any:
+        if self.kind.startswith("HNSW"):
+            return self._faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.effort or _EF_SEARCH, 2 * k))
+        if self._has_lists(self._base):
+            # The nearest of few allowed ones lie further away than the nearest of all.
+            probes = (self.effort or self._base.nlist * _PROBED) / math.sqrt(share)
+            return self._faiss.SearchParametersIVF(sel=selector, nprobe=min(self._base.nlist, math.ceil(probes)))
+        return self._faiss.SearchParameters(sel=selector)
+
+    def _compared(self, vectors: np.ndarray, among: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and positions of the best `k` of these positions, all of them compared."""
+        scores, positions = np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
+        for start in range(0, len(among), _AT_ONCE):
+            part = among[start : start + _AT_ONCE]
+            scores = np.hstack([scores, vectors @ self._decoded(part).T])
+            positions = np.hstack([positions, np.broadcast_to(part, (len(vectors), len(part)))])
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            scores, positions = np.take_along_axis(scores, best, 1), np.take_along_axis(positions, best, 1)
+        return scores, positions
+
+    def _by_stored(self, vectors: np.ndarray, positions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores by the stored vectors, and the positions of the best `k` by them."""
+        unique, inverse = np.unique(positions, return_inverse=True)
+        exact = self._decoded(unique) if self._stored is None else self._stored(self._rows[unique])
+        scores = np.einsum("qkd,qd->qk", exact[inverse.reshape(positions.shape)], vectors)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, 1), np.take_along_axis(positions, best, 1)
 
     def _gpu_index(self) -> Any:
         if self._on_gpu is None:
@@ -201,7 +312,15 @@ class VectorIndex:
             raise ValueError(f"it is a {type(index).__name__}")
         base = self._faiss.downcast_index(index.index)
         rows = self._faiss.vector_to_array(index.id_map)
-        same_kind = type(base) is type(self._base) and base.metric_type == self._base.metric_type
-        if not same_kind or base.d != self.dim or base.ntotal != len(rows) or (np.diff(rows, prepend=0) <= 0).any():
+        kinds = {"Flat", planned(self.factory, len(rows))}
+        kind = next((one for one in kinds if type(self._new_base(one)) is type(base)), None)
+        if (
+            kind is None
+            or base.metric_type != self._faiss.METRIC_INNER_PRODUCT
+            or base.d != self.dim
+            or base.ntotal != len(rows)
+            or (np.diff(rows, prepend=0) <= 0).any()
+        ):
             raise ValueError("it is another kind of index")
+        self.kind = f"IVF{base.nlist},SQ8" if self.factory == "auto" and self._has_lists(base) else kind
         self._adopt(index)

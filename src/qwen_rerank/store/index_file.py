@@ -102,7 +102,7 @@ class IndexFile(Generic[Index]):
         self._folder = folder
         self._database = database
         self._kind = kind
-        self._empty = empty
+        self.empty = empty
         self.index = empty()
         self._unsaved = 0
 
@@ -121,7 +121,7 @@ class IndexFile(Generic[Index]):
                 except (OSError, ValueError, KeyError, TypeError) as exc:
                     text = "The %s file of %s is not usable (%s); it is built again."
                     _log.warning(text, self._kind.name, self._folder, exc)
-                    self.index = self._empty()
+                    self.index = self.empty()
         self.catch_up()
         if not bound and len(self.index):
             _log.info("The %s index of %s was built from %d rows.", self._kind.name, self._folder, len(self.index))
@@ -142,14 +142,21 @@ class IndexFile(Generic[Index]):
         gone = np.setdiff1d(have, wanted, assume_unique=True)
         new = np.setdiff1d(wanted, have, assume_unique=True)
         if len(new) and new[0] <= self.index.last_row():
-            self.index, gone, new = self._empty(), gone[:0], wanted
+            self.index, gone, new = self.empty(), gone[:0], wanted
         if isinstance(self.index, VectorIndex) and not self.index.exact and len(new) and not len(have):
-            _log.warning("The %s graph of %s is built anew; its results may differ.", self.index.factory, self._folder)
+            _log.warning("The %s index of %s is built anew; its results may differ.", self.index.factory, self._folder)
         if len(gone):
             self.remove(gone)
+        if isinstance(self.index, VectorIndex) and not self.index.last_row() and len(new):
+            self.index.start(len(new), lambda count: self._sample(new, count))
         for start in tqdm(range(0, len(new), _CHUNK), desc=self._kind.name, unit_scale=_CHUNK, disable=_few(new)):
             rows = new[start : start + _CHUNK]
             self.add(rows, self._kind.items(self._database, rows))
+
+    def _sample(self, rows: np.ndarray, count: int) -> np.ndarray:
+        # Always the same ones, so that an index that is built again is the same again.
+        chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:count])
+        return np.asarray(self._kind.items(self._database, rows[chosen]))
 
     def add(self, rows: np.ndarray, items: Any) -> None:
         """Add what the database has stored under these rows."""
@@ -161,9 +168,15 @@ class IndexFile(Generic[Index]):
         self.index.remove(rows)
         self._unsaved += len(rows)
 
+    def replace(self, index: Index) -> None:
+        """Take an index that was built aside, and catch up with what was committed meanwhile."""
+        self.index = index
+        self._unsaved = 1
+        self.catch_up()
+
     def rebuild(self) -> None:
         """Build the index from the database, without removed rows."""
-        self.index = self._empty()
+        self.index = self.empty()
         self._unsaved = 1
         self.catch_up()
 
