@@ -1,9 +1,10 @@
-"""Two small collections, Chinese and English, written for this package: what the demo and the playground search in."""
+"""Collections that ship with the package, Chinese and English: the demo, the playground and the tutorials search in them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -21,23 +22,43 @@ class Sample:
         language: "zh" or "en".
         documents: Short texts; the title is the first line of the text and is kept in the metadata too.
         queries: Questions that the collection answers.
+        relevant: Question to the id of the one document that answers it; empty where nobody judged.
     """
 
     language: str
     documents: list[Document]
     queries: list[str]
+    relevant: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_sample(language: str) -> Sample:
-    """Return the collection in `language`, "zh" or "en"."""
+    """Return a small knowledge base written for this package, with a few questions; "zh" or "en"."""
+    return _load(language, f"{language}.jsonl", "queries.jsonl")
+
+
+def load_encyclopedia(language: str) -> Sample:
+    """Return about 500 sentences of twenty Wikipedia articles with sixty judged questions; "zh" or "en".
+
+    From XQuAD-R of LAReQA (Roy et al. 2020, doi:10.18653/v1/2020.emnlp-main.477), CC BY-SA 4.0; `eval/samples.py` makes
+    it. The questions are the same in both languages.
+    """
+    return _load(language, f"encyclopedia.{language}.jsonl", "encyclopedia.questions.jsonl")
+
+
+def _load(language: str, documents: str, questions: str) -> Sample:
     check_choice("language", language, LANGUAGES)
-    documents = [
-        Document(f"{language}/{row['id']}", f"{row['title']}\n{row['text']}", {"title": row["title"]})
-        for row in _rows(f"{language}.jsonl")
-    ]
-    return Sample(language, documents, [row["text"] for row in _rows("queries.jsonl") if row["collection"] == language])
+    rows = [row for row in _rows(questions) if row["collection"] == language]
+    return Sample(
+        language,
+        [
+            Document(f"{language}/{row['id']}", f"{row['title']}\n{row['text']}", {"title": row["title"]})
+            for row in _rows(documents)
+        ],
+        [row["text"] for row in rows],
+        {row["text"]: f"{language}/{row['relevant']}" for row in rows if "relevant" in row},
+    )
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
     text = files(__package__).joinpath(name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
