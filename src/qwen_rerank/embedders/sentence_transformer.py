@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from qwen_rerank.models.folder import (
     weight_names,
 )
 from qwen_rerank.models.names import find_model, first_line
+from qwen_rerank.sharing import ComputeThread, SharedCopies, check_gpu_after_fork
 
 try:
     import torch
@@ -37,7 +37,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _BATCHES_AT_ONCE = 32  # texts are sorted by length inside this many batches, so little is padded
 
 
-class SentenceTransformerEmbedder:
+class SentenceTransformerEmbedder(SharedCopies):
     """Embeds queries and documents, each with the prompt that the model was trained with.
 
     Prompts are those of the model's `config_sentence_transformers.json`: for Qwen3-Embedding an instruction before
@@ -71,11 +71,14 @@ class SentenceTransformerEmbedder:
         check_choice("dtype", dtype, _DTYPES)
         self.name = model
         self._batch_size = check_count("batch_size", batch_size)
-        self._lock = threading.Lock()
+        self._thread = ComputeThread("qwen-rerank-embed")
         folder = find_model(model, kind="embedder", revision=revision).path
         _check_modules(folder)
         digest = folder_digest(folder)
-        self._model = _load(str(folder), device=device, dtype=dtype)
+        if device != "cpu":
+            check_gpu_after_fork()
+        self._model = self._thread.run(_load, str(folder), device=device, dtype=dtype)
+        self._thread.on_cpu = self._model.device.type == "cpu"
         _check_complete(self._model, folder)
         for name, prompt in (("query", query_prompt), ("document", document_prompt)):
             if prompt is not None:
@@ -101,18 +104,18 @@ class SentenceTransformerEmbedder:
 
     def _embed(self, texts: list[str], encode: Callable[..., Any]) -> np.ndarray:
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
-        with self._lock:
-            places = [place for place, text in enumerate(texts) if self._has_tokens(text)]
-            step = self._batch_size * _BATCHES_AT_ONCE
-            hidden = True if len(places) <= step else None  # None: silent when not on a terminal
-            for start in tqdm(range(0, len(places), step), desc="embed", unit_scale=step, disable=hidden):
-                chunk = places[start : start + step]
-                out[chunk] = encode(
-                    [texts[place] for place in chunk],
-                    batch_size=self._batch_size,
-                    show_progress_bar=False,
-                    convert_to_numpy=True,
-                )
+        places = self._thread.run(lambda: [place for place, text in enumerate(texts) if self._has_tokens(text)])
+        step = self._batch_size * _BATCHES_AT_ONCE
+        hidden = True if len(places) <= step else None  # None: silent when not on a terminal
+        for start in tqdm(range(0, len(places), step), desc="embed", unit_scale=step, disable=hidden):
+            chunk = places[start : start + step]
+            out[chunk] = self._thread.run(
+                encode,
+                [texts[place] for place in chunk],
+                batch_size=self._batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
         # Here and not in the model, whose dtype may be too coarse for it.
         norms = np.linalg.norm(out, axis=1, keepdims=True)
         np.divide(out, norms, out=out, where=norms > 0)

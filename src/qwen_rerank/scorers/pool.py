@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.protocols import Scorer, SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.scorers.base import BaseScorer, Call, Prepared, ScoreRequest, joined, mapped
+from qwen_rerank.sharing import ForkLock
 from qwen_rerank.types import Fit, Scores
 
 
@@ -42,7 +42,7 @@ class ScorerPool(BaseScorer):
         self.takes_instruction = self._scorers[0].takes_instruction
         self._busy = [0] * len(scorers)  # documents under way
         self._turns = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
 
     @property
     def calibrated(self) -> bool:

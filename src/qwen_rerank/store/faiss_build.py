@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -81,3 +83,13 @@ def gpu_or_reason(faiss: ModuleType) -> tuple[Any | None, str]:
     if found[:, 0].tolist() != [0, 1, 2, 3]:
         return None, "a first search on the GPU gave wrong answers"
     return resources, ""
+
+
+def _search_alone() -> None:
+    # The thread that forked has lost OpenMP's helpers and would wait for them for ever; other threads get new ones.
+    if (faiss := sys.modules.get("faiss")) is not None:
+        faiss.omp_set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_search_alone)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError, ModelE
 from qwen_rerank.scorers.base import BaseScorer, ScoreRequest
 from qwen_rerank.scorers.cross_encoder.classifier import Backend, LoadedModel, open_classifier
 from qwen_rerank.scorers.cross_encoder.pairs import Pair, PairEncoder
+from qwen_rerank.sharing import ComputeThread
 from qwen_rerank.types import Fit, Scores
 
 logger = logging.getLogger(__name__)
@@ -106,13 +106,14 @@ class CrossEncoderScorer(BaseScorer):
             graph=graph,
             threads=threads,
         )
-        loaded = _load(self.config)
+        self._thread = ComputeThread("qwen-rerank-cross-encoder")
+        loaded = self._thread.run(_load, self.config)
         self._encoder = PairEncoder(loaded.tokenizer_json, max_length=_max_length(max_length, loaded.max_length))
         self._network = loaded.network
         self.device = loaded.network.device
+        self._thread.on_cpu = self.device == "cpu"
         self._pad_id = loaded.pad_id
         self._batch_size = batch_size
-        self._device_lock = threading.Lock()
         self.name = model
         parts = (loaded.fingerprint, dtype, str(self._encoder.max_length))
         self.fingerprint = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -136,17 +137,16 @@ class CrossEncoderScorer(BaseScorer):
         # Longest first: pairs of a batch are about equally long, and a batch that is too large fails at once.
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids), reverse=True)
         results: dict[int, float | Exception] = {}
-        with self._device_lock:
-            while len(results) < len(order):
-                batch = order[len(results) : len(results) + self._batch_size]
-                try:
-                    scores = self._forward([pairs[i] for i in batch])
-                except DeviceOutOfMemoryError as exc:
-                    if len(batch) > 1:
-                        self._shrink(len(batch) // 2)
-                        continue
-                    scores = [_out_of_memory(self.device, len(pairs[batch[0]].ids), exc)]
-                results |= dict(zip(batch, scores, strict=True))
+        while len(results) < len(order):
+            batch = order[len(results) : len(results) + self._batch_size]
+            try:
+                scores = self._thread.run(self._forward, [pairs[i] for i in batch])
+            except DeviceOutOfMemoryError as exc:
+                if len(batch) > 1:
+                    self._shrink(len(batch) // 2)
+                    continue
+                scores = [_out_of_memory(self.device, len(pairs[batch[0]].ids), exc)]
+            results |= dict(zip(batch, scores, strict=True))
         return [results[i] for i in range(len(pairs))]
 
     def _forward(self, pairs: Sequence[Pair]) -> Sequence[float | Exception]:
@@ -169,7 +169,7 @@ class CrossEncoderScorer(BaseScorer):
         """
         pairs = self._encoder.encode("a", ["a", "a"])
         try:
-            failed = [score for score in self._forward(pairs) if isinstance(score, Exception)]
+            failed = [score for score in self._thread.run(self._forward, pairs) if isinstance(score, Exception)]
         except ScorerError as exc:
             failed = [exc]
         if failed:

@@ -22,6 +22,7 @@ from qwen_rerank.errors import (
 from qwen_rerank.models.folder import folder_digest, weight_files
 from qwen_rerank.models.names import first_line
 from qwen_rerank.scorers.cross_encoder.classifier import LoadedModel, longest, read_classifier
+from qwen_rerank.sharing import check_gpu_after_fork
 
 try:
     import torch
@@ -89,6 +90,8 @@ def load_torch(path: Path, *, device: str, dtype: str) -> LoadedModel:
 
 
 def _device(name: str) -> torch.device:
+    if name != "cpu":
+        check_gpu_after_fork()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

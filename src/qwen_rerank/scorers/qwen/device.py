@@ -12,6 +12,7 @@ import torch
 
 from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError
 from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
+from qwen_rerank.sharing import check_gpu_after_fork
 
 if TYPE_CHECKING:
     from qwen_rerank.scorers.qwen.config import QwenModelConfig
@@ -35,6 +36,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         InvalidInputError: If PyTorch knows no such device here.
     """
+    if name != "cpu":
+        check_gpu_after_fork()
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:

@@ -84,7 +84,9 @@ class QwenScorer(BaseScorer):
             token_budget=token_budget,
             gpu_memory_gb=gpu_memory_gb,
         )
-        checkpoint = load_checkpoint(model, revision=revision)
+        # Not in the caller's thread, where a forked child may not be able to compute: see `ComputeThread`.
+        self._threads = self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
+        checkpoint = self._encoders.submit(load_checkpoint, model, revision=revision).result()
         if max_length is None:
             self.config = replace(self.config, max_length=min(DEFAULT_MAX_LENGTH, checkpoint.config.max_positions))
         self._encoder = PromptEncoder(
@@ -93,13 +95,12 @@ class QwenScorer(BaseScorer):
             instruction=checkpoint.instruction if instruction is None else instruction,
             max_length=self.config.max_length,
         )
-        engine = build_engine(checkpoint, self.config)
+        engine = self._encoders.submit(build_engine, checkpoint, self.config).result()
         self.name = checkpoint.name
         self.device = str(engine.device)
         self.dtype = str(engine.dtype).removeprefix("torch.")
         self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, self.dtype)
         self._scheduler = Scheduler(engine.run, token_budget=engine.token_budget)
-        self._threads = self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
         self._shared_prefix = _shared_prefixes(self._encoder)
 
     @property
