@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, cast
+from weakref import WeakValueDictionary
 
 from pydantic import (
     BaseModel,
@@ -28,13 +31,32 @@ from qwen_rerank.errors import InvalidInputError, RerankError
 from qwen_rerank.passages import Aggregate
 from qwen_rerank.protocols import FirstStage, SecondStage, SimpleScorer
 from qwen_rerank.reranker import LongDocuments, Reranker
+from qwen_rerank.sharing import ForkLock, SharedCopies
 from qwen_rerank.types import Candidate, RankedDocument
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 _OF_A_MODEL = ("model", "device", "dtype", "template", "max_length", "revision", "deterministic")
 _OF_A_RERANKER = ("threshold", "long_documents", "aggregate")
 ALL = sys.maxsize  # a count that cuts nothing off
-_building = threading.Lock()  # a model is loaded once, however many threads ask for it first
+
+
+class _LazyPart(SharedCopies):
+    """A scorer or reranker that all adapters of the same settings use: made on first use, gone with the last of them."""
+
+    def __init__(self) -> None:
+        self.made: SimpleScorer | SecondStage | None = None
+        self._making = threading.Lock()  # it is made once, however many threads ask for it first
+
+    def get(self, make: Callable[[], SimpleScorer | SecondStage]) -> SimpleScorer | SecondStage:
+        """Return it."""
+        with self._making:
+            if self.made is None:
+                self.made = make()
+            return self.made
+
+
+_parts: WeakValueDictionary[tuple[object, ...], _LazyPart] = WeakValueDictionary()
+_finding = ForkLock()
 
 
 def _checked(check: Callable[[str, Any], Any]) -> BeforeValidator:
@@ -91,7 +113,7 @@ class RerankSettings(BaseModel):
         default=False, frozen=True, description="Scores that depend on nothing else in a batch."
     )
 
-    _built: SimpleScorer | SecondStage | None = PrivateAttr(default=None)  # the reranker where one was given
+    _lazy: tuple[tuple[object, ...], _LazyPart] | None = PrivateAttr(default=None)  # what is built, and from what
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -123,6 +145,8 @@ class RerankSettings(BaseModel):
         misplaced = self._changed(_OF_A_MODEL if self.scorer is not None else (*_OF_A_MODEL, *_OF_A_RERANKER))
         if misplaced and (self.scorer is not None or self.reranker is not None):
             raise InvalidInputError(f"{given[0]} brings its own {misplaced[0]}; set {misplaced[0]} where you make it.")
+        if not self._is_given:
+            self._lazy_part()  # held from now on, for the copies that frameworks make of this, use once and forget
         return self
 
     def __reduce__(self) -> Any:
@@ -148,12 +172,27 @@ class RerankSettings(BaseModel):
             return cast("SecondStage", built)
         return Reranker(built, threshold=self.threshold, long_documents=self.long_documents, aggregate=self.aggregate)
 
+    @property
+    def _is_given(self) -> bool:
+        """Whether there is nothing to build."""
+        return self._part is not None and not isinstance(self._part, Described)
+
+    @property
+    def _is_built(self) -> bool:
+        return self._is_given or self._lazy_part().made is not None
+
     def _build(self) -> SimpleScorer | SecondStage:
-        if self._built is None:
-            with _building:
-                if self._built is None:
-                    self._built = self._make()
-        return self._built
+        return cast("SimpleScorer", self._part) if self._is_given else self._lazy_part().get(self._make)
+
+    def _lazy_part(self) -> _LazyPart:
+        """Return the part of just these settings: a copy may have others, and a forked child builds its own."""
+        part = self._part
+        described = json.dumps(part.data, sort_keys=True) if isinstance(part, Described) else None
+        key = (os.getpid(), described, *(getattr(self, name) for name in _OF_A_MODEL))
+        if self._lazy is None or self._lazy[0] != key:
+            with _finding:
+                self._lazy = (key, _parts.setdefault(key, _LazyPart()))
+        return self._lazy[1]
 
     def _make(self) -> SimpleScorer | SecondStage:
         from qwen_rerank.scorers.loading import load_scorer
@@ -161,9 +200,6 @@ class RerankSettings(BaseModel):
         part = self._part
         if isinstance(part, Described):
             return build_scorer(part) if self.reranker is None else build_reranker(part)
-        if part is not None:
-            return part
-
         # Only what was set: each kind of model has defaults of its own, and refuses what it does not have.
         settings = {name: getattr(self, name) for name in self._changed(_OF_A_MODEL) if name != "model"}
         return load_scorer(self.model or DEFAULT_MODEL, **settings)
@@ -219,7 +255,7 @@ class LazyReranker:
         if not candidates:
             return []
         instruction = self._settings.instruction if instruction is None else instruction
-        if self._settings._built is None:
+        if not self._settings._is_built:
             await asyncio.to_thread(self._settings._build)
         return await self._settings._ready().arerank(query, candidates, top_n=top_n, instruction=instruction)
 

@@ -15,11 +15,12 @@ from qwen_rerank.fusion import DEFAULT_K
 from qwen_rerank.fusion import rank_fusion as rank_fusion
 from qwen_rerank.protocols import AsyncFirstStage, FirstStage, SecondStage
 from qwen_rerank.reranker import Rankable, Reranker
+from qwen_rerank.sharing import SharedCopies
 from qwen_rerank.types import Candidate, RankedDocument
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cascade:
+class Cascade(SharedCopies):
     """Rerankers in a row, cheap ones first: each passes its `top_n` best on to the next.
 
     The result is the last one's: its scores, its order, its threshold. Thresholds of the others are ignored. `index`
@@ -126,7 +127,7 @@ class TwoRounds:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TwoStageRetriever:
+class TwoStageRetriever(SharedCopies):
     """A query in, its best documents out: the first stage recalls `top_k`, the reranker keeps `top_n`.
 
     Args:
@@ -243,7 +244,7 @@ class TwoStageRetriever:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FusedFirstStage:
+class FusedFirstStage(SharedCopies):
     """Several first stages as one, for example dense and lexical recall, joined by `rank_fusion`.
 
     Args:

@@ -32,6 +32,7 @@ from qwen_rerank.passages import Aggregate, Measure, Span, fold, quick, split
 from qwen_rerank.protocols import Scorer, SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.scorers.base import Arguments, BaseScorer, DocumentRow
+from qwen_rerank.sharing import SharedCopies
 from qwen_rerank.types import Candidate, Document, Fit, RankedDocument, Scores
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ MAX_OVERLAP = 0.4  # above it a window that ends early at a sentence would hardl
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reranker:
+class Reranker(SharedCopies):
     """Orders candidates by relevance to a query.
 
     The order is by log-odds, always; equal scores keep the first stage's order, and a document that occurs twice gets

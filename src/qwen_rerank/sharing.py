@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
@@ -26,6 +26,11 @@ class SharedCopies:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
+
+
+def made_from(make: Callable[..., T], settings: Mapping[str, Any]) -> T:
+    """Return what `make` gives for settings: what a pickle of a model holds in its place."""
+    return make(**settings)
 
 
 class ComputeThread:

@@ -23,7 +23,7 @@ from qwen_rerank.models.folder import (
     weight_names,
 )
 from qwen_rerank.models.names import find_model, first_line
-from qwen_rerank.sharing import ComputeThread, SharedCopies, check_gpu_after_fork
+from qwen_rerank.sharing import ComputeThread, SharedCopies, check_gpu_after_fork, made_from
 
 try:
     import torch
@@ -70,6 +70,15 @@ class SentenceTransformerEmbedder(SharedCopies):
     ) -> None:
         check_choice("dtype", dtype, _DTYPES)
         self.name = model
+        self._settings = {
+            "model": model,
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "query_prompt": query_prompt,
+            "document_prompt": document_prompt,
+            "revision": revision,
+        }
         self._batch_size = check_count("batch_size", batch_size)
         self._thread = ComputeThread("qwen-rerank-embed")
         folder = find_model(model, kind="embedder", revision=revision).path
@@ -88,6 +97,10 @@ class SentenceTransformerEmbedder(SharedCopies):
             raise ModelError(f"{model} does not say how long its vectors are; it is no embedding model.")
         self.dim = int(dim)
         self.fingerprint = self._fingerprint(digest, dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings; the model is loaded again where they arrive."""
+        return made_from, (type(self), self._settings)
 
     def _fingerprint(self, digest: str, dtype: str) -> str:
         prompts = [self._model.prompts, self._model.default_prompt_name, self._model.max_seq_length]

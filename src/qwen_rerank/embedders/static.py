@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 from qwen_rerank.checks import check_texts
 from qwen_rerank.errors import ModelCorruptError, ModelIncompleteError, ModelNotFoundError
 from qwen_rerank.models.folder import SINGLE, read_tokenizer
+from qwen_rerank.sharing import SharedCopies, made_from
 
 WEIGHTS = SINGLE
 TOKENIZER = "tokenizer.json"
@@ -21,7 +23,7 @@ _KEY = "embedding.weight"  # as sentence-transformers' StaticEmbedding saves it
 _TOKENS_AT_ONCE = 200_000  # rows gathered in one step; bounds memory for long texts
 
 
-class StaticEmbedder:
+class StaticEmbedder(SharedCopies):
     """Embeds texts with a folder that sentence-transformers' `StaticEmbedding` saved. Thread-safe.
 
     Args:
@@ -41,7 +43,7 @@ class StaticEmbedder:
 
     def __init__(self, folder: str | Path, *, name: str = "") -> None:
         self.name = name
-        path = Path(folder)
+        self._folder = path = Path(folder)
         if not path.is_dir():
             raise ModelNotFoundError(f"{str(path)!r} is no folder; give one that holds {WEIGHTS} and {TOKENIZER}.")
         self._vectors = _read_vectors(path / WEIGHTS)
@@ -54,6 +56,10 @@ class StaticEmbedder:
             )
         self.dim = int(self._vectors.shape[1])
         self.fingerprint = "static-" + _digest(path / WEIGHTS, path / TOKENIZER)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle folder and name; the model is read again where they arrive."""
+        return made_from, (type(self), {"folder": str(self._folder), "name": self.name})
 
     def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(n_texts, dim)`, L2-normalised; the model has no query prompt."""

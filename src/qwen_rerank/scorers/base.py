@@ -17,6 +17,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_list, check_query, check_text, check_texts, sift_texts
 from qwen_rerank.errors import DocumentScoringError, InvalidInputError, ScorerError
+from qwen_rerank.sharing import SharedCopies
 from qwen_rerank.types import Fit, Scores
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Prepared:
         return found
 
 
-class BaseScorer:
+class BaseScorer(SharedCopies):
     """A `Scorer` and `DetailedScorer` made from one method.
 
     Attributes:

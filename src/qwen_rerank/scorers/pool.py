@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.prompt import PromptEncoder
@@ -43,6 +44,10 @@ class ScorerPool(BaseScorer):
         self._busy = [0] * len(scorers)  # documents under way
         self._turns = itertools.count()
         self._lock = ForkLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the scorers, each in its own way."""
+        return ScorerPool, (self._scorers,)
 
     @property
     def calibrated(self) -> bool:

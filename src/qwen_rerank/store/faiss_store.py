@@ -12,6 +12,7 @@ import numpy as np
 from qwen_rerank.checks import check_choice, check_count, check_query, check_texts, check_weights
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.protocols import Embedder
+from qwen_rerank.sharing import made_from
 from qwen_rerank.store.commits import DeleteReport
 from qwen_rerank.store.errors import DuplicateIdError
 from qwen_rerank.store.faiss_build import DEVICES
@@ -132,6 +133,20 @@ class FaissStore(StoreHandle):
         if holds_nothing(resolve(path)):
             return cls.create(path, embedder, device=device, **options)
         return cls.open(path, embedder, device=device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle path and embedder of a reader, which is opened again where they arrive.
+
+        Raises:
+            InvalidInputError: If this is the one handle that writes.
+        """
+        if not self.read_only:
+            raise InvalidInputError(
+                f"the handle that writes to {self.path} cannot be pickled, as there is one at a time; open the store with "
+                "read_only=True, or pass its path and open it there."
+            )
+        settings = {"path": str(self.path), "embedder": self.embedder, "read_only": True, "device": self._device}
+        return made_from, (FaissStore.open, settings)
 
     # Writing
 

@@ -18,6 +18,7 @@ from qwen_rerank.checks import check_choice
 from qwen_rerank.errors import InvalidInputError, StoreError
 from qwen_rerank.fusion import HYBRID_K, fuse_ranks
 from qwen_rerank.protocols import Embedder
+from qwen_rerank.sharing import SharedCopies
 from qwen_rerank.store.access import Guard, WriterLock
 from qwen_rerank.store.commits import Change, StoreSettings, read_commit_record
 from qwen_rerank.store.database import Database
@@ -45,7 +46,7 @@ _ROWS_AT_ONCE = 2000  # rows read while no search can run
 _INDEX_BEHIND = "the index in memory could not be updated"
 
 
-class StoreHandle:
+class StoreHandle(SharedCopies):
     """An open store's parts, which every call of `FaissStore` needs.
 
     Attributes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError, ModelE
 from qwen_rerank.scorers.base import BaseScorer, ScoreRequest
 from qwen_rerank.scorers.cross_encoder.classifier import Backend, LoadedModel, open_classifier
 from qwen_rerank.scorers.cross_encoder.pairs import Pair, PairEncoder
-from qwen_rerank.sharing import ComputeThread
+from qwen_rerank.sharing import ComputeThread, made_from
 from qwen_rerank.types import Fit, Scores
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,10 @@ class CrossEncoderScorer(BaseScorer):
     def max_length(self) -> int:
         """Tokens of the longest pair."""
         return self._encoder.max_length
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings; the model is loaded again where they arrive."""
+        return made_from, (type(self), asdict(self.config))
 
     def _compute(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
         encoded = [self._encoder.encode(request.query, request.texts) for request in requests]

@@ -9,8 +9,9 @@ import logging
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from qwen_rerank.errors import InvalidInputError, ScorerClosedError
 from qwen_rerank.scorers.base import BaseScorer, Call, ScoreRequest
@@ -20,6 +21,7 @@ from qwen_rerank.scorers.http.requests import RequestSender
 from qwen_rerank.scorers.http.session import Session, open_session
 from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
+from qwen_rerank.sharing import made_from
 from qwen_rerank.types import Fit, Scores
 
 logger = logging.getLogger(__name__)
@@ -118,6 +120,19 @@ class HttpScorer(BaseScorer):
 
     def __repr__(self) -> str:
         return f"HttpScorer({list(self.config.url)}, dialect={self.config.dialect!r}, mode={self.config.mode!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings; connections are opened anew where they arrive.
+
+        Raises:
+            InvalidInputError: If there is a key, which is never written down.
+        """
+        if self._transport.has_key:
+            raise InvalidInputError(
+                f"the scorer of {self.config.url[0]} has an api_key, which is never pickled; make the HttpScorer in the "
+                "other process, with the key from there."
+            )
+        return made_from, (type(self), asdict(self.config))
 
     def open(self) -> Session:
         """Ask the server what it is, once, and return what is known of it."""

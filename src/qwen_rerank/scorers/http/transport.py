@@ -97,6 +97,7 @@ class Transport:
     def __init__(self, config: HttpConfig, api_key: str | None = None) -> None:
         self._config = config
         self._secrets = (api_key,) if api_key else ()
+        self.has_key = bool(api_key)
         self._headers = {
             "accept": "application/json",
             "accept-encoding": "identity",

@@ -7,8 +7,9 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 from qwen_rerank.scorers.qwen.engine import DEFAULT_MAX_LENGTH, Dtype, QwenConfig, Template, build_engine
 from qwen_rerank.scorers.qwen.packing import QueryGroup, SharedPrefix, common_prefix, group_prompts
 from qwen_rerank.scorers.qwen.scheduler import Caller, GroupScores, Scheduler
+from qwen_rerank.sharing import made_from
 from qwen_rerank.types import Fit, Scores
 
 _INSTRUCTIONS = 64  # whose shared prefix needs no tokenizing; a few hundred bytes each
@@ -150,6 +152,10 @@ class QwenScorer(BaseScorer):
 
     def _check_open(self) -> None:
         self._scheduler.check_open()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings; the model is loaded again where they arrive."""
+        return made_from, (type(self), asdict(self.config))
 
     def close(self) -> None:
         """Finish what waits, then end the worker; calls that come later get `ScorerClosedError`."""
