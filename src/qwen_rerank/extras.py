@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 # Each with all that it needs beside the base install; `doctor` looks for these, and a test compares them with pyproject.toml.
@@ -29,6 +30,14 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def is_importable(*modules: str) -> bool:
+    """Return whether all of these modules are there, without importing them."""
+    try:
+        return all(find_spec(name) is not None for name in modules)
+    except ImportError:
+        return False
 
 
 def pip_line(extra: str) -> str:

@@ -159,7 +159,7 @@ def test_the_fingerprint_changes_with_all_that_changes_a_score(bert, alone):
 def test_torch_is_taken_for_weights_and_the_graph_where_there_is_nothing_else(bert, alone, monkeypatch):
     assert classifier.open_classifier(str(bert), revision=None)[1] == "torch"
     assert classifier.open_classifier(str(alone), revision=None)[1] == "onnx"
-    monkeypatch.setattr(classifier, "_has_torch", lambda: False)
+    monkeypatch.setattr(classifier, "is_importable", lambda *names: False)
     assert classifier.open_classifier(str(bert), revision=None)[1] == "onnx"
 
 
@@ -236,7 +236,7 @@ def test_a_wrong_setting_is_named(bert, settings, message):
 def test_a_graph_that_is_not_there_is_named_with_those_that_are(bert, tmp_path):
     with pytest.raises(ModelIncompleteError, match=r"other\.onnx is missing; the folder has .*onnx/model\.onnx"):
         CrossEncoderScorer(str(bert), graph="other.onnx")
-    with pytest.raises(ModelIncompleteError, match=r"has no ONNX graph.*backend='torch'"):
+    with pytest.raises(ModelIncompleteError, match=r"has no ONNX graph.*or use its safetensors"):
         CrossEncoderScorer(str(make_bert(tmp_path / "m")), backend="onnx")
     with pytest.raises(ModelError, match="must be a file in the model's folder"):
         CrossEncoderScorer(str(bert), graph="../bert/onnx/model.onnx")
@@ -258,3 +258,18 @@ def test_a_forked_process_is_told_and_never_waits(bert):
     os.waitpid(child, 0)
 
     assert "cannot be used in the forked process" in os.read(read, 1000).decode()
+
+
+def test_a_prompt_in_the_template_leaves_its_words_to_texts(alone):
+    """A part of several ids, such as "<s> query:", is no control token: the same words in a text are read as they are."""
+    plain = CrossEncoderScorer(str(alone))._encoder.encode("a", ["cat"])[0]
+    file = alone / "tokenizer.json"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    vocab = data["model"]["vocab"]
+    prompt = [vocab[letter] for letter in "cat"]
+    data["post_processor"]["special_tokens"]["[CLS]"] |= {"ids": [vocab["[CLS]"], *prompt], "tokens": ["[CLS]", *"cat"]}
+    file.write_text(json.dumps(data), encoding="utf-8")
+    pair = CrossEncoderScorer(str(alone))._encoder.encode("a", ["cat"])[0]
+
+    assert pair.ids == [plain.ids[0], *prompt, *plain.ids[1:]]
+    assert vocab["[UNK]"] not in pair.ids

@@ -19,6 +19,7 @@ _HASHED = (".json", ".safetensors", ".txt", ".model")
 _MAX_JSON_BYTES = 64 * 1024**2
 _MAX_TEXT_BYTES = 256 * 1024**2
 _MAX_HEADER_BYTES = 100_000_000
+_OFFSET_FAMILIES = ("roberta", "camembert", "mpnet")  # their positions begin after the padding id
 _SAMPLE_BYTES = 4096
 
 
@@ -99,6 +100,27 @@ def refuse_code(settings: Mapping[str, Any], path: Path) -> None:
     for name in ("attn_implementation", "_attn_implementation"):
         if "/" in str(settings.get(name)):
             raise UnsafeModelError(f"{path} names {name} {settings[name]!r}, which is code from elsewhere.")
+
+
+def longest_input(folder: Path, settings: Mapping[str, Any], tokenizer_limit: float | None = None) -> int | None:
+    """Return how many tokens an encoder takes: the shortest of the limits that its files set, None where none does.
+
+    Args:
+        folder: Of the model.
+        settings: Its `config.json`.
+        tokenizer_limit: Of the loaded tokenizer; None to read it in `tokenizer_config.json`.
+    """
+    limits = [tokenizer_limit]
+    for name, entry in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+        if (folder / name).is_file() and (tokenizer_limit is None or name != "tokenizer_config.json"):
+            limits.append(read_json(folder / name).get(entry))
+    positions = settings.get("max_position_embeddings")
+    if isinstance(positions, int):
+        is_offset = any(family in str(settings.get("model_type")) for family in _OFFSET_FAMILIES)
+        limits.append(positions - int(settings.get("pad_token_id") or 0) - 1 if is_offset else positions)
+    # A tokenizer without a limit says 10**30.
+    known = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 <= limit < 1_000_000]
+    return min(known, default=None)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -14,7 +14,8 @@ from qwen_rerank.errors import InvalidInputError, ModelError, ModelNotFoundError
 
 Kind = Literal["reranker", "embedder"]
 
-SHIPPED = ("pocket",)
+_OWN = Path(str(files("qwen_rerank")))
+SHIPPED = ("pocket", *(["mini"] if (_OWN / "mini").is_dir() else []))
 # A hub name stands for whatever was pushed last. The official ones are pinned: a later push once changed their chat
 # template so that every pair scored the same.
 PINNED = {
@@ -92,7 +93,9 @@ def find_tokenizer(name: str) -> Path:
 
 
 def _shipped(name: str, kind: Kind) -> Path:
-    path = Path(str(files("qwen_rerank"))) / name / kind
+    path = _OWN / name / kind
+    if not path.is_dir() and any((_OWN / name).glob("*.onnx")):
+        path = _OWN / name  # both graphs share a tokenizer and a vocabulary
     if not path.is_dir():
         raise ModelNotFoundError(f"{path} is missing: this installation lacks the {name} model; install it again.")
     return path

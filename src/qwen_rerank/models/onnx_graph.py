@@ -16,7 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from qwen_rerank.errors import ModelCorruptError, ModelError, ModelIncompleteError, UnsafeModelError
+from qwen_rerank.models.names import Kind
 
+# Where exporters put a graph, in the order in which one is taken: first those with the weights as they were trained.
+# A pair of ours lies in one folder, as reranker.onnx and embedder.onnx.
+GRAPHS = ("onnx/model.onnx", "model.onnx", "onnx/model_quantized.onnx", "model_quantized.onnx")
+_MORE_GRAPHS = ("onnx/model_*.onnx", "model_*.onnx")
 MAX_GRAPH_BYTES = 2 * 1024**3 - 1  # a protobuf message cannot be larger; larger weights lie beside it
 _MAX_EXTERNAL_BYTES = 64 * 1024**3
 _MAX_NODES = 50_000
@@ -27,7 +32,7 @@ _MAX_FIELDS = 1_000_000  # of all messages; bounds what reading costs
 # What encoders of published cross-encoders and embedders are made of. Nothing here runs other graphs (If, Loop, Scan),
 # reads files, or handles strings, images or random numbers.
 _STANDARD = """
-    Abs Add And ArgMax ArgMin Attention BatchNormalization Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape
+    Abs Add And ArgMax ArgMin Attention BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Concat Constant ConstantOfShape
     Conv Cos CumSum DequantizeLinear Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike Flatten
     Floor Gather GatherElements GatherND Gelu Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN
     LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization MatMul MatMulInteger Max Mean
@@ -137,6 +142,42 @@ def read_graph(path: Path) -> Graph:
         return _Reader(path).graph(data)
     except (_Malformed, UnicodeDecodeError) as exc:
         raise ModelCorruptError(f"{path} is no sound ONNX file ({exc}); download it again.") from exc
+
+
+def graph_files(graph: str | None) -> tuple[str, ...]:
+    """Return the patterns of a model's files on the hub with one graph and the weights beside it."""
+    graphs = GRAPHS[:2] if graph is None else (graph,)
+    return ("*.json", "*.txt", *(pattern for name in graphs for pattern in (name, f"{name}*data")))
+
+
+def graph_paths(folder: Path, kind: Kind = "reranker") -> list[Path]:
+    """Return the graphs of a folder, in the order in which one is taken."""
+    usual = [folder / name for name in (*GRAPHS, f"{kind}.onnx")]
+    more = [path for pattern in _MORE_GRAPHS for path in sorted(folder.glob(pattern)) if path not in usual]
+    return [path for path in (*usual, *more) if path.exists()]
+
+
+def find_graph(folder: Path, graph: str | None, kind: Kind = "reranker") -> Path:
+    """Return the graph of a folder: the named one, or the first of those that exporters write.
+
+    Raises:
+        ModelIncompleteError: If there is none.
+        ModelError: If the name leads out of the folder.
+    """
+    if graph is None:
+        found = graph_paths(folder, kind)
+        if not found:
+            raise ModelIncompleteError(
+                f"{folder} has no ONNX graph ({', '.join(GRAPHS)}); export the model to ONNX, or use its safetensors."
+            )
+        return found[0]
+    path = folder / graph
+    if Path(graph).is_absolute() or ".." in Path(graph).parts:
+        raise ModelError(f"graph must be a file in the model's folder, such as 'onnx/model.onnx', not {graph!r}.")
+    if not path.exists():
+        others = ", ".join(str(each.relative_to(folder)) for each in graph_paths(folder, kind))
+        raise ModelIncompleteError(f"{path} is missing; the folder has {others or 'no graph'}.")
+    return path
 
 
 class _Malformed(Exception):

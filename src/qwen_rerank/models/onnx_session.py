@@ -47,6 +47,7 @@ class OnnxSession:
         output: Name of the output to read; None where there is one, or where one of `logits` and `last_hidden_state` is.
         rank: How many dimensions the output may have.
         threads: Threads of one run; None for one a core.
+        fold: Whether what is constant may be computed while loading, where memory has no bound: for our own graphs alone.
 
     Attributes:
         inputs: Names of what the graph takes.
@@ -55,7 +56,9 @@ class OnnxSession:
         ModelError: If inputs or outputs are not what such a model has, or the runtime refuses the graph.
     """
 
-    def __init__(self, graph: Graph, *, output: str | None, rank: tuple[int, ...], threads: int | None = None) -> None:
+    def __init__(
+        self, graph: Graph, *, output: str | None, rank: tuple[int, ...], threads: int | None = None, fold: bool = False
+    ) -> None:
         self._path = graph.path
         self._pid = os.getpid()
         self._dtypes = {value.name: _INPUT_TYPES[_check_input(graph, value)] for value in graph.inputs.values()}
@@ -65,7 +68,7 @@ class OnnxSession:
         self._output = _check_output(graph, output, rank)
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = _SILENT
-        self._session = _open(graph, threads)
+        self._session = _open(graph, threads, fold)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the output for a batch, as float32.
@@ -137,15 +140,15 @@ def _check_output(graph: Graph, name: str | None, rank: tuple[int, ...]) -> str:
     return value.name
 
 
-def _open(graph: Graph, threads: int | None) -> Any:
+def _open(graph: Graph, threads: int | None, fold: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     options.enable_mem_pattern = False  # of no use where every batch has another length
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Folding would run parts of the graph while it loads, outside of the arena.
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
+    if not fold:  # it runs parts of the graph outside of the arena
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
     values = [_external_value(tensor) for tensor in graph.external]
     if values:
         options.add_external_initializers([tensor.name for tensor in graph.external], values)

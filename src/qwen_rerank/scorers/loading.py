@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from qwen_rerank.checks import check_query
 from qwen_rerank.errors import InvalidInputError, ModelError
-from qwen_rerank.models.folder import PROMPT_FILE, read_json, read_settings, read_text
+from qwen_rerank.models.folder import PROMPT_FILE, has_weights, read_json, read_settings, read_text
 from qwen_rerank.models.names import PINNED, SHIPPED, find_model
 from qwen_rerank.protocols import Scorer
 
@@ -113,7 +113,7 @@ def scorer_kind(name: str, *, revision: str | None = None) -> Kind:
     if name in PINNED:
         return "qwen"
     folder = find_model(name, revision=revision, files=(*_SETTINGS, "*_LogitScore/config.json")).path
-    if name in SHIPPED:
+    if name in SHIPPED and has_weights(folder):
         return "qwen"
     modules = _modules(folder)
     vectors = [module for module in modules if module not in ("Transformer", "LogitScore")]

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from qwen_rerank.errors import ModelError, ModelIncompleteError
+from qwen_rerank.errors import ModelError
+from qwen_rerank.extras import is_importable
 from qwen_rerank.models.folder import has_weights, read_json, read_settings, weight_files
 from qwen_rerank.models.names import MODEL_FILES, find_model
+from qwen_rerank.models.onnx_graph import find_graph, graph_files, graph_paths
 
 Backend = Literal["auto", "torch", "onnx"]
-
-# Where exporters put a graph, in the order in which one is taken: first those with the weights as they were trained.
-GRAPHS = ("onnx/model.onnx", "model.onnx", "onnx/model_quantized.onnx", "model_quantized.onnx")
-_MORE_GRAPHS = ("onnx/model_*.onnx", "model_*.onnx")
-_OFFSET_FAMILIES = ("roberta", "camembert", "mpnet")  # their positions begin after the padding id
 
 
 class Network(Protocol):
@@ -73,7 +69,7 @@ def open_classifier(
     """
     wanted = backend
     if backend == "auto":
-        wanted = "torch" if graph is None and _has_torch() else "onnx"
+        wanted = "torch" if graph is None and is_importable("torch", "transformers") else "onnx"
     path = find_model(model, revision=revision, files=MODEL_FILES if wanted == "torch" else graph_files(graph)).path
     read_classifier(path)
     if backend == "auto":
@@ -87,42 +83,6 @@ def open_classifier(
         return path, "torch"
     find_graph(path, graph)
     return path, "onnx"
-
-
-def graph_files(graph: str | None) -> tuple[str, ...]:
-    """Return the patterns of a model's files on the hub with one graph and the weights beside it."""
-    graphs = GRAPHS[:2] if graph is None else (graph,)
-    return ("*.json", "*.txt", *(pattern for name in graphs for pattern in (name, f"{name}*data")))
-
-
-def graph_paths(folder: Path) -> list[Path]:
-    """Return the graphs of a folder, in the order in which one is taken."""
-    usual = [folder / name for name in GRAPHS]
-    more = [path for pattern in _MORE_GRAPHS for path in sorted(folder.glob(pattern)) if path not in usual]
-    return [path for path in (*usual, *more) if path.exists()]
-
-
-def find_graph(folder: Path, graph: str | None) -> Path:
-    """Return the graph of a folder: the named one, or the first of those that exporters write.
-
-    Raises:
-        ModelIncompleteError: If there is none.
-        ModelError: If the name leads out of the folder.
-    """
-    if graph is None:
-        found = graph_paths(folder)
-        if not found:
-            raise ModelIncompleteError(
-                f"{folder} has no ONNX graph ({', '.join(GRAPHS)}); export the model to ONNX, or use backend='torch'."
-            )
-        return found[0]
-    path = folder / graph
-    if Path(graph).is_absolute() or ".." in Path(graph).parts:
-        raise ModelError(f"graph must be a file in the model's folder, such as 'onnx/model.onnx', not {graph!r}.")
-    if not path.exists():
-        others = ", ".join(str(each.relative_to(folder)) for each in graph_paths(folder))
-        raise ModelIncompleteError(f"{path} is missing; the folder has {others or 'no graph'}.")
-    return path
 
 
 def read_classifier(path: Path) -> dict[str, Any]:
@@ -162,25 +122,3 @@ def read_classifier(path: Path) -> dict[str, Any]:
         if prompt is not None:
             raise ModelError(f"{path} puts its prompt {prompt!r} before every text, which CrossEncoderScorer cannot.")
     return settings
-
-
-def longest(path: Path, settings: Mapping[str, Any], tokenizer_limit: float) -> int | None:
-    """Return the shortest of the limits that the model's files set."""
-    limits = [tokenizer_limit]
-    positions = settings.get("max_position_embeddings")
-    if isinstance(positions, int):
-        is_offset = any(family in str(settings.get("model_type")) for family in _OFFSET_FAMILIES)
-        limits.append(positions - int(settings.get("pad_token_id") or 0) - 1 if is_offset else positions)
-    saved = path / "sentence_bert_config.json"
-    if saved.is_file():
-        limits.append(read_json(saved).get("max_seq_length") or tokenizer_limit)
-    shortest = min(limits)
-    return int(shortest) if shortest < 1_000_000 else None  # a tokenizer without a limit says 10**30
-
-
-def _has_torch() -> bool:
-    """Return whether torch and transformers are installed, without importing them."""
-    try:
-        return all(find_spec(name) is not None for name in ("torch", "transformers"))
-    except ImportError:
-        return False

@@ -6,15 +6,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from qwen_rerank.errors import InvalidInputError, ModelError, TokenizerError
-from qwen_rerank.models.folder import read_json, read_tokenizer
-from qwen_rerank.models.onnx_graph import read_graph
+from qwen_rerank.errors import InvalidInputError, ModelError
+from qwen_rerank.models.folder import longest_input, read_tokenizer
+from qwen_rerank.models.onnx_graph import find_graph, read_graph
 from qwen_rerank.models.onnx_session import OnnxSession, graph_digest
-from qwen_rerank.scorers.cross_encoder.classifier import LoadedModel, find_graph, longest, read_classifier
+from qwen_rerank.scorers.cross_encoder.classifier import LoadedModel, read_classifier
 
 
 class OnnxNetwork:
@@ -48,8 +47,10 @@ class OnnxNetwork:
         return found.reshape(n_pairs)
 
 
-def load_onnx(path: Path, *, graph: str | None, device: str, dtype: str, threads: int | None) -> LoadedModel:
-    """Load the cross-encoder in a folder.
+def load_onnx(
+    path: Path, *, graph: str | None, device: str, dtype: str, threads: int | None, is_ours: bool
+) -> LoadedModel:
+    """Load the cross-encoder in a folder; `is_ours` says that it ships with this package.
 
     Raises:
         InvalidInputError: If a setting is for torch alone.
@@ -65,41 +66,13 @@ def load_onnx(path: Path, *, graph: str | None, device: str, dtype: str, threads
         )
     settings = read_classifier(path)
     checked = read_graph(find_graph(path, graph))
-    session = OnnxSession(checked, output=None, rank=(1, 2), threads=threads)
+    session = OnnxSession(checked, output=None, rank=(1, 2), threads=threads, fold=is_ours)
     tokenizer_json = read_tokenizer(path / "tokenizer.json")
-    tokenizer = _tokenizer_settings(path)
     parts = (graph_digest(checked), tokenizer_json, json.dumps(settings, sort_keys=True))
     return LoadedModel(
         network=OnnxNetwork(session, checked.path),
         tokenizer_json=tokenizer_json,
-        pad_id=_pad_id(path, tokenizer_json, tokenizer, settings),
-        max_length=longest(path, settings, _limit(tokenizer)),
+        pad_id=pad if isinstance(pad := settings.get("pad_token_id"), int) and pad >= 0 else 0,
+        max_length=longest_input(path, settings),
         fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32],
     )
-
-
-def _tokenizer_settings(path: Path) -> dict[str, Any]:
-    file = path / "tokenizer_config.json"
-    settings: dict[str, Any] = read_json(file) if file.exists() else {}
-    return settings
-
-
-def _limit(tokenizer: Mapping[str, Any]) -> float:
-    limit = tokenizer.get("model_max_length")
-    return limit if isinstance(limit, int | float) and limit >= 1 else float("inf")
-
-
-def _pad_id(path: Path, tokenizer_json: str, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
-    """Return the id that fills shorter rows: of the tokenizer's padding token, else what the model's settings say."""
-    token = tokenizer.get("pad_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    try:
-        data = json.loads(tokenizer_json)
-        known = {added["content"]: added["id"] for added in data.get("added_tokens") or []}
-        padding = (data.get("padding") or {}).get("pad_id")
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise TokenizerError(f"{path / 'tokenizer.json'} is not of a kind that can be read ({exc!r}).") from exc
-    for found in (known.get(token), padding, settings.get("pad_token_id")):
-        if isinstance(found, int) and found >= 0:
-            return found
-    return 0

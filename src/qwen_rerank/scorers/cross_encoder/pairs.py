@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
-from qwen_rerank.errors import QueryTooLongError, TokenizerError
+from qwen_rerank.errors import QueryTooLongError
+from qwen_rerank.models.tokenizer import safe_tokenizer
 from qwen_rerank.types import Fit
 
 _SLACK = 64  # tokens beyond the room, so that cutting the text does not change the tokens that are kept
@@ -43,7 +41,7 @@ class PairEncoder:
 
     def __init__(self, tokenizer_json: str, *, max_length: int) -> None:
         self.max_length = max_length
-        self._tokenizer = Tokenizer.from_str(_without_reachable_control_tokens(tokenizer_json))
+        self._tokenizer = safe_tokenizer(tokenizer_json)
         self._n_control = self._tokenizer.num_special_tokens_to_add(True)
 
     def encode(self, query: str, documents: Sequence[str]) -> list[Pair]:
@@ -99,43 +97,3 @@ def _kept_chars(tokens: Encoding, room: int, n_chars: int) -> int:
     # Several tokens can share one character; it is kept only if all of them are.
     offsets = tokens.offsets
     return int(min(offsets[room - 1][1], offsets[room][0]))
-
-
-def _without_reachable_control_tokens(tokenizer_json: str) -> str:
-    """Return the tokenizer with its control tokens taken out of reach of any text.
-
-    They are no longer looked for in the text, and their names in the vocabulary, where a tokenizer could still come
-    upon them ("</s>" is an ordinary piece of a unigram vocabulary), become random. Their ids stay, and so do the places
-    where the template puts them.
-    """
-    try:
-        data = json.loads(tokenizer_json)
-        control = _control_ids(data)
-        data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] not in control]
-        data["truncation"] = data["padding"] = None
-        _rename(data["model"], control)
-        return json.dumps(data)
-    except (KeyError, TypeError, ValueError) as exc:
-        raise TokenizerError(f"the tokenizer is not of a kind that can be read ({exc!r}).") from exc
-
-
-def _control_ids(data: dict[str, Any]) -> set[int]:
-    """Return the ids of all special tokens, and of those that the template puts around a pair."""
-    ids = {token["id"] for token in data["added_tokens"] if token["special"]}
-    template = data["post_processor"] or {}
-    for steps in template.get("processors", [template]):
-        ids |= {i for token in steps.get("special_tokens", {}).values() for i in token["ids"]}
-        ids |= {steps[name][1] for name in ("cls", "sep") if name in steps}
-    return ids
-
-
-def _rename(model: dict[str, Any], control: set[int]) -> None:
-    """Give the control tokens of a vocabulary names that no text can hold, because nobody can guess them."""
-    names = {i: f"<{secrets.token_hex(16)}>" for i in control}
-    vocab = model["vocab"]
-    if isinstance(vocab, list):  # unigram: pieces with their scores, in the order of the ids
-        model["vocab"] = [[names.get(i, piece), score] for i, (piece, score) in enumerate(vocab)]
-        return
-    if model.get("unk_token") is not None:
-        model["unk_token"] = names.get(vocab.get(model["unk_token"]), model["unk_token"])
-    model["vocab"] = {names.get(i, piece): i for piece, i in vocab.items()}

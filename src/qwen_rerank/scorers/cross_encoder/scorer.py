@@ -13,6 +13,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_choice, check_count, check_query
 from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError, ModelError, NonFiniteScoreError, ScorerError
+from qwen_rerank.models.names import SHIPPED
 from qwen_rerank.scorers.base import BaseScorer, ScoreRequest
 from qwen_rerank.scorers.cross_encoder.classifier import Backend, LoadedModel, open_classifier
 from qwen_rerank.scorers.cross_encoder.pairs import Pair, PairEncoder
@@ -214,7 +215,14 @@ def _load(config: CrossEncoderConfig) -> LoadedModel:
     if backend == "onnx":
         from qwen_rerank.scorers.cross_encoder.onnx_backend import load_onnx
 
-        return load_onnx(path, graph=config.graph, device=config.device, dtype=config.dtype, threads=config.threads)
+        return load_onnx(
+            path,
+            graph=config.graph,
+            device=config.device,
+            dtype=config.dtype,
+            threads=config.threads,
+            is_ours=config.model in SHIPPED,
+        )
     if config.threads is not None:
         raise InvalidInputError(
             f"threads ({config.threads}) is for backend='onnx'; call torch.set_num_threads for torch."

@@ -19,9 +19,9 @@ from qwen_rerank.errors import (
     ModelIncompleteError,
     TokenizerError,
 )
-from qwen_rerank.models.folder import folder_digest, weight_files
+from qwen_rerank.models.folder import folder_digest, longest_input, weight_files
 from qwen_rerank.models.names import first_line
-from qwen_rerank.scorers.cross_encoder.classifier import LoadedModel, longest, read_classifier
+from qwen_rerank.scorers.cross_encoder.classifier import LoadedModel, read_classifier
 from qwen_rerank.sharing import check_gpu_after_fork
 
 try:
@@ -84,7 +84,7 @@ def load_torch(path: Path, *, device: str, dtype: str) -> LoadedModel:
         network=TorchNetwork(module, where, frozenset(tokenizer.model_input_names)),
         tokenizer_json=tokenizer_json,
         pad_id=tokenizer.pad_token_id or 0,
-        max_length=longest(path, settings, tokenizer.model_max_length),
+        max_length=longest_input(path, settings, tokenizer.model_max_length),
         fingerprint=hashlib.sha256((folder_digest(path) + tokenizer_json).encode()).hexdigest()[:32],
     )
 
