@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
@@ -109,7 +110,24 @@ def test_keys_come_from_a_list_and_a_file(tmp_path):
     assert load_keys(listed="third-key-3, ,", file=file) == ["third-key-3", "first-key-1", "second-key-2"]
 
 
-@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"\xff\xfe"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-bom"])
+def test_a_key_file_is_read_as_any_editor_saves_it(tmp_path, encoding):
+    file = tmp_path / "keys"
+    text = "# 密钥\r\nfirst-key-1\r\n\r\nsecond-key-2\r\n"
+    file.write_bytes(b"\xfe\xff" + text.encode("utf-16-be") if encoding == "utf-16-be-bom" else text.encode(encoding))
+
+    assert load_keys(file=file) == ["first-key-1", "second-key-2"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_a_key_file_that_is_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "keys")
+
+    with pytest.raises(InvalidInputError, match="no regular file"):
+        load_keys(file=tmp_path / "keys")
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"\xff\xfe", b"\xff"])
 def test_a_key_file_without_keys_is_an_error(tmp_path, content):
     file = tmp_path / "keys"
     file.write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
@@ -57,13 +58,21 @@ def load_keys(*, listed: str | None = None, file: Path | None = None) -> list[st
     if file is None:
         return keys
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        if not file.is_file():  # a FIFO would block for ever
+            raise InvalidInputError(f"the API key file {str(file)!r} cannot be read (there is no regular file).")
+        lines = [line.strip() for line in _decoded(file.read_bytes()).splitlines()]
     except (OSError, UnicodeDecodeError) as exc:
         raise InvalidInputError(f"the API key file {str(file)!r} cannot be read ({exc}).") from exc
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise InvalidInputError(f"the API key file {str(file)!r} holds no key; write one key a line.")
     return keys + found
+
+
+def _decoded(content: bytes) -> str:
+    """Return a file's text; editors on Windows save UTF-8 with a byte-order mark, or UTF-16."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig")
 
 
 def _checked(key: str) -> str:
