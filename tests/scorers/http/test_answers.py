@@ -84,6 +84,16 @@ def test_unsorted_results_find_their_places():
     assert scores == pytest.approx([0.0, 2.1972246, -2.1972246])
 
 
+def test_a_count_of_tokens_with_5000_digits_breaks_the_protocol():
+    counted = Reply(value=[{"index": 0, "score": 0.5}], headers={"x-compute-tokens": "9" * 5000})
+    with (
+        serving(replying(counted)) as server,
+        HttpScorer(server.url, dialect="tei") as scorer,
+        pytest.raises(ProtocolError, match="a count of tokens with 5000 digits"),
+    ):
+        scorer.score("q", ["d"])
+
+
 # --- other models, changed texts -------------------------------------------------------------------------------------
 
 

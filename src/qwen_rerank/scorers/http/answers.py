@@ -11,7 +11,8 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from qwen_rerank.errors import BackendRejectedError, ProtocolError, RateLimitedError
+from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, ProtocolError, RateLimitedError
+from qwen_rerank.scorers.http.redaction import Secrets
 
 ScoreKind = Literal["logit", "probability", "relevance", "raw"]
 """What a server's number is.
@@ -26,6 +27,7 @@ UNCALIBRATED = frozenset({"relevance", "raw"})
 LIMIT = 20.0  # 1 - sigmoid(20) is 2e-9: beyond it a printed probability holds no more information
 
 _EXCERPT_CHARS = 200
+_EXCERPT_BYTES = 4096  # of which so many are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +39,23 @@ class HttpAnswer:
         status: HTTP status.
         headers: Lower-case names.
         body: Decompressed, at most the transport's cap.
-        secrets: Strings that no message may hold.
+        secrets: What no message may hold.
     """
 
     url: str
     status: int
-    headers: Mapping[str, str]
-    body: bytes
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    secrets: Secrets = field(default_factory=Secrets, repr=False)
 
     @property
     def excerpt(self) -> str:
         """At most 200 printable characters of the body, without the key."""
-        text = self.body[: 16 * _EXCERPT_CHARS].decode("utf-8", "replace")
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return "".join(c if c.isprintable() else " " for c in text)[:_EXCERPT_CHARS]
+        return self.shown(self.body[:_EXCERPT_BYTES].decode("utf-8", "replace"))
+
+    def shown(self, foreign: object, limit: int = _EXCERPT_CHARS) -> str:
+        """Return a part of the answer as a message of ours may hold it; nothing else of an answer goes into one."""
+        return self.secrets.shown(foreign, limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ def parse(answer: HttpAnswer) -> Any:
         return json.loads(answer.body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as exc:
         reason = "JSON nested too deeply" if isinstance(exc, RecursionError) else f"something that is no JSON ({exc})"
-        raise_protocol_error(answer, reason if answer.body else "an empty body")
+    # Outside, so that the parser's error, which holds the whole answer, is in no chain.
+    raise_protocol_error(answer, reason if answer.body else "an empty body")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -111,6 +115,16 @@ def refusal(answer: HttpAnswer, hint: str = "") -> BackendRejectedError:
         )
     return BackendRejectedError(
         message, url=answer.url, status=answer.status, excerpt=answer.excerpt, code=error_code(answer)
+    )
+
+
+def unavailable(answer: HttpAnswer) -> BackendUnavailableError:
+    """Return the error for 5xx."""
+    return BackendUnavailableError(
+        f"{answer.url} failed with {answer.status}: {error_text(answer) or 'no reason given'}; look at the server's log.",
+        url=answer.url,
+        status=answer.status,
+        excerpt=answer.excerpt,
     )
 
 
@@ -134,10 +148,7 @@ def error_text(answer: HttpAnswer) -> str:
     found = found or payload.get("message") or payload.get("detail")
     if isinstance(found, list):
         found = "; ".join(str(item.get("msg", item)) if isinstance(item, Mapping) else str(item) for item in found[:5])
-    text = str(found) if found else ("" if payload else answer.excerpt)
-    for secret in answer.secrets:
-        text = text.replace(secret, "***")
-    return "".join(c if c.isprintable() else " " for c in text)[:_EXCERPT_CHARS].rstrip(". ")
+    return (answer.shown(found) if found else "" if payload else answer.excerpt).rstrip(". ")
 
 
 def error_code(answer: HttpAnswer) -> str:
@@ -153,7 +164,7 @@ def error_code(answer: HttpAnswer) -> str:
         payload.get("code"),
     ):
         if isinstance(value, str) and value:
-            return "".join(c for c in value if c.isprintable())[:64]
+            return answer.shown(value, 64)
     return ""
 
 
@@ -191,7 +202,9 @@ def scores_by_index(
     for item in items:
         index = item.get("index")
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(items):
-            raise_protocol_error(answer, f"index {index!r:.40} where a place in a list of {len(items)} is expected")
+            raise_protocol_error(
+                answer, f"index {answer.shown(index, 40)} where a place in a list of {len(items)} is expected"
+            )
         if not np.isnan(scores[index]):
             raise_protocol_error(answer, f"index {index} twice")
         scores[index] = score(item, index)
@@ -215,13 +228,13 @@ def result_items(answer: HttpAnswer, payload: Any, n: int) -> list[Mapping[str, 
 def finite_score(answer: HttpAnswer, value: Any, where: str) -> float:
     """Return a score as a float; what is no finite number breaks the protocol."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise_protocol_error(answer, f"a score of {where} that is no number ({value!r:.40})")
+        raise_protocol_error(answer, f"a score of {where} that is no number ({answer.shown(value, 40)})")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise_protocol_error(answer, f"a score of {where} that is not finite ({value!r:.40})")
+        raise_protocol_error(answer, f"a score of {where} that is not finite ({answer.shown(value, 40)})")
     return number
 
 

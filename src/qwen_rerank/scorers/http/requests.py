@@ -233,7 +233,9 @@ class RequestSender:
             )
         asked = self.config.model
         if asked is not None and parsed.model is not None and parsed.model != asked:
-            self._report_mismatch(answer, f"scores of the model {parsed.model!r:.80} where {asked!r} was asked for")
+            self._report_mismatch(
+                answer, f"scores of the model {answer.shown(parsed.model, 80)!r} where {asked!r} was asked for"
+            )
 
     def _report_mismatch(self, answer: HttpAnswer, what: str) -> None:
         if self.config.strict_echo:

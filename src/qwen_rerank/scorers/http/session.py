@@ -141,7 +141,7 @@ async def open_session(config: HttpConfig, transport: Transport, deadline: float
         None if name in dialects.HOSTED else await _ask(transport, "/v1/models", deadline, open_question=name is None)
     )
     dialect = dialects.DIALECTS[name or await _detect(config.url[0], transport, listing, deadline)]
-    length, models = _length(listing), _models(listing)
+    length, models = _length(listing), tuple(transport.shown(model) for model in _models(listing))
     if _wants_tokens(config, dialect):
         return await _token_session(config, transport, dialect, length, models, deadline)
     dialect.check(model=config.model, instruction=config.instruction)

@@ -29,8 +29,9 @@ from qwen_rerank.errors import (
     RerankTimeoutError,
     ScorerClosedError,
 )
-from qwen_rerank.scorers.http.answers import HttpAnswer, error_text, raise_protocol_error, refusal, too_many_requests
+from qwen_rerank.scorers.http.answers import HttpAnswer, raise_protocol_error, refusal, too_many_requests, unavailable
 from qwen_rerank.scorers.http.endpoints import Endpoint, EndpointPool, public_address
+from qwen_rerank.scorers.http.redaction import Secrets, guard_library_logs
 from qwen_rerank.scorers.http.settings import HttpConfig
 
 try:
@@ -96,7 +97,8 @@ class Transport:
 
     def __init__(self, config: HttpConfig, api_key: str | None = None) -> None:
         self._config = config
-        self._secrets = (api_key,) if api_key else ()
+        self._secrets = Secrets([api_key] if api_key else [])
+        guard_library_logs()
         self.has_key = bool(api_key)
         self._headers = {
             "accept": "application/json",
@@ -195,6 +197,10 @@ class Transport:
         async with self._current().slots:
             return await self.within(deadline, self._send("POST", path, body, deadline))
 
+    def shown(self, foreign: object) -> str:
+        """Return what a server sent as a message may hold it, without the key."""
+        return self._secrets.shown(foreign)
+
     async def get(self, path: str, *, deadline: float) -> HttpAnswer:
         """Return whatever status a small question gets."""
         return await self.within(deadline, self._send("GET", path, None, deadline, any_status=True))
@@ -239,7 +245,7 @@ class Transport:
                     problem = too_many_requests(answer, asked_s)
                     wait_s += asked_s or 0.0
                 elif answer.status in _TEMPORARY:
-                    problem = _unavailable(answer)
+                    problem = unavailable(answer)
                 else:
                     raise refusal(answer)
             finally:
@@ -262,12 +268,20 @@ class Transport:
                 return await self._read(response, url)
             finally:
                 await response.aclose()
-        except httpx2.RemoteProtocolError as exc:
-            if "disconnected" in str(exc) or "closed connection" in str(exc):
-                raise _unreachable(url, exc) from exc
-            raise ProtocolError(f"{url} answered with something that is no HTTP ({exc}).", url=url) from exc
         except (httpx2.TransportError, httpx2.StreamError, OSError) as exc:
-            raise _unreachable(url, exc) from exc
+            problem = self._failure(url, exc)
+        # Outside, so that the library's error, which may quote what the server sent, is in no chain of ours.
+        raise problem
+
+    def _failure(self, url: str, exc: Exception) -> RerankServerError:
+        """Return the error for what went wrong on the way to an answer."""
+        reason = self._secrets.shown(str(exc)) or type(exc).__name__
+        broken = isinstance(exc, httpx2.RemoteProtocolError)
+        if broken and "disconnected" not in reason and "closed connection" not in reason:
+            return ProtocolError(f"{url} answered with something that is no HTTP ({reason}).", url=url)
+        return BackendUnavailableError(
+            f"{url} cannot be reached ({reason}); is the server running, and the address right?", url=url
+        )
 
     async def _request(self, live: Connections, method: str, url: str, body: bytes | None) -> httpx2.Request:
         if not self._config.public_only:
@@ -305,7 +319,7 @@ async def _decompressed(response: httpx2.Response, head: HttpAnswer, cap: int) -
             yield chunk
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise_protocol_error(head, f"content-encoding {encoding!r:.40}, which was not asked for")
+        raise_protocol_error(head, f"content-encoding {head.shown(encoding, 40)!r}, which was not asked for")
     decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
     async for chunk in response.aiter_raw():
         try:
@@ -334,22 +348,6 @@ def _date(value: str) -> datetime | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-
-
-def _unavailable(answer: HttpAnswer) -> BackendUnavailableError:
-    return BackendUnavailableError(
-        f"{answer.url} failed with {answer.status}: {error_text(answer) or 'no reason given'}; look at the server's log.",
-        url=answer.url,
-        status=answer.status,
-        excerpt=answer.excerpt,
-    )
-
-
-def _unreachable(url: str, exc: Exception) -> BackendUnavailableError:
-    reason = str(exc) or type(exc).__name__
-    return BackendUnavailableError(
-        f"{url} cannot be reached ({reason}); is the server running, and the address right?", url=url
-    )
 
 
 def _serve(loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, read_results
+from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, raise_protocol_error, read_results
 from qwen_rerank.scorers.http.dialects.dialect import Dialect, ServerRequest, optional
 from qwen_rerank.scorers.http.dialects.token_routes import (
     SglangGenerate,
@@ -16,6 +16,8 @@ from qwen_rerank.scorers.http.dialects.token_routes import (
     VllmCompletions,
     VllmGenerativeScoring,
 )
+
+_COUNT_DIGITS = 18  # of tokens, in a header
 
 
 class Vllm(Dialect):
@@ -66,6 +68,8 @@ class Tei(Dialect):
         """Return the scores; the tokens are counted in a header."""
         reading = read_results(answer, payload, len(request), score_keys=("score",))
         counted = answer.headers.get("x-compute-tokens", "")
+        if len(counted) > _COUNT_DIGITS:
+            raise_protocol_error(answer, f"a count of tokens with {len(counted)} digits")
         return ParsedAnswer(reading.scores, int(counted) if counted.isdecimal() else None, None, reading.echoes)
 
 
