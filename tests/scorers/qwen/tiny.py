@@ -7,7 +7,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.engine import Runner
-from qwen_rerank.scorers.qwen.model import Weights, fuse
+from qwen_rerank.scorers.qwen.model import Weights, exact_matrix, fuse
 from qwen_rerank.scorers.qwen.packing import QueryGroup, SharedPrefix
 
 YES, NO, VOCABULARY, MAX_LENGTH = 7, 9, 500, 8192
@@ -94,4 +94,4 @@ def tiny_weights(stored: dict[str, torch.Tensor], *, dtype: torch.dtype, device:
     """Take the weights out of a state dict, fused."""
     head = stored["lm_head.weight"][YES].float() - stored["lm_head.weight"][NO].float()
     place = {"dtype": dtype, "device": torch.device(device), "max_length": MAX_LENGTH}
-    return fuse(stored, head, tiny_config(), **place)
+    return fuse(stored, head, tiny_config(), **place, make_matrix=exact_matrix)

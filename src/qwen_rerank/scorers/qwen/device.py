@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,18 +61,23 @@ def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.
     """Return the dtype of that name.
 
     "auto" is bfloat16 on CUDA (float16 before Ampere, where bfloat16 is emulated). On the CPU it is float32, except for
-    a checkpoint stored in bfloat16 on a CPU with AMX, where bfloat16 is several times faster.
+    a checkpoint stored in bfloat16 on a CPU with instructions for it. Never by timing: replicas must agree.
     """
     if name != "auto":
         return _DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    return torch.bfloat16 if stored == torch.bfloat16 and _has_amx() else torch.float32
+    return torch.bfloat16 if stored == torch.bfloat16 and bfloat16_instructions() else torch.float32
 
 
-def _has_amx() -> bool:
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so absence only costs speed
-    return bool(probe and probe())
+def bfloat16_instructions() -> str | None:
+    """Return the name of this CPU's instructions for products in bfloat16, or None; without them it is emulated."""
+    probe = getattr(torch.cpu, "get_capabilities", None)  # of a newer PyTorch; absence only costs speed
+    capabilities: dict[str, object] = probe() if probe else {}
+    for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"):
+        if capabilities.get(name):
+            return name.upper()
+    return None
 
 
 def activation_bytes(config: QwenModelConfig, dtype: torch.dtype) -> int:
@@ -88,9 +93,16 @@ def cpu_budget(config: QwenModelConfig, dtype: torch.dtype, *, max_length: int) 
     return max(_SMALLEST_BATCH, min(max(CPU_BATCH, max_length // 2), affordable))
 
 
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Make this the current device, which Triton launches on and each thread has its own of."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+@contextmanager
+def on_device(device: torch.device, *, threads: int | None = None) -> Iterator[None]:
+    """Make this the current device, which Triton launches on, and set how many threads a CPU's operations take.
+
+    Each thread has its own of both. The number of threads stays: it is what later threads of the process begin with.
+    """
+    if threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 def cap_process(device: torch.device, gb: float) -> None:

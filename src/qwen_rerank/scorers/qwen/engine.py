@@ -31,7 +31,7 @@ from qwen_rerank.scorers.qwen.device import (
     on_device,
 )
 from qwen_rerank.scorers.qwen.kernels import KV, EagerOps, Ops
-from qwen_rerank.scorers.qwen.model import Forward, Weights, fuse
+from qwen_rerank.scorers.qwen.model import Forward, Weights, exact_matrix, fuse
 from qwen_rerank.scorers.qwen.packing import (
     GroupSlice,
     Layout,
@@ -42,6 +42,7 @@ from qwen_rerank.scorers.qwen.packing import (
     SharedPrefix,
     lay_out,
 )
+from qwen_rerank.scorers.qwen.quantization import MAX_ERROR, Quantization, Quantize, Trial, check_int8, settle
 
 if TYPE_CHECKING:
     from qwen_rerank.scorers.qwen.checkpoint import Checkpoint
@@ -67,6 +68,8 @@ class QwenConfig:
     deterministic: bool = False
     token_budget: int | None = None  # tokens of one forward pass; None: measured
     gpu_memory_gb: float | None = None  # GiB that the process may take on the GPU; None: what is free
+    quantize: Quantize | None = None
+    threads: int | None = None  # of a forward pass on the CPU; None: PyTorch's own number
 
     def __post_init__(self) -> None:
         check_query(self.model, name="model")
@@ -75,7 +78,11 @@ class QwenConfig:
             check_text("instruction", self.instruction)
         check_choice("template", self.template, list(TEMPLATES))
         check_choice("dtype", self.dtype, ("auto", "bfloat16", "float16", "float32"))
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, ("int8",))
         check_count("max_length", self.max_length)
+        if self.threads is not None:
+            check_count("threads", self.threads)
         if self.token_budget is not None and check_count("token_budget", self.token_budget) < self.max_length:
             raise InvalidInputError(
                 f"token_budget ({self.token_budget}) must hold at least one prompt of max_length "
@@ -98,13 +105,20 @@ class Engine:
     device: torch.device
     dtype: torch.dtype
     token_budget: int
+    quantization: Quantization | None
 
 
-def build_engine(checkpoint: Checkpoint, config: QwenConfig) -> Engine:
+def build_engine(checkpoint: Checkpoint, config: QwenConfig, *, trial: QueryGroup | None = None) -> Engine:
     """Return the engine for a checkpoint; takes the weights out of it.
 
+    Args:
+        checkpoint: The model.
+        config: How to run it.
+        trial: Prompts on which 8-bit products are compared with exact ones; for `quantize="int8"`.
+
     Raises:
-        InvalidInputError: If the device is not there, or max_length is above what the model knows.
+        InvalidInputError: If the device is not there or cannot do what is asked for, or max_length is above what the
+            model knows.
     """
     shape = checkpoint.config
     if config.max_length > shape.max_positions:
@@ -113,10 +127,13 @@ def build_engine(checkpoint: Checkpoint, config: QwenConfig) -> Engine:
         )
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device, checkpoint.weights["model.norm.weight"].dtype)
+    if config.quantize:
+        check_int8(device, dtype)
     if device.type == "cuda" and config.gpu_memory_gb is not None:
         cap_process(device, config.gpu_memory_gb)
+    quantization = None
     try:
-        with on_device(device):
+        with on_device(device, threads=config.threads):
             weights = fuse(
                 checkpoint.weights,
                 checkpoint.head,
@@ -124,7 +141,10 @@ def build_engine(checkpoint: Checkpoint, config: QwenConfig) -> Engine:
                 dtype=dtype,
                 device=device,
                 max_length=config.max_length,
+                make_matrix=exact_matrix if trial is None else Trial,
             )
+            if trial is not None:
+                weights, quantization = _tried(weights, shape, trial)
             forward = _on_cuda(weights, shape) if device.type == "cuda" else _on_cpu(weights, shape)
             budget = config.token_budget or _budget(forward, shape, dtype, device, config)
     except Exception as exc:
@@ -134,8 +154,31 @@ def build_engine(checkpoint: Checkpoint, config: QwenConfig) -> Engine:
         raise ours from exc
     # Not measured on CUDA, where kept rows cost one more copy of a batch's keys.
     shared_prefix_tokens = _SHARED_PREFIX_TOKENS if device.type == "cpu" else 0
-    run = Runner(forward, deterministic=config.deterministic, shared_prefix_tokens=shared_prefix_tokens)
-    return Engine(run, device, dtype, budget)
+    run = Runner(
+        forward,
+        deterministic=config.deterministic,
+        shared_prefix_tokens=shared_prefix_tokens,
+        threads=config.threads,
+    )
+    return Engine(run, device, dtype, budget, quantization)
+
+
+def _tried(weights: Weights, shape: QwenModelConfig, trial: QueryGroup) -> tuple[Weights, Quantization]:
+    """Run the trial's prompts through weights made of trials, and return the weights that they chose."""
+    layout = lay_out(PackedBatch((GroupSlice(trial, tuple(range(len(trial.documents)))),)))
+    # All rows at once: a trial is run once.
+    Forward(weights, shape, CpuAttention(weights.norm.dtype), EagerOps(), row_chunk=len(layout.ids))(layout, None)
+    chosen, report = settle(weights)
+    logger.info(
+        "%d of %d matrices are in int8; %s (%.1f %% of the weights) stay in %s: their error is above %g.",
+        len(report.errors) - len(report.exact),
+        len(report.errors),
+        ", ".join(report.exact) or "none",
+        100 * report.exact_share,
+        str(weights.norm.dtype).removeprefix("torch."),
+        MAX_ERROR,
+    )
+    return chosen, report
 
 
 def _on_cpu(weights: Weights, shape: QwenModelConfig) -> Forward:
@@ -192,10 +235,14 @@ class Runner:
             then depend on nothing but its own tokens, and so do the bits of its score.
         shared_prefix_tokens: Tokens of the shared prefixes whose keys and values stay for later queries; a longer one
             is not kept.
+        threads: Of PyTorch, for a forward pass; None leaves its own number.
     """
 
-    def __init__(self, forward: Forward, *, deterministic: bool, shared_prefix_tokens: int = 0) -> None:
+    def __init__(
+        self, forward: Forward, *, deterministic: bool, shared_prefix_tokens: int = 0, threads: int | None = None
+    ) -> None:
         self._forward = forward
+        self._threads = threads
         self._deterministic = deterministic
         self._shared_prefix_tokens = shared_prefix_tokens
         self._shared_kv: OrderedDict[SharedPrefix, list[KV]] = OrderedDict()  # the least recently used first
@@ -210,7 +257,7 @@ class Runner:
             DeviceLostError: If the device cannot be used any more.
         """
         try:
-            with on_device(self._forward.device):
+            with on_device(self._forward.device, threads=self._threads):
                 return self._one_by_one(batch) if self._deterministic else self._together(batch)
         except Exception as exc:
             # Whoever keeps the error would keep the pass's tensors with it.

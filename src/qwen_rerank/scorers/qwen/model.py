@@ -6,7 +6,7 @@ No padding; a prefix is computed once for all documents behind it; the last laye
 from __future__ import annotations
 
 import functools
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,6 +77,11 @@ def as_matrix(weight: torch.Tensor) -> Matrix:
     return PackedMatrix(weight) if packed else PlainMatrix(weight)
 
 
+def exact_matrix(_: str, weight: torch.Tensor) -> Matrix:
+    """Return a matrix of its weight's own dtype, whatever its name."""
+    return as_matrix(weight)
+
+
 @functools.cache
 def _packs(dtype: torch.dtype) -> bool:
     """Whether this build and CPU have the kernels, and they are right."""
@@ -141,12 +146,26 @@ def fuse(
     dtype: torch.dtype,
     device: torch.device,
     max_length: int,
+    make_matrix: Callable[[str, torch.Tensor], Matrix],
 ) -> Weights:
-    """Return fused weights; what has been copied is taken out of `stored`, so that nothing is held twice."""
+    """Return fused weights; what has been copied is taken out of `stored`, so that nothing is held twice.
+
+    Args:
+        stored: Hugging Face name to tensor.
+        head: As `Weights.head`.
+        config: The model's shape.
+        dtype: Of everything but the embedding on the CPU, and the head.
+        device: Where the weights go.
+        max_length: Positions of the rotary table.
+        make_matrix: Makes a matrix of a name such as "layers.0.qkv" and its weight.
+    """
 
     def take(*names: str) -> torch.Tensor:
         parts = [stored.pop(name).to(device=device, dtype=dtype, copy=True) for name in names]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def matrix(layer: int, name: str, *parts: str) -> Matrix:
+        return make_matrix(f"layers.{layer}.{name}", take(*(f"model.layers.{layer}.{part}.weight" for part in parts)))
 
     embedding = stored.pop("model.embed_tokens.weight")
     # Copied also where the dtype fits: a memory-mapped file may change or vanish under us.
@@ -157,14 +176,14 @@ def fuse(
         layers.append(
             Layer(
                 input_norm=take(at + "input_layernorm.weight"),
-                qkv=as_matrix(take(*(f"{at}self_attn.{name}_proj.weight" for name in ("kv" if last else "qkv")))),
-                query=as_matrix(take(at + "self_attn.q_proj.weight")) if last else None,
+                qkv=matrix(i, "qkv", *(f"self_attn.{name}_proj" for name in ("kv" if last else "qkv"))),
+                query=matrix(i, "query", "self_attn.q_proj") if last else None,
                 query_norm=take(at + "self_attn.q_norm.weight"),
                 key_norm=take(at + "self_attn.k_norm.weight"),
-                output=as_matrix(take(at + "self_attn.o_proj.weight")),
+                output=matrix(i, "output", "self_attn.o_proj"),
                 mlp_norm=take(at + "post_attention_layernorm.weight"),
-                gate_up=as_matrix(take(at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight")),
-                down=as_matrix(take(at + "mlp.down_proj.weight")),
+                gate_up=matrix(i, "gate_up", "mlp.gate_proj", "mlp.up_proj"),
+                down=matrix(i, "down", "mlp.down_proj"),
             )
         )
     cosine, sine = rotary_table(config, max_length)

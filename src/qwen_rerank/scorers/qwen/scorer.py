@@ -19,6 +19,7 @@ from qwen_rerank.scorers.base import BaseScorer, Call, Prepared, ScoreRequest, j
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 from qwen_rerank.scorers.qwen.engine import DEFAULT_MAX_LENGTH, Dtype, QwenConfig, Template, build_engine
 from qwen_rerank.scorers.qwen.packing import QueryGroup, SharedPrefix, common_prefix, group_prompts
+from qwen_rerank.scorers.qwen.quantization import Quantize, trial_prompts
 from qwen_rerank.scorers.qwen.scheduler import Caller, GroupScores, Scheduler
 from qwen_rerank.sharing import made_from
 from qwen_rerank.types import Fit, Scores
@@ -36,8 +37,8 @@ class QwenScorer(BaseScorer):
     Args:
         model: Hub name or local folder of the checkpoint; "pocket" is the small one that ships with the package.
         device: "auto", "cpu", "cuda" or "cuda:N". One device per scorer; see `ScorerPool` for several.
-        dtype: "auto" is bfloat16 on CUDA, and on a CPU float32 (bfloat16 where the checkpoint is stored so and the
-            CPU has AMX).
+        dtype: "auto" is bfloat16 on CUDA, and on a CPU where the checkpoint is stored so and the CPU has instructions
+            for it (AVX512-BF16, AMX, ARM's), else float32.
         instruction: What counts as relevant, for calls that give no instruction of their own; None is what the
             checkpoint was trained with, else the model card's.
         template: "transformers" (model card) or "vllm". A fine-tuned checkpoint brings a prompt and labels of its
@@ -49,10 +50,16 @@ class QwenScorer(BaseScorer):
             count. Slower.
         token_budget: Tokens of one forward pass; None takes it from the free memory.
         gpu_memory_gb: GiB of GPU memory that this process may take; None leaves it uncapped.
+        quantize: "int8" multiplies in 8 bits on a CPU, made here from the plain checkpoint: weights per output row,
+            activations per token. A matrix whose product is off by more than 2 % on fixed prompts stays in `dtype`.
+        threads: PyTorch's threads of a forward pass on a CPU; None leaves its own number. It stays what later threads of
+            the process begin with.
 
     Attributes:
         name: The model's name.
-        fingerprint: Changes with checkpoint, template, default instruction, max_length and dtype.
+        fingerprint: Changes with checkpoint, template, default instruction, max_length, dtype and what is
+            quantized.
+        quantization: Which matrices are in 8 bits, with the error of each; None without `quantize`.
         config: The arguments above.
 
     Raises:
@@ -73,6 +80,8 @@ class QwenScorer(BaseScorer):
         deterministic: bool = False,
         token_budget: int | None = None,
         gpu_memory_gb: float | None = None,
+        quantize: Quantize | None = None,
+        threads: int | None = None,
     ) -> None:
         self.config = QwenConfig(
             model=model,
@@ -85,6 +94,8 @@ class QwenScorer(BaseScorer):
             deterministic=deterministic,
             token_budget=token_budget,
             gpu_memory_gb=gpu_memory_gb,
+            quantize=quantize,
+            threads=threads,
         )
         # Not in the caller's thread, where a forked child may not be able to compute: see `ComputeThread`.
         self._threads = self._encoders = ThreadPoolExecutor(4, thread_name_prefix="qwen-rerank-encode")
@@ -97,11 +108,14 @@ class QwenScorer(BaseScorer):
             instruction=checkpoint.instruction if instruction is None else instruction,
             max_length=self.config.max_length,
         )
-        engine = self._encoders.submit(build_engine, checkpoint, self.config).result()
+        trial = trial_prompts(self._encoder) if quantize else None
+        engine = self._encoders.submit(build_engine, checkpoint, self.config, trial=trial).result()
         self.name = checkpoint.name
         self.device = str(engine.device)
         self.dtype = str(engine.dtype).removeprefix("torch.")
-        self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, self.dtype)
+        self.quantization = engine.quantization
+        formats = [self.dtype] if engine.quantization is None else [self.dtype, engine.quantization.fingerprint]
+        self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, *formats)
         self._scheduler = Scheduler(engine.run, token_budget=engine.token_budget)
         self._shared_prefix = _shared_prefixes(self._encoder)
 

@@ -1,0 +1,223 @@
+"""8-bit products: weights per output row, activations per token, and the trial that says which matrices bear it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch.nn.functional import linear
+
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.prompt import PromptEncoder
+from qwen_rerank.scorers.qwen.model import Layer, Matrix, Weights, as_matrix
+from qwen_rerank.scorers.qwen.packing import QueryGroup, group_prompts
+
+Quantize = Literal["int8"]
+
+MAX_ERROR = 0.02  # of a matrix's product: mean over the trial's rows of |int8 - exact| / |exact|
+_LEVELS = 127
+_ZERO_POINT = 128  # oneDNN's kernels for VNNI take unsigned activations
+_TINY = 1e-30  # a scale that keeps a row of zeros from 0 / 0
+# A scale is rounded to bfloat16, so that a bfloat16 product is scaled by what the row was divided by. Nearest rounding
+# is off by at most 2**-9; raised by twice that, no level exceeds 127.
+_HEADROOM = 1 + 2**-8
+
+_TRIAL_QUERY = "What is the capital of China?"
+_TRIAL_TEXTS = (
+    "The capital of China is Beijing.",
+    "北京是中华人民共和国的首都，也是全国的政治中心和文化中心。",
+    "def capital(country):\n    return TABLE[country]  # raises KeyError\n",
+    "Gravity is a force that attracts two bodies towards each other. It gives weight to physical objects.",
+    "Order 4471-B: 12 pcs., EUR 1,299.90, shipped 2024-03-07; https://example.org/track?id=88&lang=en",
+    "Die Hauptstadt von Frankreich ist Paris; la capitale de l'Italie est Rome.",
+    "| id | name | score |\n|---|---|---|\n| 1 | Peking | 0.97 |",
+    "🐼 No.",
+)
+
+
+class Int8Matrix:
+    """A matrix in int8, each output row with a scale of its own; rows are quantized as they come.
+
+    Args:
+        weight: `(out, in)`; not kept.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        exact = weight.float()
+        self._scale = (exact.abs().amax(dim=1) / _LEVELS).clamp_min_(_TINY)  # (out,)
+        levels = (exact / self._scale[:, None]).round_().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(levels, None)
+        self._zero_points = torch.zeros(len(levels), dtype=torch.int32)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return `(n, out)` of rows `(n, in)`."""
+        levels, scale = quantize_rows(rows)
+        return self._product(levels, rows.dtype).mul_(scale)
+
+    def add_to(self, total: torch.Tensor, rows: torch.Tensor) -> None:
+        """Add the product of rows to `total`, in place."""
+        levels, scale = quantize_rows(rows)
+        total.addcmul_(self._product(levels, rows.dtype), scale)
+
+    def _product(self, levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the integer product times the weight's scales; only the rows' scales are missing."""
+        if not len(levels):
+            return torch.zeros(0, len(self._scale), dtype=dtype)
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            levels,
+            1.0,
+            _ZERO_POINT,
+            self._weight,
+            self._scale,
+            self._zero_points,
+            None,
+            1.0,
+            0,
+            dtype,
+            "none",
+            [],
+            "",
+        )
+        return product
+
+
+def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return levels, uint8 `(n, in)` around 128, and each row's scale `(n, 1)` in the rows' dtype.
+
+    A row with NaN or infinity has a scale that is not finite, and so has its product.
+    """
+    largest = rows.abs().amax(dim=1, keepdim=True).float()
+    scale = (largest * (_HEADROOM / _LEVELS)).clamp_min_(_TINY).bfloat16()
+    levels = (rows * scale.float().reciprocal_()).round_().add_(_ZERO_POINT).to(torch.uint8)
+    return levels, scale.to(rows.dtype)
+
+
+@functools.cache
+def int8_works() -> bool:
+    """Whether this build and CPU multiply 8-bit integers exactly, also at the ends of their range.
+
+    Without VNNI some kernels add in 16 bits, which overflow.
+    """
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randint(-1, 2, (48, 96), generator=draw).float() * _LEVELS
+    rows = torch.randint(-1, 2, (19, 96), generator=draw).float()
+    rows[:2], weight[:2] = 1.0, _LEVELS  # the largest sum
+    try:
+        found = Int8Matrix(weight)(rows)
+    except (AttributeError, RuntimeError, NotImplementedError):  # private operators: another version may lack them
+        return False
+    levels, scale = quantize_rows(rows)
+    exact = (levels.double() - _ZERO_POINT) @ weight.double().T * scale
+    return torch.allclose(found.double(), exact, rtol=1e-5, atol=1e-3)
+
+
+def check_int8(device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse where 8-bit products are not to be had.
+
+    Raises:
+        InvalidInputError: On another device than the CPU, in float16, or without exact kernels.
+    """
+    if device.type != "cpu":
+        raise InvalidInputError(f"quantize='int8' is for the CPU, not for {device}; leave it out, or use device='cpu'.")
+    if dtype == torch.float16:
+        raise InvalidInputError("quantize='int8' goes with dtype='float32' or 'bfloat16', not 'float16'.")
+    if not int8_works():
+        raise InvalidInputError(
+            f"quantize='int8' needs exact 8-bit products, which PyTorch {torch.__version__} does not have on this CPU "
+            "(on x86 they need AVX512-VNNI); leave it out."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Which matrices are in 8 bits.
+
+    Attributes:
+        errors: Name of every matrix to the error of its 8-bit product on the trial's prompts: mean over the rows of
+            |int8 - exact| / |exact|.
+        exact: Names of those whose error is above `MAX_ERROR`; they stay in `dtype`.
+        exact_share: Share of the weights that stay in `dtype`, embedding aside.
+    """
+
+    errors: Mapping[str, float]
+    exact: tuple[str, ...]
+    exact_share: float
+
+    @property
+    def fingerprint(self) -> str:
+        """The format as a part of a scorer's fingerprint: replicas that chose otherwise score otherwise."""
+        return f"int8/{','.join(self.exact)}"
+
+
+class Trial:
+    """Multiplies exactly, once, and chooses by what these rows show.
+
+    Args:
+        name: Of the matrix, for the report.
+        weight: `(out, in)`; let go when the choice is made.
+    """
+
+    def __init__(self, name: str, weight: torch.Tensor) -> None:
+        self.name = name
+        self.size = weight.numel()
+        self.error = float("inf")
+        self.chosen: Matrix | None = None
+        self._weight: torch.Tensor | None = weight
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the exact product `(n, out)` of rows `(n, in)`."""
+        if self._weight is None:
+            raise RuntimeError(f"{self.name} was tried already.")
+        weight, self._weight = self._weight, None
+        exact, small = linear(rows.float(), weight.float()), Int8Matrix(weight)
+        off = torch.linalg.vector_norm(small(rows.float()) - exact, dim=1)
+        self.error = float((off / torch.linalg.vector_norm(exact, dim=1).clamp_min(_TINY)).mean())
+        self.chosen = small if self.kept_small else as_matrix(weight)
+        return exact.to(rows.dtype)
+
+    @property
+    def kept_small(self) -> bool:
+        """Whether the 8-bit product is good enough; no number is not."""
+        return self.error <= MAX_ERROR
+
+    def add_to(self, total: torch.Tensor, rows: torch.Tensor) -> None:
+        """Add the exact product of rows to `total`, in place."""
+        total.add_(self(rows))
+
+
+def settle(weights: Weights) -> tuple[Weights, Quantization]:
+    """Return the weights with what every trial chose in its place, and the report."""
+    trials: list[Trial] = []
+
+    def chosen(matrix: Matrix) -> Matrix:
+        if not isinstance(matrix, Trial) or matrix.chosen is None:
+            raise RuntimeError("a matrix was not tried.")
+        trials.append(matrix)
+        return matrix.chosen
+
+    def settled(layer: Layer) -> Layer:
+        return replace(
+            layer,
+            qkv=chosen(layer.qkv),
+            query=None if layer.query is None else chosen(layer.query),
+            output=chosen(layer.output),
+            gate_up=chosen(layer.gate_up),
+            down=chosen(layer.down),
+        )
+
+    layers = tuple(map(settled, weights.layers))
+    exact = [trial for trial in trials if not trial.kept_small]
+    return replace(weights, layers=layers), Quantization(
+        errors={trial.name: trial.error for trial in trials},
+        exact=tuple(trial.name for trial in exact),
+        exact_share=sum(trial.size for trial in exact) / sum(trial.size for trial in trials),
+    )
+
+
+def trial_prompts(encoder: PromptEncoder) -> QueryGroup:
+    """Return the fixed prompts whose rows the matrices are tried on: several scripts, code, a table, numbers."""
+    prompts = encoder.encode_checked(_TRIAL_QUERY, _TRIAL_TEXTS, None)
+    return group_prompts([prompt.ids for prompt in prompts])
