@@ -66,6 +66,7 @@ def test_every_difference_is_named():
 
     assert "instruction was None and is now 'find'; scorer was 'abc' and is now 'xyz'" in str(raised.value)
     assert "long_documents" not in str(raised.value)
+    assert "give the same dtype= and quantize=" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from qwen_rerank.sharing import ForkLock, SharedCopies
 from qwen_rerank.types import Candidate, RankedDocument
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
-_OF_A_MODEL = ("model", "device", "dtype", "template", "max_length", "revision", "deterministic")
+_OF_A_MODEL = ("model", "device", "dtype", "template", "max_length", "revision", "deterministic", "quantize", "threads")
 _OF_A_RERANKER = ("threshold", "long_documents", "aggregate")
 ALL = sys.maxsize  # a count that cuts nothing off
 
@@ -111,6 +111,12 @@ class RerankSettings(BaseModel):
     revision: str | None = Field(default=None, frozen=True, description="Of a model on the hub.")
     deterministic: bool = Field(
         default=False, frozen=True, description="Scores that depend on nothing else in a batch."
+    )
+    quantize: Literal["int8"] | None = Field(
+        default=None, frozen=True, description="'int8' multiplies in 8 bits on a CPU; of a Qwen3-Reranker."
+    )
+    threads: OptionalCount = Field(
+        default=None, frozen=True, description="PyTorch's threads of a forward pass on a CPU; of a Qwen3-Reranker."
     )
 
     _lazy: tuple[tuple[object, ...], _LazyPart] | None = PrivateAttr(default=None)  # what is built, and from what

@@ -100,10 +100,13 @@ class Calibration:
             differences = "; ".join(
                 f"{name} was {self.fitted_for.get(name)!r} and is now {key.get(name)!r}" for name in names
             )
-            raise CalibrationMismatchError(
-                f"this calibration was fitted for something else: {differences}. "
-                "Fit a calibration for these settings, or use the settings it was fitted for."
-            )
+            cure = "Fit a calibration for these settings, or use the settings it was fitted for"
+            if "scorer" in names:  # a fingerprint, which tells nobody what it was made of
+                cure += (
+                    " (a scorer is its model, template, default instruction, max_length and number format: give the same "
+                    "dtype= and quantize=, such as dtype='float32' where 'auto' took that)"
+                )
+            raise CalibrationMismatchError(f"this calibration was fitted for something else: {differences}. {cure}.")
 
     def save(self, path: str | Path) -> None:
         """Write the calibration as JSON."""

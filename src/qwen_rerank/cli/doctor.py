@@ -156,12 +156,15 @@ def _hardware() -> list[Observation]:
         import torch
     except (ImportError, OSError) as exc:
         return [Observation("problem", "torch", f"cannot be imported ({exc})", "pip install --force-reinstall torch")]
+    from qwen_rerank.scorers.qwen.device import bfloat16_instructions
+
     findings = [Observation("ok", "torch", version)]
     if not torch.cuda.is_available():
         return [
             *findings,
             _cpu_only(cuda_build=torch.version.cuda),
-            _fitting("memory", _memory_bytes(), dtype="float32"),
+            _cpu_formats(),
+            _fitting("memory", _memory_bytes(), dtype="bfloat16" if bfloat16_instructions() else "float32"),
         ]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -187,6 +190,20 @@ def _cpu_only(*, cuda_build: str | None) -> Observation:
     )
 
 
+def _cpu_formats() -> Observation:
+    """Say in which number formats this CPU computes fast, and which one `dtype="auto"` takes."""
+    from qwen_rerank.scorers.qwen.device import bfloat16_instructions
+    from qwen_rerank.scorers.qwen.quantization import int8_works
+
+    name = bfloat16_instructions()
+    auto = (
+        f"bfloat16 by {name}, which dtype='auto' takes for checkpoints stored so"
+        if name
+        else "no instructions for bfloat16, so dtype='auto' takes float32"
+    )
+    return Observation("ok", "CPU formats", f"{auto}; quantize='int8' {'can' if int8_works() else 'cannot'} be used")
+
+
 def _fitting(where: str, n_bytes: int | None, *, dtype: str) -> Observation:
     """Say which published model fits into `n_bytes`, weights and working room together."""
     subject = "largest model"
@@ -197,7 +214,7 @@ def _fitting(where: str, n_bytes: int | None, *, dtype: str) -> Observation:
     if not fits:
         return Observation("note", subject, f"none of the published ones fits {room}", "try: qwen-rerank demo")
     # A larger one would fit a CPU's memory, but not the patience of who waits for it.
-    name = fits[0] if dtype == "float32" else fits[-1]
+    name = fits[0] if where == "memory" else fits[-1]
     return Observation("ok", subject, f"{fits[-1]} fits {room}", f"try: qwen-rerank demo --model {name}")
 
 

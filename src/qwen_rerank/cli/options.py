@@ -29,6 +29,12 @@ Server = Annotated[
 ]
 Dialect = Annotated[str, typer.Option("--dialect", help="What the server speaks: auto, vllm, sglang, tei, cohere, …")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
+Quantize = Annotated[
+    Literal["int8"] | None,
+    typer.Option(
+        "--quantize", help="int8: 8-bit products on a CPU, with another format's scores; see check --quantize."
+    ),
+]
 Instruction = Annotated[
     str | None,
     typer.Option(
@@ -44,8 +50,15 @@ LongDocuments = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")]
 
 
-def load_scorer(model: str, *, server: str | None = None, dialect: str = "auto", device: str = "auto") -> Scorer:
+def load_scorer(
+    model: str,
+    *,
+    server: str | None = None,
+    dialect: str = "auto",
+    device: str = "auto",
+    quantize: Literal["int8"] | None = None,
+) -> Scorer:
     """Return the scorer that the options name."""
     from qwen_rerank.scorers.loading import load_scorer
 
-    return load_scorer(server or model, dialect=dialect, device=device)
+    return load_scorer(server or model, dialect=dialect, device=device, quantize=quantize)

@@ -103,6 +103,7 @@ def search(
     server: options.Server = None,
     dialect: options.Dialect = "auto",
     device: options.Device = "auto",
+    quantize: options.Quantize = None,
     instruction: options.Instruction = None,
     long_documents: options.LongDocuments = "truncate",
     top_k: Annotated[int, typer.Option("--top-k", help="Candidates of the first stage.")] = 100,
@@ -118,7 +119,7 @@ def search(
 
     first_model = load_embedder(embedder or built_with(store) or options.DEFAULT_EMBEDDER)
     with FaissStore.open(store, embedder=first_model, read_only=True) as opened:
-        scorer = options.load_scorer(model, server=server, dialect=dialect, device=device)
+        scorer = options.load_scorer(model, server=server, dialect=dialect, device=device, quantize=quantize)
         reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
         # All are ranked: the table also shows where those went that are not among the best.
         rounds = TwoStageRetriever(opened, reranker, top_k=top_k, top_n=top_k).retrieve_rounds(
@@ -139,6 +140,7 @@ def rerank(
     server: options.Server = None,
     dialect: options.Dialect = "auto",
     device: options.Device = "auto",
+    quantize: options.Quantize = None,
     instruction: options.Instruction = None,
     long_documents: options.LongDocuments = "truncate",
     top_n: Annotated[int, typer.Option("--top-n", help="Documents to show.")] = 10,
@@ -149,7 +151,7 @@ def rerank(
     from qwen_rerank.reranker import Reranker
 
     documents = _from_stdin() if source == [Path("-")] else _from_files(source)
-    scorer = options.load_scorer(model, server=server, dialect=dialect, device=device)
+    scorer = options.load_scorer(model, server=server, dialect=dialect, device=device, quantize=quantize)
     reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
     results = reranker.rerank(query, documents, top_n=top_n, instruction=instruction)
     if as_json:

@@ -27,6 +27,8 @@ def serve(
     kind: Annotated[str | None, typer.Option(hidden=True)] = None,
     device: options.Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    quantize: options.Quantize = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a forward pass on a CPU.")] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of one prompt, template included; the model's own by default.")
     ] = None,
@@ -89,7 +91,15 @@ def serve(
     check_model(model)  # before the port is opened: a wrong name should not look like a server that starts
     if supervise and not process.is_child():
         raise typer.Exit(process.supervise(host, port))
-    load = partial(load_scorer, model, device=device, dtype=dtype, max_length=max_length)
+    load = partial(
+        load_scorer,
+        model,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        threads=threads,
+        max_length=max_length,
+    )
     process.serve(
         load,
         host=host,

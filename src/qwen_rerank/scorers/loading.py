@@ -16,7 +16,17 @@ Kind = Literal["qwen", "cross-encoder", "server"]
 
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _TAKEN: dict[Kind, tuple[str, ...]] = {
-    "qwen": ("device", "dtype", "max_length", "instruction", "template", "deterministic", "revision"),
+    "qwen": (
+        "device",
+        "dtype",
+        "max_length",
+        "instruction",
+        "template",
+        "deterministic",
+        "revision",
+        "quantize",
+        "threads",
+    ),
     "cross-encoder": ("device", "dtype", "max_length", "revision"),
     "server": ("max_length", "instruction", "dialect", "api_key", "tokenizer", "model"),
 }
@@ -45,6 +55,8 @@ def load_scorer(
     api_key: str | None = None,
     tokenizer: str | None = None,
     model: str | None = None,
+    quantize: Literal["int8"] | None = None,
+    threads: int | None = None,
 ) -> Scorer:
     """Return the scorer of that name: `QwenScorer`, `CrossEncoderScorer` or `HttpScorer`.
 
@@ -65,6 +77,8 @@ def load_scorer(
         api_key: Of a server.
         tokenizer: Folder or hub name of a server's checkpoint, to send it exact prompts.
         model: Name to ask a server for.
+        quantize: Of a Qwen3-Reranker: "int8" multiplies in 8 bits on a CPU.
+        threads: Of a Qwen3-Reranker: PyTorch's threads of a forward pass on a CPU.
 
     Raises:
         InvalidInputError: If the name is empty, or an argument is wrong or not for what the name leads to.
@@ -84,6 +98,8 @@ def load_scorer(
         "api_key": api_key,
         "tokenizer": tokenizer,
         "model": model,
+        "quantize": quantize,
+        "threads": threads,
     }
     given = {option: value for option, value in options.items() if value not in (None, "auto") and value is not False}
     if misplaced := sorted(given.keys() - set(_TAKEN[kind])):

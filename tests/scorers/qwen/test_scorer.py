@@ -336,8 +336,36 @@ def test_the_fingerprint_knows_what_changes_a_score(checkpoint_of):
     assert len(fingerprints) == len(options)
 
 
-def test_float32_weights_stay_float32_on_the_cpu():
-    assert choose_dtype("auto", torch.device("cpu"), torch.float32) is torch.float32
+@pytest.mark.parametrize(
+    ("stored", "capabilities", "chosen"),
+    [
+        (torch.float32, {"avx512_bf16": True}, torch.float32),
+        (torch.float16, {"avx512_bf16": True}, torch.float32),
+        (torch.bfloat16, {"avx512_bf16": True}, torch.bfloat16),
+        (torch.bfloat16, {"amx_bf16": True}, torch.bfloat16),
+        (torch.bfloat16, {"bf16": True}, torch.bfloat16),
+        (torch.bfloat16, {"avx512_f": True, "avx512_bf16": False}, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_where_the_checkpoint_is_stored_so_and_the_cpu_has_instructions(
+    monkeypatch, stored, capabilities, chosen
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_dtype("auto", torch.device("cpu"), stored) is chosen
+
+
+def test_auto_is_float32_on_a_pytorch_that_tells_nothing_of_its_cpu(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_dtype("auto", torch.device("cpu"), torch.bfloat16) is torch.float32
+
+
+def test_the_log_says_which_format_auto_took(tmp_path, tokenizer_dir, caplog, monkeypatch):
+    folder = make_checkpoint(tmp_path / "m", kind="tied", tokenizer_dir=tokenizer_dir, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    with caplog.at_level("INFO"), QwenScorer(str(folder), device="cpu", max_length=512) as made:
+        assert made.dtype == "bfloat16"
+
+    assert "is bfloat16: the checkpoint is stored in bfloat16, and this CPU has AVX512_BF16" in caplog.text
 
 
 def test_bfloat16_is_close_to_float32(checkpoint_of, scorer):

@@ -70,6 +70,11 @@ def choose_dtype(name: str, device: torch.device, stored: torch.dtype) -> torch.
     return torch.bfloat16 if stored == torch.bfloat16 and bfloat16_instructions() else torch.float32
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name by which users call a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
 def bfloat16_instructions() -> str | None:
     """Return the name of this CPU's instructions for products in bfloat16, or None; without them it is emulated."""
     probe = getattr(torch.cpu, "get_capabilities", None)  # of a newer PyTorch; absence only costs speed

@@ -23,11 +23,13 @@ from qwen_rerank.scorers.qwen.attention_cuda import CudaAttention, choose_kernel
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.device import (
     as_our_error,
+    bfloat16_instructions,
     cap_process,
     choose_device,
     choose_dtype,
     cpu_budget,
     cuda_budget,
+    name_of,
     on_device,
 )
 from qwen_rerank.scorers.qwen.kernels import KV, EagerOps, Ops
@@ -126,7 +128,15 @@ def build_engine(checkpoint: Checkpoint, config: QwenConfig, *, trial: QueryGrou
             f"max_length ({config.max_length}) must be at most the {shape.max_positions} positions of {checkpoint.name}."
         )
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device, checkpoint.weights["model.norm.weight"].dtype)
+    stored = checkpoint.weights["model.norm.weight"].dtype
+    dtype = choose_dtype(config.dtype, device, stored)
+    if device.type == "cpu" and config.dtype == "auto":
+        logger.info(
+            "dtype='auto' is %s: the checkpoint is stored in %s, and this CPU has %s.",
+            name_of(dtype),
+            name_of(stored),
+            bfloat16_instructions() or "no instructions for bfloat16",
+        )
     if config.quantize:
         check_int8(device, dtype)
     if device.type == "cuda" and config.gpu_memory_gb is not None:
@@ -175,7 +185,7 @@ def _tried(weights: Weights, shape: QwenModelConfig, trial: QueryGroup) -> tuple
         len(report.errors),
         ", ".join(report.exact) or "none",
         100 * report.exact_share,
-        str(weights.norm.dtype).removeprefix("torch."),
+        name_of(weights.norm.dtype),
         MAX_ERROR,
     )
     return chosen, report

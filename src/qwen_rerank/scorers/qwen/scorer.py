@@ -17,6 +17,7 @@ from qwen_rerank.errors import QueryTooLongError
 from qwen_rerank.prompt import EncodedPrompt, PromptEncoder
 from qwen_rerank.scorers.base import BaseScorer, Call, Prepared, ScoreRequest, joined, mapped
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
+from qwen_rerank.scorers.qwen.device import name_of
 from qwen_rerank.scorers.qwen.engine import DEFAULT_MAX_LENGTH, Dtype, QwenConfig, Template, build_engine
 from qwen_rerank.scorers.qwen.packing import QueryGroup, SharedPrefix, common_prefix, group_prompts
 from qwen_rerank.scorers.qwen.quantization import Quantize, trial_prompts
@@ -112,7 +113,7 @@ class QwenScorer(BaseScorer):
         engine = self._encoders.submit(build_engine, checkpoint, self.config, trial=trial).result()
         self.name = checkpoint.name
         self.device = str(engine.device)
-        self.dtype = str(engine.dtype).removeprefix("torch.")
+        self.dtype = name_of(engine.dtype)
         self.quantization = engine.quantization
         formats = [self.dtype] if engine.quantization is None else [self.dtype, engine.quantization.fingerprint]
         self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, *formats)
