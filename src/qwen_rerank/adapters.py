@@ -116,7 +116,7 @@ class RerankSettings(BaseModel):
         default=None, frozen=True, description="'int8' multiplies in 8 bits on a CPU; of a Qwen3-Reranker."
     )
     threads: OptionalCount = Field(
-        default=None, frozen=True, description="PyTorch's threads of a forward pass on a CPU; of a Qwen3-Reranker."
+        default=None, frozen=True, description="Threads of a local model's forward pass on a CPU."
     )
 
     _lazy: tuple[tuple[object, ...], _LazyPart] | None = PrivateAttr(default=None)  # what is built, and from what

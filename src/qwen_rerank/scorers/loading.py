@@ -27,7 +27,7 @@ _TAKEN: dict[Kind, tuple[str, ...]] = {
         "quantize",
         "threads",
     ),
-    "cross-encoder": ("device", "dtype", "max_length", "revision"),
+    "cross-encoder": ("device", "dtype", "max_length", "revision", "threads"),
     "server": ("max_length", "instruction", "dialect", "api_key", "tokenizer", "model"),
 }
 _CALLED: dict[Kind, str] = {
@@ -78,7 +78,7 @@ def load_scorer(
         tokenizer: Folder or hub name of a server's checkpoint, to send it exact prompts.
         model: Name to ask a server for.
         quantize: Of a Qwen3-Reranker: "int8" multiplies in 8 bits on a CPU.
-        threads: Of a Qwen3-Reranker: PyTorch's threads of a forward pass on a CPU.
+        threads: Of a local model: threads of a forward pass on a CPU.
 
     Raises:
         InvalidInputError: If the name is empty, or an argument is wrong or not for what the name leads to.
