@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from qwen_rerank.evaluation.calibrate import (
     reliability,
     threshold_for,
 )
+from qwen_rerank.evaluation.results import threshold_sentence
 
 KEY = {"scorer": "test", "instruction": None, "long_documents": "truncate"}
 
@@ -98,7 +101,7 @@ def test_unjudged_pairs_count_as_not_relevant_unless_left_out():
 
 @pytest.mark.parametrize("labels", [[True, True], [False, False]])
 def test_pairs_of_one_kind_are_refused(labels):
-    with pytest.raises(InvalidInputError, match="relevant and other pairs"):
+    with pytest.raises(InvalidInputError, match="relevant and other candidates"):
         Labelled(np.array([1.0, 2.0]), np.array(labels), np.array([0, 1]))
 
 
@@ -107,3 +110,18 @@ def test_scores_that_say_the_opposite_are_refused():
 
     with pytest.raises(InvalidInputError, match="do not score higher"):
         fit(pairs, kind="platt", fitted_for=KEY)
+
+
+def test_one_document_is_no_proof_of_a_precision():
+    """All draws of the bootstrap agree about one kept document, and nobody should."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(266) * 0.8
+    labels = rng.random(266) < 0.2
+    probabilities[0], labels[0] = 0.99, True
+    pairs = Labelled(np.log(probabilities), labels, np.repeat(np.arange(38), 7))
+
+    threshold = threshold_for(pairs, probabilities, precision=0.99, n_resamples=200)
+
+    assert (threshold.n_kept, threshold.precision) == (1, 1.0)
+    assert threshold.precision_interval == pytest.approx((0.2065, 1.0), abs=1e-3)  # Wilson's for 1 of 1
+    assert "Only 1 document is kept by it, too few to rely on that precision" in threshold_sentence(asdict(threshold))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from qwen_rerank.calibration import Calibration
 from qwen_rerank.cli import app, options, show
 from qwen_rerank.cli.show import number_table, print_table
+from qwen_rerank.errors import RerankError
 from qwen_rerank.testing import OverlapScorer
 
 WORDS = ["red", "green", "blue", "black", "white", "pink", "grey", "brown"]
@@ -104,3 +106,132 @@ def test_a_narrow_terminal_cuts_no_number_and_no_name():
     )
 
     assert all(text in narrow.getvalue() for text in ("bm25+pocket", "1234567890123456", "0.5"))
+
+
+def read(folder, kind):
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*.{kind}.json"))]
+
+
+def refused(*arguments):
+    """Return the sentence that refuses a command before anything is scored."""
+    with pytest.raises(RerankError) as caught:
+        CliRunner().invoke(app, ["eval", *map(str, arguments)], catch_exceptions=False)
+    return str(caught.value)
+
+
+def test_results_of_other_settings_or_queries_stand_beside_each_other(beir, tmp_path):
+    for more in ([], ["--queries", "4"], ["--depth", "3"], ["--instruction", "Find paint"], ["--depth", "3"]):
+        call("run", beir, "-m", "pocket", *more)
+
+    assert len(read(tmp_path / "runs", "run")) == 4, "the last one is the third again"
+    assert len({path.name for path in (tmp_path / "runs").glob("*.bm25.run")}) == 4
+
+
+def test_another_split_and_a_second_calibration_replace_nothing(beir, tmp_path):
+    shutil.copy(beir / "qrels" / "test.tsv", beir / "qrels" / "dev.tsv")
+    for more in ([], ["--split", "dev"], ["--kind", "isotonic"]):
+        call("calibrate", beir, "--depth", "8", *more)
+
+    assert len(read(tmp_path / "runs", "calibration")) == 3
+    assert len(list((tmp_path / "runs").glob("*.fitted.json"))) == 3
+
+
+def test_a_report_keeps_results_of_other_query_counts_apart(beir, tmp_path):
+    call("run", beir, "--depth", "8")
+    call("sweep", beir, "--depth", "8", "--timed", "2", "--queries", "4")
+    call("report", "runs", "--html", "page.html")
+
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<h2 id=") == 2
+    assert all(f"{n} queries of 16 documents" in page for n in (4, 8))
+
+
+def test_a_first_stage_is_measured_to_its_own_cut_off_however_little_is_reranked(beir, tmp_path):
+    call("run", beir, "--depth", "1")
+    call("run", beir, "--depth", "16")
+
+    shallow, deep = sorted(read(tmp_path / "runs", "run"), key=lambda result: result["settings"]["depth"])
+    assert shallow["systems"][0]["means"] == deep["systems"][0]["means"]
+    assert shallow["systems"][1]["means"]["R@100"] == shallow["systems"][0]["means"]["R@100"]
+
+
+def test_each_reranker_is_also_compared_with_the_first_stage_that_it_reranks(beir, tmp_path):
+    shown = call("run", beir, "-f", "bm25", "-f", "pocket", "--depth", "8")
+
+    [result] = read(tmp_path / "runs", "run")
+    assert [row["reranks"] for row in result["systems"]] == [None, "bm25", None, "pocket"]
+    pocket, reranked = result["systems"][2:]
+    assert reranked["gain"]["difference"] == pytest.approx(reranked["means"]["nDCG@10"] - pocket["means"]["nDCG@10"])
+    assert "against the first stage that it reranks" in shown
+
+
+def test_a_run_of_first_stages_alone_loads_no_model(beir, tmp_path, monkeypatch):
+    monkeypatch.setattr(options, "load_scorer", None)
+
+    call("run", beir, "--first-stage-only")
+    call("report", "runs", "--html", "page.html")
+
+    assert [row["label"] for row in read(tmp_path / "runs", "run")[0]["systems"]] == ["bm25"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "--measure", "nDCG@ten"], "is no measure"),
+        (["sweep", "--measure", "accuracy"], "is no measure"),
+        (["run", "--queries", "1"], "1 query with judgements cannot be evaluated; this needs at least 2"),
+        (["run", "--queries", "0"], "--queries must be an integer of at least 1"),
+        (["calibrate", "--queries", "4"], "needs at least 5"),
+        (["calibrate", "--precision", "1.5"], "precision must be"),
+        (["calibrate", "--precision", "0.9", "--recall", "0.9"], "not both"),
+        (["calibrate", "--save", "nowhere/c.json"], "a folder that is not there"),
+        (["calibrate", "--depth", "1"], "0 relevant of 8|8 relevant of 8"),
+        (["sweep", "--depth", "0"], "--depth must be an integer of at least 1"),
+        (["sweep", "--timed", "0"], "--timed must be an integer of at least 1"),
+        (["sweep", "--long-documents", "cut"], "--long-documents must be"),
+        (["run", "--first-stage-only", "-m", "pocket"], "leave --model and --server out"),
+    ],
+)
+def test_what_would_fail_after_all_the_work_is_said_before_it(beir, monkeypatch, arguments, says):
+    monkeypatch.setattr(options, "load_scorer", lambda model, **kwargs: pytest.fail("a model was loaded"))
+    name, *others = arguments
+
+    assert re.search(says, refused(name, beir, *others))
+
+
+def test_long_documents_can_be_read_to_another_length(beir, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(options, "load_scorer", lambda model, **kwargs: lengths.append(kwargs) or OverlapScorer())
+
+    call("run", beir, "--max-length", "1024")
+    call("sweep", beir, "--max-length", "1024", "--depth", "4", "--timed", "2")
+    call("calibrate", beir, "--max-length", "1024")
+
+    assert [given["max_length"] for given in lengths] == [1024] * 3
+
+
+def test_a_stopped_run_says_that_the_same_command_goes_on(beir, monkeypatch):
+    class Stopped(OverlapScorer):
+        def score(self, query, documents, *, instruction=None):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "load_scorer", lambda model, **kwargs: Stopped())
+    result = CliRunner().invoke(app, ["eval", "run", str(beir)])
+
+    assert result.exit_code != 0
+    assert "the same command again goes on from there" in result.output
+
+
+def test_a_p95_of_few_timed_searches_says_so(beir):
+    swept = call("sweep", beir, "--depth", "8", "-m", "pocket", "--timed", "3", "--measure", "RR@10")
+
+    assert "timed" in swept
+    assert re.search(r"its p95 is that of \d timed searches, about the slowest", swept)
+
+
+def test_few_queries_are_said_to_be_few(beir):
+    assert "8 queries are too few to tell systems apart" in call("run", beir, "--depth", "8")
+
+
+def test_the_help_keeps_what_stands_in_brackets():
+    assert "[document ids]" in " ".join(call("run", "--help").replace("│", " ").split())

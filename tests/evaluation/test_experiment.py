@@ -114,3 +114,52 @@ def test_one_slow_call_is_not_taken_for_the_settings_time(collection, first_stag
     retriever = TwoStageRetriever(first_stage, Reranker(Timed()))
 
     assert time_searches(retriever, collection, n_queries=2, name="time").tolist() == [2.0, 2.0]
+
+
+def test_what_is_scored_is_kept_a_batch_at_a_time(collection, first_stage, tmp_path, monkeypatch):
+    """A pass that breaks off in the middle of a query has lost no more than one batch."""
+    monkeypatch.setattr("qwen_rerank.evaluation.experiment._DOCUMENTS_A_CALL", 3)
+    run = recall(first_stage, collection, top_k=8).run
+
+    class Breaking(CountingScorer):
+        def score(self, query, documents, *, instruction=None):
+            if self.n_documents == 6:
+                self.n_documents = 0
+                raise KeyboardInterrupt
+            return super().score(query, documents, instruction=instruction)
+
+    scorer = Breaking()
+    with ScoreCache(tmp_path / "scores.db") as cache:
+        with pytest.raises(KeyboardInterrupt):
+            score_run(Reranker(scorer), collection, run, depth=8, cache=cache)
+        monkeypatch.setattr(Breaking, "score", CountingScorer.score)
+        score_run(Reranker(scorer), collection, run, depth=8, cache=cache)
+
+    assert scorer.n_documents == 8 * 8 - 6
+
+
+def test_long_documents_make_small_batches(collection, first_stage, monkeypatch):
+    monkeypatch.setattr("qwen_rerank.evaluation.experiment._CHARS_A_CALL", 20)
+    run = recall(first_stage, collection, top_k=8).run
+    calls = []
+
+    class Watching(CountingScorer):
+        def score(self, query, documents, *, instruction=None):
+            calls.append(len(documents))
+            return super().score(query, documents, instruction=instruction)
+
+    score_run(Reranker(Watching()), collection, run, depth=8)
+
+    assert max(calls) <= 3
+    assert sum(calls) == 64
+
+
+def test_progress_shows_without_a_terminal(collection, first_stage, monkeypatch, caplog):
+    monkeypatch.setattr("qwen_rerank.evaluation.experiment._DOCUMENTS_A_CALL", 16)
+    monkeypatch.setattr("qwen_rerank.evaluation.experiment._REPORT_S", 0.0)
+    run = recall(first_stage, collection, top_k=8).run
+
+    with caplog.at_level("INFO", "qwen_rerank.evaluation"):
+        score_run(Reranker(OverlapScorer()), collection, run, depth=8, name="bm25 → overlap")
+
+    assert "bm25 → overlap: 16 of 64 documents scored, about" in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -35,47 +35,79 @@ def run(
     server: inputs.Server = None,
     dialect: options.Dialect = "auto",
     device: options.Device = "auto",
+    max_length: options.MaxLength = None,
     queries: inputs.Limit = None,
     primary: inputs.Primary = "nDCG@10",
+    first_stage_only: Annotated[
+        bool, typer.Option("--first-stage-only", help="Measure the first stages alone and load no reranker.")
+    ] = False,
     export: Annotated[bool, typer.Option("--export", help="Also write what EvalScope and mteb read.")] = False,
     out: inputs.Out = Path("runs"),
 ) -> None:
     """Search a collection in both stages; write TREC runs, a table, and what changed for each query."""
+    from qwen_rerank.checks import check_count
     from qwen_rerank.cli.show import console, print_table, run_tables
     from qwen_rerank.documents import write_run
+    from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.evaluation import export as exports
     from qwen_rerank.evaluation.cache import ScoreCache
     from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run
+    from qwen_rerank.evaluation.measures import DEFAULT_MEASURES
     from qwen_rerank.evaluation.results import run_result, write_result
     from qwen_rerank.evaluation.stages import first_stage as load_first_stage
 
+    if first_stage_only and (model or server):
+        raise InvalidInputError("--first-stage-only loads no reranker; leave --model and --server out.")
+    check_count("--depth", depth)
     collection = inputs.load(source, split, labels, topics, qrels, queries)
-    rerankers = inputs.rerankers(
-        model, [instruction or ""], [long_documents], server=server, dialect=dialect, device=device
-    )
-    runs = {}
+    deepest = inputs.check(collection, least=2, measures=(primary, *DEFAULT_MEASURES))
+    stages = inputs.first_stages(first_stage)
+    rerankers = {}
+    if not first_stage_only:
+        rerankers = inputs.rerankers(
+            model,
+            [instruction or ""],
+            [long_documents],
+            server=server,
+            dialect=dialect,
+            device=device,
+            max_length=max_length,
+        )
+    settings = {
+        "first_stages": list(stages.values()),
+        "rerankers": [] if first_stage_only else inputs.named(model, server),
+        "depth": depth,
+        "instruction": instruction,
+        "long_documents": long_documents,
+        "max_length": max_length,
+        "measure": primary,
+    }
+    runs, reranks = {}, {}
     scores = None
-    with ScoreCache(out / "scores.db") as cache:
-        for label, stage in inputs.first_stages(first_stage).items():
+    with inputs.resumable(out), ScoreCache(out / "scores.db") as cache:
+        for label, stage in stages.items():
             recalling = load_first_stage(stage, collection, folder=out / "stores")
-            runs[label] = found = recall(recalling, collection, top_k=depth, name=label).run
+            runs[label] = found = recall(recalling, collection, top_k=max(depth, deepest), name=label).run
             for name, reranker in rerankers.items():
+                reranked = f"{label} → {name} @{depth}"
                 scores = score_run(reranker, collection, found, depth=depth, cache=cache, name=f"{label} → {name}")
-                runs[f"{label} → {name} @{depth}"] = rerank_run(found, scores, depth=depth)
-    first = inputs.short(first_stage[0])
-    result = run_result(collection, first, runs, scores=scores, primary=primary)
+                runs[reranked] = rerank_run(found, scores, depth=depth)
+                reranks[reranked] = label
+    first = next(iter(stages))
+    result = run_result(collection, first, runs, scores=scores, primary=primary, reranks=reranks, settings=settings)
+    stem = inputs.stem(collection, settings)
     for name, lines in runs.items():
         tag = _file_name(name)
-        write_run(lines, out / f"{collection.name}.{tag}.run", tag=tag)
+        write_run(lines, out / f"{stem}.{tag}.run", tag=tag)
         if export:
-            exports.write_predictions(lines, out / f"{collection.name}.{tag}.predictions.json", model=tag, split=split)
+            exports.write_predictions(lines, out / f"{stem}.{tag}.predictions.json", model=tag, split=split)
     if export:
-        exports.write_samples(collection, runs[first], out / f"{collection.name}.samples.jsonl", depth=depth)
-    exports.write_per_query(collection, runs, out / f"{collection.name}.per_query.csv", measures=result["measures"])
-    write_result(result, out / f"{collection.name}.run.json")
+        exports.write_samples(collection, runs[first], out / f"{stem}.samples.jsonl", depth=depth)
+    exports.write_per_query(collection, runs, out / f"{stem}.per_query.csv", measures=result["measures"])
+    write_result(result, out / f"{stem}.run.json")
     for made in run_tables(result):
         print_table(console, made)
-    _done(out, f"{collection.name}.run.json")
+    _done(out, f"{stem}.run.json")
 
 
 def sweep(
@@ -92,6 +124,7 @@ def sweep(
     server: inputs.Server = None,
     dialect: options.Dialect = "auto",
     device: options.Device = "auto",
+    max_length: options.MaxLength = None,
     queries: inputs.Limit = None,
     primary: inputs.Primary = "nDCG@10",
     timed: Annotated[int, typer.Option("--timed", help="Queries that are timed, one at a time.")] = 10,
@@ -109,26 +142,50 @@ def sweep(
 
     Scores are kept on disk: a sweep that broke off, called again, goes on where it was.
     """
+    from qwen_rerank.checks import check_choice, check_count
     from qwen_rerank.cli.show import console, print_table, sweep_table
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.evaluation import sweep as sweeping
     from qwen_rerank.evaluation.cache import ScoreCache
+    from qwen_rerank.evaluation.measures import DEFAULT_MEASURES
     from qwen_rerank.evaluation.results import sweep_result, write_result
     from qwen_rerank.evaluation.stages import first_stage as load_first_stage
+    from qwen_rerank.reranker import LongDocuments
 
     _check_prices(server, price_per_hour, price_per_1000, max_cost)
+    for each in depth:
+        check_count("--depth", each)
+    check_count("--timed", timed)
+    for strategy in long_documents:
+        check_choice("--long-documents", strategy, get_args(LongDocuments))
     collection = inputs.load(source, split, labels, topics, qrels, queries)
+    inputs.check(collection, least=2, measures=(primary, *DEFAULT_MEASURES))
     stages = {
         label: load_first_stage(name, collection, folder=out / "stores")
         for label, name in inputs.first_stages(first_stage).items()
     }
     rerankers = inputs.rerankers(
-        model, instruction or [""], long_documents, server=server, dialect=dialect, device=device
+        model,
+        instruction or [""],
+        long_documents,
+        server=server,
+        dialect=dialect,
+        device=device,
+        max_length=max_length,
     )
+    settings = {
+        "first_stages": list(first_stage),
+        "rerankers": inputs.named(model, server),
+        "depths": tuple(depth),
+        "instructions": tuple(instruction or [""]),
+        "strategies": tuple(long_documents),
+        "max_length": max_length,
+        "measure": primary,
+    }
     fees = None
     if server is not None and price_per_1000 is not None:
         fees = {name: price_per_1000 for name in rerankers if name.startswith(inputs.short(server))}
-    with ScoreCache(out / "scores.db") as cache:
+    with inputs.resumable(out), ScoreCache(out / "scores.db") as cache:
         outcomes = sweeping.sweep(
             collection,
             stages,
@@ -146,10 +203,11 @@ def sweep(
     except InvalidInputError as exc:  # what was measured is kept, the budget can be given anew
         unkept = exc
         advice = sweeping.Recommendation(None, str(exc))
-    result = sweep_result(collection, outcomes, advice, primary=primary, rerankers=rerankers)
-    write_result(result, out / f"{collection.name}.sweep.json")
+    result = sweep_result(collection, outcomes, advice, primary=primary, rerankers=rerankers, settings=settings)
+    name = f"{inputs.stem(collection, settings)}.sweep.json"
+    write_result(result, out / name)
     print_table(console, sweep_table(result))
-    _done(out, f"{collection.name}.sweep.json")
+    _done(out, name)
     if unkept is not None:
         raise unkept
     console.print(advice.sentence, style="bold", highlight=False, markup=False)
@@ -157,7 +215,10 @@ def sweep(
 
 def calibrate(
     source: inputs.Source,
-    calibration: Annotated[Path, typer.Option("--save", help="File for the calibration.")] = Path("calibration.json"),
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--save", help="File for the calibration; by default one in --out named by its settings."),
+    ] = None,
     first_stage: Annotated[str, typer.Option("--first-stage", "-f", help="Where the candidates come from.")] = "bm25",
     model: options.Model = options.DEFAULT_MODEL,
     split: inputs.Split = "test",
@@ -178,17 +239,31 @@ def calibrate(
     server: options.Server = None,
     dialect: options.Dialect = "auto",
     device: options.Device = "auto",
+    max_length: options.MaxLength = None,
     queries: inputs.Limit = None,
     out: inputs.Out = Path("runs"),
 ) -> None:
     """Fit probabilities that mean something, and the threshold for a wanted precision or recall."""
+    from qwen_rerank.checks import check_count
     from qwen_rerank.cli.show import console
+    from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.evaluation import experiment
     from qwen_rerank.evaluation.cache import ScoreCache
+    from qwen_rerank.evaluation.calibrate import N_FOLDS, check_labels, check_wanted
     from qwen_rerank.evaluation.results import calibration_result, threshold_sentence, write_result
     from qwen_rerank.evaluation.stages import first_stage as load_first_stage
 
+    check_wanted(precision, recall)
+    check_count("--depth", depth)
+    if calibration is not None and not calibration.absolute().parent.is_dir():
+        raise InvalidInputError(
+            f"--save {calibration} is in a folder that is not there; make it, or name another file."
+        )
     collection = inputs.load(source, split, labels, topics, qrels, queries)
+    inputs.check(collection, least=N_FOLDS)
+    stage = load_first_stage(first_stage, collection, folder=out / "stores")
+    found = experiment.recall(stage, collection, top_k=depth, name=inputs.short(first_stage))
+    check_labels(found.run, collection.qrels, judged_only=judged_only)
     (reranker,) = inputs.rerankers(
         [] if server else [model],
         [instruction or ""],
@@ -196,25 +271,45 @@ def calibrate(
         server=server,
         dialect=dialect,
         device=device,
+        max_length=max_length,
     ).values()
-    stage = load_first_stage(first_stage, collection, folder=out / "stores")
-    found = experiment.recall(stage, collection, top_k=depth, name=inputs.short(first_stage))
-    with ScoreCache(out / "scores.db") as cache:
+    settings = {
+        "first_stages": [first_stage],
+        "rerankers": [server or model],
+        "depth": depth,
+        "instruction": instruction,
+        "long_documents": long_documents,
+        "max_length": max_length,
+        "kind": kind,
+        "judged_only": judged_only,
+        "precision": precision,
+        "recall": recall,
+    }
+    stem = inputs.stem(collection, settings)
+    with inputs.resumable(out), ScoreCache(out / "scores.db") as cache:
         scores = experiment.score_run(reranker, collection, found.run, depth=depth, cache=cache)
     fitted, result = calibration_result(
-        collection, reranker, scores, kind=kind, precision=precision, recall=recall, judged_only=judged_only
+        collection,
+        reranker,
+        scores,
+        kind=kind,
+        precision=precision,
+        recall=recall,
+        judged_only=judged_only,
+        settings=settings,
     )
+    calibration = calibration or out / f"{stem}.fitted.json"
     fitted.save(calibration)
-    write_result(result, out / f"{collection.name}.calibration.json")
+    write_result(result, out / f"{stem}.calibration.json")
     console.print(f"{result['n_pairs']} pairs, {result['n_relevant']} of them relevant", highlight=False)
     for name in ("sigmoid", "calibrated"):
         quality = result[name]
         console.print(f"{name}: calibration error {quality['ece']:.4f}, Brier {quality['brier']:.4f}", highlight=False)
     if result["threshold"] is not None:
         console.print(threshold_sentence(result["threshold"]), style="bold", highlight=False, markup=False)
-    use = f"Use it: Reranker(scorer, calibration=Calibration.load({str(calibration)!r}))"
-    console.print(use, highlight=False, markup=False)
-    _done(out, f"{collection.name}.calibration.json")
+    use = f"Use it: --calibration {calibration} of search, rerank and serve, or Calibration.load({str(calibration)!r})"
+    console.print(use, highlight=False, markup=False, soft_wrap=True)
+    _done(out, f"{stem}.calibration.json")
 
 
 def compare(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from tqdm import tqdm
@@ -86,10 +90,13 @@ def load(
     queries: int | None = None,
 ) -> Collection:
     """Return the collection that the options name and say on stderr what is in it and what to read with care."""
+    from qwen_rerank.checks import check_count
     from qwen_rerank.cli.show import errors
     from qwen_rerank.evaluation.collection import load_collection
     from qwen_rerank.evaluation.results import about
 
+    if queries is not None:
+        check_count("--queries", queries)
     collection = load_collection(source, split=split, labels=labels, topics=topics, qrels=qrels)
     if queries is not None and queries < len(collection.queries):
         collection = collection.head(queries)
@@ -109,18 +116,21 @@ def rerankers(
     server: str | None,
     dialect: str,
     device: str,
+    max_length: int | None,
 ) -> dict[str, Reranker]:
     """Return a reranker for every model, instruction and strategy, named by what differs; the server's come last."""
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.reranker import Reranker
 
-    names = list(models or ([] if server else [options.DEFAULT_MODEL]))
-    named: dict[str, Reranker] = {}
-    for model in [*names, *([server] if server else [])]:
+    found: dict[str, Reranker] = {}
+    for model in named(models, server):
         # Models and servers stand side by side, and each takes only what is meant for it.
         is_server = "://" in model
         scorer = options.load_scorer(
-            model, dialect=dialect if is_server else "auto", device="auto" if is_server else device
+            model,
+            dialect=dialect if is_server else "auto",
+            device="auto" if is_server else device,
+            max_length=max_length,
         )
         for instruction in instructions:
             for strategy in strategies:
@@ -132,18 +142,73 @@ def rerankers(
                 )
                 parts += [strategy] if len(strategies) > 1 else []
                 name = " ".join(parts)
-                if name in named:
+                if name in found:
                     raise InvalidInputError(
                         f"two settings are called {name!r}; give each one once, folders another name."
                     )
-                named[name] = Reranker(
+                found[name] = Reranker(
                     scorer, instruction=instruction or None, long_documents=cast("LongDocuments", strategy)
                 )
-    return named
+    return found
+
+
+def named(models: Sequence[str] | None, server: str | None) -> list[str]:
+    """Return all rerankers by name: the models, or the default one where there is no server either, and the server."""
+    return [*(models or ([] if server else [options.DEFAULT_MODEL])), *([server] if server else [])]
 
 
 def _clipped(text: str) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
+
+
+def check(collection: Collection, *, least: int, measures: Sequence[str] = ()) -> int:
+    """Refuse what would fail after all the work; return the deepest cut-off of the measures.
+
+    Args:
+        collection: What is measured on.
+        least: Queries that are needed.
+        measures: Names.
+
+    Raises:
+        InvalidInputError: If a measure is unknown, or there are too few queries.
+    """
+    from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.evaluation.measures import check_measures
+
+    deepest = check_measures(measures)
+    n = len(collection.queries)
+    if n < least:
+        raise InvalidInputError(
+            f"{n} {'query' if n == 1 else 'queries'} with judgements cannot be evaluated; this needs at least {least} "
+            "(see --queries and --split)."
+        )
+    return deepest
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Say, when somebody stops the work, that the same command goes on where it was."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from qwen_rerank.cli.show import errors
+
+        text = f"Stopped. What was scored is kept in {out / 'scores.db'}; the same command again goes on from there."
+        errors.print(text, highlight=False, markup=False, soft_wrap=True)
+        raise
+
+
+def stem(collection: Collection, settings: Mapping[str, Any]) -> str:
+    """Return the beginning of a result's file names, another one for any other collection, split, queries or settings.
+
+    >>> from qwen_rerank.evaluation.collection import Collection
+    >>> stem(Collection("scifact", "test", [], {"q": "?"}, {}), {"models": ["pocket"]})
+    'scifact.test.1q.pocket.a6128b'
+    """
+    named = [short(name) for names in settings.values() if isinstance(names, list) for name in names]
+    words = re.sub(r"[^\w+-]+", "_", "-".join(dict.fromkeys(map(str, named)))).strip("_")[:60]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return f"{collection.name}.{collection.split}.{len(collection.queries)}q.{words}.{digest}"
 
 
 def first_stages(names: Sequence[str]) -> dict[str, str]:

@@ -47,6 +47,10 @@ Instruction = Annotated[
 LongDocuments = Annotated[
     Literal["truncate", "windows", "error"], typer.Option("--long-documents", help="truncate, windows or error.")
 ]
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", min=1, help="Tokens of one prompt, template included; the model's own by default."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")]
 
 
@@ -56,9 +60,10 @@ def load_scorer(
     server: str | None = None,
     dialect: str = "auto",
     device: str = "auto",
+    max_length: int | None = None,
     quantize: Literal["int8"] | None = None,
 ) -> Scorer:
     """Return the scorer that the options name."""
     from qwen_rerank.scorers.loading import load_scorer
 
-    return load_scorer(server or model, dialect=dialect, device=device, quantize=quantize)
+    return load_scorer(server or model, dialect=dialect, device=device, max_length=max_length, quantize=quantize)

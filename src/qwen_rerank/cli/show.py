@@ -150,14 +150,19 @@ def print_table(console: Console, made: Table) -> None:
     Console(file=console.file, width=max(console.width, least)).print(made)
 
 
-def run_tables(result: Mapping[str, Any]) -> tuple[Table, Table]:
-    """Return the systems of a run with their measures, and what changed against the first one."""
+def run_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Return the systems of a run with their measures, what changed against the first one, and what reranking changed."""
     names = list(result["measures"])
     means = [[row["label"], *(f"{row['means'][name]:.3f}" for name in names)] for row in result["systems"]]
     changes = [[row["label"], *_difference(row["comparison"])] for row in result["systems"] if row["comparison"]]
-    return number_table(["system", *names], means), number_table(
-        [f"against {result['systems'][0]['label']}", *_difference_head(result["primary"])], changes
-    )
+    head = _difference_head(result["primary"])
+    tables = [number_table(["system", *names], means)]
+    if changes:
+        tables.append(number_table([f"against {result['systems'][0]['label']}", *head], changes))
+    gains = [[row["label"], *_difference(row["gain"])] for row in result["systems"] if row["gain"]]
+    if len({row["reranks"] for row in result["systems"]} - {None}) > 1:
+        tables.append(number_table(["against the first stage that it reranks", *head], gains))
+    return tables
 
 
 def compare_table(result: Sequence[Mapping[str, Any]], primary: str) -> Table:
@@ -187,11 +192,12 @@ def sweep_table(result: Mapping[str, Any]) -> Table:
             f"{row['means'][primary]:.4f}",
             f"{row['p50_ms']:.1f}",
             f"{row['p95_ms']:.1f}",
+            str(row["n_timed"]),
             *([money(row["cost"])] if priced else []),
         ]
         for row in result["outcomes"]
     ]
-    head = ["setting (★: nothing is better and as fast)", primary, "p50 ms", "p95 ms"]
+    head = ["setting (★: nothing is better and as fast)", primary, "p50 ms", "p95 ms", "timed"]
     return number_table([*head, *(["cost of 1,000"] if priced else [])], rows)
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from qwen_rerank.calibration import Calibration, Key, Kind
 from qwen_rerank.checks import check_choice, check_probability
-from qwen_rerank.documents import Qrels
+from qwen_rerank.documents import Qrels, Run
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
 from qwen_rerank.evaluation.experiment import RunScores
 
 try:
+    from scipy.stats import binomtest
     from sklearn.isotonic import IsotonicRegression
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import precision_recall_curve
@@ -21,6 +22,9 @@ except ImportError as exc:
     raise MissingExtraError(
         "qwen_rerank.evaluation.calibrate", package="scikit-learn", extra="eval", cause=exc
     ) from exc
+
+
+N_FOLDS = 5  # of queries: each is judged by a fit on the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +45,34 @@ class Labelled:
         positives = int(self.labels.sum())
         if positives == 0 or positives == len(self.labels):
             raise InvalidInputError(
-                f"a calibration needs relevant and other pairs, not {positives} relevant of {len(self.labels)}."
+                f"a calibration needs relevant and other candidates, not {positives} relevant of {len(self.labels)}; check "
+                "the labels' document ids, or give more candidates with --depth."
             )
 
     def of(self, queries: np.ndarray) -> Labelled:
         """Return the pairs of some queries; a query that is named twice counts twice."""
         rows = np.concatenate([np.flatnonzero(self.queries == query) for query in queries])
         return Labelled(self.log_odds[rows], self.labels[rows], self.queries[rows])
+
+
+def check_wanted(precision: float | None, recall: float | None) -> None:
+    """Refuse a precision and a recall at once, or one that is no share."""
+    if precision is not None and recall is not None:
+        raise InvalidInputError("give a wanted precision or a wanted recall, not both.")
+    for name, wanted in (("precision", precision), ("recall", recall)):
+        if wanted is not None:
+            check_probability(name, wanted)
+
+
+def check_labels(run: Run, qrels: Qrels, *, judged_only: bool = False) -> None:
+    """Refuse, before anything is scored, candidates of which none is relevant or all are.
+
+    Raises:
+        InvalidInputError: If there is nothing to fit.
+    """
+    label(
+        {query: {document: 0.0 for document, _ in hits} for query, hits in run.items()}, qrels, judged_only=judged_only
+    )
 
 
 def label(scores: RunScores, qrels: Qrels, *, judged_only: bool = False) -> Labelled:
@@ -93,11 +118,13 @@ def fit(pairs: Labelled, *, kind: Kind, fitted_for: Key) -> Calibration:
     return Calibration(kind="isotonic", fitted_for=fitted_for, x=tuple(map(float, x)), y=tuple(map(float, y)))
 
 
-def cross_fitted(pairs: Labelled, *, kind: Kind, fitted_for: Key, n_folds: int = 5, seed: int = 0) -> np.ndarray:
+def cross_fitted(pairs: Labelled, *, kind: Kind, fitted_for: Key, n_folds: int = N_FOLDS, seed: int = 0) -> np.ndarray:
     """Return every pair's probability from a fit on other queries, float64 `(n_pairs,)`: what new queries will see."""
     distinct = np.unique(pairs.queries)
     if len(distinct) < n_folds:
-        raise InvalidInputError(f"{n_folds} folds need as many labelled queries, not {len(distinct)}.")
+        raise InvalidInputError(
+            f"{n_folds} folds need as many queries with labelled candidates, not {len(distinct)}; label more queries."
+        )
     probabilities = np.empty(len(pairs.labels))
     for fold in np.array_split(np.random.default_rng(seed).permutation(distinct), n_folds):
         held_out = np.isin(pairs.queries, fold)
@@ -143,9 +170,12 @@ class Threshold:
     Attributes:
         value: Least probability of a document that is kept.
         precision: Share of the kept documents that are relevant.
-        precision_interval: Its 95 % bootstrap interval over queries.
+        precision_interval: Its 95 % interval: the wider of the bootstrap over queries and Wilson's over documents, as the
+            first has no width where few documents are kept.
         recall: Share of the relevant candidates that are kept.
-        recall_interval: Its 95 % bootstrap interval over queries.
+        recall_interval: Its 95 % interval, made in the same way.
+        n_kept: Documents that are kept, of those with labels.
+        n_relevant: Documents that are relevant.
     """
 
     value: float
@@ -153,6 +183,8 @@ class Threshold:
     precision_interval: tuple[float, float]
     recall: float
     recall_interval: tuple[float, float]
+    n_kept: int
+    n_relevant: int
 
 
 def threshold_for(
@@ -191,15 +223,24 @@ def threshold_for(
     else:
         place = np.flatnonzero(recalls >= check_probability("recall", recall))[-1]
     value = float(values[place])
-    draws = _resampled(pairs, probabilities >= value, n_resamples, seed)
-    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    kept = probabilities >= value
+    n_kept, n_relevant, n_true = int(kept.sum()), int(pairs.labels.sum()), int((kept & pairs.labels).sum())
+    low, high = np.nanpercentile(_resampled(pairs, kept, n_resamples, seed), [2.5, 97.5], axis=0)
     return Threshold(
         value,
         float(precisions[place]),
-        (float(low[0]), float(high[0])),
+        _at_least_wilson((float(low[0]), float(high[0])), n_true, n_kept),
         float(recalls[place]),
-        (float(low[1]), float(high[1])),
+        _at_least_wilson((float(low[1]), float(high[1])), n_true, n_relevant),
+        n_kept,
+        n_relevant,
     )
+
+
+def _at_least_wilson(interval: tuple[float, float], n_true: int, n: int) -> tuple[float, float]:
+    """Return an interval widened to Wilson's (1927, doi:10.1080/01621459.1927.10502953) where that is wider."""
+    wilson = binomtest(n_true, n).proportion_ci(method="wilson")
+    return min(interval[0], float(wilson.low)), max(interval[1], float(wilson.high))
 
 
 def _resampled(pairs: Labelled, kept: np.ndarray, n_resamples: int, seed: int) -> np.ndarray:

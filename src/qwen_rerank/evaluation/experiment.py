@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from tqdm import tqdm
@@ -19,10 +21,15 @@ from qwen_rerank.protocols import FirstStage
 from qwen_rerank.reranker import Reranker
 from qwen_rerank.types import Candidate, Document
 
+log = logging.getLogger(__name__)
+
 RunScores = dict[str, dict[str, float]]
 """Query id to document id to log-odds."""
 
-_QUERIES_A_CALL = 16  # enough documents for full packs, few enough that little is lost when the work breaks off
+# One call: enough for full packs, little enough that progress shows and little is lost when the work breaks off.
+_DOCUMENTS_A_CALL = 256
+_CHARS_A_CALL = 400_000
+_REPORT_S = 30.0  # between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +96,55 @@ def score_run(
         candidates = _candidates(run.get(query, [])[:depth], documents)
         scores[query], missing = _known(plain, collection.queries[query], candidates, cache)
         wanted.append((query, missing))
-    with tqdm(total=sum(len(missing) for _, missing in wanted), desc=name, unit="doc", disable=None) as bar:
-        for start in range(0, len(wanted), _QUERIES_A_CALL):
-            part = [(query, missing) for query, missing in wanted[start : start + _QUERIES_A_CALL] if missing]
+    with _Progress(name, total=sum(len(missing) for _, missing in wanted)) as progress:
+        for part in _parts(wanted):
             _score_part(plain, collection, part, scores, cache)
-            bar.update(sum(len(missing) for _, missing in part))
+            progress.add(sum(len(missing) for _, missing in part))
     return scores
+
+
+class _Progress:
+    """Documents scored so far: a bar on a terminal, else a line in the log now and then."""
+
+    def __init__(self, name: str, *, total: int) -> None:
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._started = self._said = time.monotonic()
+        self._bar = tqdm(total=total, desc=name, unit="doc", disable=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, n_documents: int) -> None:
+        """Count documents."""
+        self._bar.update(n_documents)
+        self._done += n_documents
+        now = time.monotonic()
+        if self._bar.disable and (
+            now - self._said >= _REPORT_S or (self._said > self._started and self._done == self._total)
+        ):
+            self._said = now
+            left_s = (now - self._started) / self._done * (self._total - self._done)
+            log.info("%s: %d of %d documents scored, about %.0f s left", self._name, self._done, self._total, left_s)
+
+
+def _parts(wanted: Sequence[tuple[str, list[Candidate]]]) -> Iterator[list[tuple[str, list[Candidate]]]]:
+    """Return the candidates in calls of bounded size, in order; a query may be spread over several."""
+    part: dict[str, list[Candidate]] = {}
+    n_documents = n_chars = 0
+    for query, candidates in wanted:
+        for candidate in candidates:
+            part.setdefault(query, []).append(candidate)
+            n_documents, n_chars = n_documents + 1, n_chars + len(candidate.document.text)
+            if n_documents >= _DOCUMENTS_A_CALL or n_chars >= _CHARS_A_CALL:
+                yield list(part.items())
+                part, n_documents, n_chars = {}, 0, 0
+    if part:
+        yield list(part.items())
 
 
 def rerank_run(run: Run, scores: RunScores, *, depth: int) -> Run:

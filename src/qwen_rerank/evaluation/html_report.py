@@ -99,11 +99,14 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _by_collection(results: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the results of each collection, in the order of `SECTIONS`."""
+    """Return the results of each collection, in the order of `SECTIONS`; other queries of it stand apart."""
     groups: dict[str, list[Row]] = {}
     for result in results:
         about = result["collection"]
-        groups.setdefault(f"{about['name']} ({about['split']})", []).append(result)
+        name = (
+            f"{about['name']} ({about['split']}, {about['n_queries']:,} queries of {about['n_documents']:,} documents)"
+        )
+        groups.setdefault(name, []).append(result)
     order = list(SECTIONS)
     return {name: sorted(group, key=lambda result: order.index(result["kind"])) for name, group in groups.items()}
 
@@ -174,6 +177,9 @@ def run_section(result: Row) -> str:
         for row in result["systems"]
         if row["comparison"] is not None
     ]
+    gains: list[list[Cell]] = []
+    if len({row.get("reranks") for row in result["systems"]} - {None}) > 1:
+        gains = [[row["label"], *_difference(row["gain"])] for row in result["systems"] if row.get("gain") is not None]
     if result["scores"] is not None:
         caption = "Scores of relevant and of other candidates: the less they overlap, the better a threshold can work"
         pictures.append(figure(plots.score_histogram(**result["scores"]), caption))
@@ -182,7 +188,18 @@ def run_section(result: Row) -> str:
         for kind in ("helped", "hurt")
     )
     tables = table(["system", *names], means) + (table(head, changes) if changes else "")
-    return f"<h3>Both stages</h3>{tables}{_pictures(pictures)}{moves}"
+    tables += table(["against the first stage that it reranks", *head[1:]], gains) if gains else ""
+    return f"<h3>Both stages</h3>{_settings(result)}{tables}{_pictures(pictures)}{moves}"
+
+
+def _settings(result: Row) -> str:
+    """Return what a result was made with, in small print."""
+    shown = [
+        f"{name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in result.get("settings", {}).items()
+        if value not in (None, False, [])
+    ]
+    return f'<p class="facts">{escape("; ".join(shown))}</p>' if shown else ""
 
 
 def _difference(c: Row) -> list[str]:
@@ -221,7 +238,7 @@ def sweep_section(result: Row) -> str:
     primary = result["primary"]
     others = [name for name in result["measures"] if name != primary]
     priced = result["outcomes"][0]["cost"] is not None
-    head = ["", "setting", primary, "p50 ms", "p95 ms", *(["cost of 1,000"] if priced else []), *others]
+    head = ["", "setting", primary, "p50 ms", "p95 ms", "timed", *(["cost of 1,000"] if priced else []), *others]
     rows: list[list[Cell]] = [
         [
             f"{number}{' ★' if row['label'] in result['front'] else ''}",
@@ -229,6 +246,7 @@ def sweep_section(result: Row) -> str:
             f"{row['means'][primary]:.3f}",
             f"{row['p50_ms']:.1f}",
             f"{row['p95_ms']:.1f}",
+            str(row.get("n_timed") or ""),
             *([money(row["cost"])] if priced else []),
             *(f"{row['means'][name]:.3f}" for name in others),
         ]
@@ -236,7 +254,7 @@ def sweep_section(result: Row) -> str:
     ]
     chosen = {place for place, row in enumerate(result["outcomes"]) if row["label"] == result["recommended"]}
     return (
-        f'<h3>Which setting?</h3><p class="say">{escape(result["recommendation"])}</p>'
+        f'<h3>Which setting?</h3><p class="say">{escape(result["recommendation"])}</p>{_settings(result)}'
         f"{table(head, rows, text={1}, chosen=chosen)}{_pictures(_sweep_pictures(result, priced))}"
     )
 
@@ -268,7 +286,7 @@ def calibration_section(result: Row) -> str:
     caption = "Promise and truth on queries that the fit had not seen; large dots hold many pairs"
     facts = f"{result['n_pairs']:,} pairs, {result['n_relevant']:,} of them relevant."
     return (
-        f'<h3>What a score is worth</h3>{say}<p class="facts">{facts} Both errors are 0 at best.</p>'
+        f'<h3>What a score is worth</h3>{say}{_settings(result)}<p class="facts">{facts} Both errors are 0 at best.</p>'
         f"{table(['probability', 'calibration error', 'Brier score'], rows)}{_pictures([figure(diagram, caption)])}"
     )
 

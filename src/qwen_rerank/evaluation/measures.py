@@ -63,6 +63,15 @@ def measure(run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) 
     return Measured(per_query, n_missing=n_missing, n_unjudged=sum(query not in qrels for query in run))
 
 
+def check_measures(names: Sequence[str]) -> int:
+    """Return the deepest cut-off of measures, 0 where none has one: so many documents a first stage must give.
+
+    Raises:
+        InvalidInputError: If one of them is unknown.
+    """
+    return max((int(_parse(name).params.get("cutoff") or 0) for name in names), default=0)
+
+
 def _parse(name: str) -> ir_measures.Measure:
     try:
         return ir_measures.parse_measure(name)

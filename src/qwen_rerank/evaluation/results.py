@@ -33,6 +33,8 @@ from qwen_rerank.evaluation.significance import compare
 from qwen_rerank.evaluation.sweep import Outcome, Recommendation, pareto
 from qwen_rerank.reranker import Reranker
 
+FEW_QUERIES = 20  # below it an interval of resampled queries is too narrow
+FEW_DOCUMENTS = 30  # kept by a threshold, below which its precision is hardly known
 _NUMBERS = re.compile(r"\[\n\s*([-+.,0-9eE\s]+?)\n\s*\]")  # strings hold no line break, so none of them matches
 _TEXT_CHARS = 300  # of a document shown as an example
 _HISTOGRAM_BINS = 40
@@ -47,6 +49,11 @@ def write_result(result: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
 def about(collection: Collection) -> dict[str, Any]:
     """Return what a reader must know of the collection, a flag for training data included."""
     notes = list(collection.notes)
+    if len(collection.queries) < FEW_QUERIES:
+        notes.append(
+            f"{len(collection.queries)} queries are too few to tell systems apart: an interval may be too narrow, and no "
+            "difference counts that only these queries show"
+        )
     if training_set := in_domain(collection.name):
         notes.append(f"in-domain for Qwen3-Reranker: its training data holds {training_set}")
     if training_set := in_domain(collection.name, training=QWEN3_EMBEDDING):
@@ -71,8 +78,10 @@ def run_result(
     measures: Sequence[str] = DEFAULT_MEASURES,
     primary: str = "nDCG@10",
     n_examples: int = 10,
+    reranks: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compare runs with one of them.
+    """Compare runs with one of them, and each reranked run with the first stage that it reranks.
 
     Args:
         collection: What was searched.
@@ -82,19 +91,22 @@ def run_result(
         measures: What is measured.
         primary: The measure that is compared.
         n_examples: Queries shown as most helped and most hurt by the last run.
+        reranks: Name of a reranked run to the name of its first stage's.
+        settings: What the runs were made with, for readers.
     """
     names = tuple(dict.fromkeys((primary, *measures)))
     measured = {name: measure(run, collection.qrels, names) for name, run in runs.items()}
     values = {name: result.per_query[primary] for name, result in measured.items()}
     compared = compare(values[baseline], {name: v for name, v in values.items() if name != baseline})
+    gains = _gains(values, reranks or {})
     last = list(runs)[-1]
-    helped, hurt = largest_moves(
-        collection, (runs[baseline], values[baseline]), (runs[last], values[last]), n=n_examples
-    )
+    before = (reranks or {}).get(last, baseline)
+    helped, hurt = largest_moves(collection, (runs[before], values[before]), (runs[last], values[last]), n=n_examples)
     return {
         "kind": "run",
         "environment": environment(),
         "collection": about(collection),
+        "settings": dict(settings or {}),
         "primary": primary,
         "measures": names,
         "systems": [
@@ -103,15 +115,27 @@ def run_result(
                 "means": result.means,
                 "n_missing": result.n_missing,
                 "comparison": asdict(compared[name]) if name in compared else None,
+                "reranks": (reranks or {}).get(name),
+                "gain": gains.get(name),
                 "deltas": [round(values[name][query] - values[baseline][query], 6) for query in collection.queries],
             }
             for name, result in measured.items()
         ],
         "examples_of": last,
+        "examples_against": before,
         "scores": None if scores is None else _histogram(scores, collection),
         "helped": [_example(move) for move in helped],
         "hurt": [_example(move) for move in hurt],
     }
+
+
+def _gains(values: Mapping[str, Mapping[str, float]], reranks: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return the comparison of each reranked run with its first stage; Holm's correction is over those of one first stage."""
+    gains: dict[str, dict[str, Any]] = {}
+    for first in dict.fromkeys(reranks.values()):
+        compared = compare(values[first], {name: values[name] for name in reranks if reranks[name] == first})
+        gains |= {name: asdict(comparison) for name, comparison in compared.items()}
+    return gains
 
 
 def _example(move: Move) -> dict[str, Any]:
@@ -140,6 +164,7 @@ def sweep_result(
     *,
     primary: str = "nDCG@10",
     rerankers: Mapping[str, Reranker] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a sweep: every outcome, the Pareto fronts, the recommendation, and what the rerankers' names stand for."""
     by_cost = [] if outcomes[0].cost is None else pareto(outcomes, primary=primary, price=lambda o: o.cost or 0.0)
@@ -147,6 +172,7 @@ def sweep_result(
         "kind": "sweep",
         "environment": environment(),
         "collection": about(collection),
+        "settings": dict(settings or {}),
         "primary": primary,
         "measures": list(outcomes[0].means),
         "rerankers": {name: dict(reranker.calibration_key()) for name, reranker in (rerankers or {}).items()},
@@ -172,6 +198,7 @@ def calibration_result(
     precision: float | None = None,
     recall: float | None = None,
     judged_only: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Calibration, dict[str, Any]]:
     """Fit a calibration on a collection's labels and say how good it is on queries that a fit has not seen.
 
@@ -183,6 +210,7 @@ def calibration_result(
         precision: Wanted precision, for a threshold.
         recall: Wanted recall, for a threshold; at most one of both.
         judged_only: Leave out what nobody judged.
+        settings: What the scores were made with, for readers.
     """
     pairs: Labelled = label(scores, collection.qrels, judged_only=judged_only)
     key = reranker.calibration_key()
@@ -194,6 +222,7 @@ def calibration_result(
         "kind": "calibration",
         "environment": environment(),
         "collection": about(collection),
+        "settings": dict(settings or {}),
         "fitted_for": dict(key),
         "n_pairs": len(pairs.labels),
         "n_relevant": int(pairs.labels.sum()),
@@ -209,7 +238,14 @@ def threshold_sentence(threshold: Mapping[str, Any]) -> str:
         f"{what} {threshold[name]:.3f} ({threshold[name + '_interval'][0]:.3f} … {threshold[name + '_interval'][1]:.3f})"
         for name, what in (("precision", "precision"), ("recall", "recall of the candidates"))
     ]
-    return f"Threshold {threshold['value']:.3f}: {', '.join(parts)}."
+    sentence = f"Threshold {threshold['value']:.3f}: {', '.join(parts)}."
+    n_kept = threshold.get("n_kept", FEW_DOCUMENTS)
+    if n_kept < FEW_DOCUMENTS:
+        documents = "1 document is" if n_kept == 1 else f"{n_kept} documents are"
+        sentence += (
+            f" Only {documents} kept by it, too few to rely on that precision: label more queries, or ask for less."
+        )
+    return sentence
 
 
 def compare_result(runs: Mapping[str, Run], qrels: Qrels, *, primary: str) -> list[dict[str, Any]]:

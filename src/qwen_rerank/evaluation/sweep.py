@@ -12,13 +12,14 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation.cache import ScoreCache
 from qwen_rerank.evaluation.collection import Collection
 from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run, time_searches
-from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, measure
+from qwen_rerank.evaluation.measures import DEFAULT_MEASURES, check_measures, measure
 from qwen_rerank.evaluation.significance import mean_interval
 from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
 from qwen_rerank.reranker import Reranker
 
 SECONDS_AN_HOUR = 3600
+FEW_TIMED = 40  # below it at most two searches are slower than the 95th percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Outcome:
         p50_ms: Median milliseconds of one search, both stages, one query at a time.
         p95_ms: 95th percentile of the same.
         cost: Money for 1,000 searches at the given prices, or None without any.
+        n_timed: Searches that the times come from; None where nobody counted.
     """
 
     first_stage: str
@@ -44,6 +46,7 @@ class Outcome:
     p50_ms: float
     p95_ms: float
     cost: float | None
+    n_timed: int | None = None
 
     @property
     def label(self) -> str:
@@ -99,6 +102,7 @@ def sweep(
     if unknown := sorted(set(fees or {}) - set(rerankers)):
         raise InvalidInputError(f"fees names {', '.join(unknown)}; the rerankers are {', '.join(rerankers)}.")
     names = tuple(dict.fromkeys((primary, *measures)))
+    deepest = check_measures(names)  # what a measure reads of a first stage, however little of it is reranked
     prices = _Prices(price_per_hour, fees)
     outcomes = []
 
@@ -107,11 +111,13 @@ def sweep(
         p50, p95 = (float(value) * 1000 for value in np.percentile(seconds, [50, 95]))
         cost = prices.of(reranker, float(np.mean(seconds)))
         outcomes.append(
-            Outcome(name, reranker, depth, measured.means, dict(measured.per_query[primary]), p50, p95, cost)
+            Outcome(
+                name, reranker, depth, measured.means, dict(measured.per_query[primary]), p50, p95, cost, len(seconds)
+            )
         )
 
     for first_name, first_stage in first_stages.items():
-        found = recall(first_stage, collection, top_k=max(depths), name=first_name)
+        found = recall(first_stage, collection, top_k=max(*depths, deepest), name=first_name)
         judge(first_name, None, 0, found.run, np.array(list(found.seconds.values())))
         for name, reranker in rerankers.items():
             label = f"{first_name} → {name}"
@@ -204,6 +210,8 @@ def recommend(
         sentence += f"; {_named(best, primary)} is better by no more than {tolerance:g} (95 % sure, {len(within)} settings compared)"
     if unclear:
         sentence += f"; these {len(best.per_query)} queries are too few to tell {_named(min(unclear, key=price), primary)} from the best"
+    if chosen.n_timed is not None and chosen.n_timed < FEW_TIMED:
+        sentence += f"; its p95 is that of {chosen.n_timed} timed searches, about the slowest of them: time more with --timed {FEW_TIMED}"
     return Recommendation(chosen, sentence + ".")
 
 
