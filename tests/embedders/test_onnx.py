@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 import warnings
@@ -149,6 +150,13 @@ def test_a_name_leads_to_the_graph_without_torch(copy, tmp_path):
     with FaissStore.create(tmp_path / "store", embedder) as store:
         store.add(TEXTS)
         assert store.search(TEXTS[0], 1, mode="dense")[0].document.text == TEXTS[0]
+
+
+def test_a_pickle_holds_the_settings_alone(copy):
+    embedder = OnnxEmbedder(copy, name="mine", batch_size=3)
+    again = pickle.loads(pickle.dumps(embedder))
+
+    assert (again.fingerprint, again.name, again._batch_size) == (embedder.fingerprint, "mine", 3)
 
 
 def test_what_cannot_be_used_is_named(copy, tmp_path):

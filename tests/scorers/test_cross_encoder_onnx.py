@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import onnx
@@ -15,10 +18,10 @@ from qwen_rerank import CrossEncoderScorer, Reranker, load_scorer
 from qwen_rerank.errors import (
     InvalidInputError,
     MissingExtraError,
+    ModelCorruptError,
     ModelError,
     ModelIncompleteError,
     QueryTooLongError,
-    ScorerClosedError,
 )
 from qwen_rerank.scorers.cross_encoder import classifier
 from qwen_rerank.scorers.loading import check_model, scorer_kind
@@ -243,21 +246,36 @@ def test_a_graph_that_is_not_there_is_named_with_those_that_are(bert, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_is_told_and_never_waits(bert):
-    scorer = CrossEncoderScorer(str(bert), backend="onnx", threads=2)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            scorer.score("a", ["b"])
-        except ScorerClosedError as error:
-            os.write(write, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    os.waitpid(child, 0)
+def test_a_forked_process_scores_with_a_session_of_its_own(alone):
+    """A server loads before it forks its workers; the runtime's threads do not come along."""
+    scorer = CrossEncoderScorer(str(alone), threads=2)
+    expected = scorer.score("a", TEXTS)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_keep, initargs=(scorer.score,)) as pool:
+        np.testing.assert_array_equal(pool.submit(_score, TEXTS).result(timeout=60), expected)
+        (alone / "onnx/model.onnx").write_bytes(b"")
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=_keep, initargs=(scorer.score,)) as pool,
+        pytest.raises(ModelCorruptError),
+    ):
+        pool.submit(_score, TEXTS).result(timeout=60)
 
-    assert "cannot be used in the forked process" in os.read(read, 1000).decode()
+
+_kept = []
+
+
+def _keep(score):
+    _kept.append(score)
+
+
+def _score(texts):
+    return _kept[-1]("a", texts)
+
+
+def test_a_pickle_holds_the_settings_alone(bert):
+    scorer = CrossEncoderScorer(str(bert), backend="onnx", max_length=20)
+    again = pickle.loads(pickle.dumps(scorer))
+
+    assert (again.fingerprint, again.config) == (scorer.fingerprint, scorer.config)
 
 
 def test_a_prompt_in_the_template_leaves_its_words_to_texts(alone):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +15,15 @@ from qwen_rerank.errors import ModelCorruptError, ModelError, ModelNotFoundError
 from qwen_rerank.models.folder import longest_input, read_json, read_settings, read_tokenizer
 from qwen_rerank.models.names import SHIPPED
 from qwen_rerank.models.onnx_graph import find_graph, read_graph
-from qwen_rerank.models.onnx_session import OnnxSession, graph_digest
+from qwen_rerank.models.onnx_session import OnnxSession
 from qwen_rerank.models.tokenizer import safe_tokenizer
+from qwen_rerank.sharing import ForkLock, SharedCopies, made_from
 
 _TOKENS = 512  # of a text, where a model's files set no limit
 _CHARS_PER_TOKEN = 8  # more than a text has on the whole; the rest of a long one is not tokenized
 
 
-class OnnxEmbedder:
+class OnnxEmbedder(SharedCopies):
     """Embeds queries and documents with an encoder in ONNX, each with the prompt that the model was trained with.
 
     The graph gives a vector for each text, or a state for each token, of which the mean is taken (or the first, where
@@ -56,8 +57,15 @@ class OnnxEmbedder:
         threads: int | None = None,
     ) -> None:
         self.name = name
+        self._settings = {
+            "folder": str(folder),
+            "name": name,
+            "graph": graph,
+            "batch_size": batch_size,
+            "threads": threads,
+        }
         self._batch_size = check_count("batch_size", batch_size)
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         path = Path(folder)
         if not path.is_dir():
             raise ModelNotFoundError(
@@ -74,9 +82,13 @@ class OnnxEmbedder:
         self._pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
         self.max_length = longest_input(path, settings) or _TOKENS
         self._tokenizer.enable_truncation(self.max_length)
-        parts = [graph_digest(checked), tokenizer_json, self._prompts, self._takes_first, self.max_length]
+        parts = [self._session.digest, tokenizer_json, self._prompts, self._takes_first, self.max_length]
         self.fingerprint = f"onnx-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
         self.dim = self._find_dim()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the settings; the model is loaded again where they arrive."""
+        return made_from, (type(self), self._settings)
 
     def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(n_texts, dim)`, L2-normalised, with the query prompt."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from qwen_rerank.errors import DeviceOutOfMemoryError, ModelCorruptError, ModelError, ScorerClosedError, ScorerError
+from qwen_rerank.errors import DeviceOutOfMemoryError, ModelCorruptError, ModelError, ScorerError
 from qwen_rerank.models.names import first_line
-from qwen_rerank.models.onnx_graph import TYPE_NAMES, ExternalTensor, Graph, Value
+from qwen_rerank.models.onnx_graph import TYPE_NAMES, ExternalTensor, Graph, Value, read_graph
+from qwen_rerank.sharing import ForkLock
 
 
 def _working_bytes() -> int:
@@ -33,14 +33,14 @@ _NUMPY_TYPES |= {12: "<u4", 13: "<u8"}
 _SAMPLE_BYTES = 4096
 _SILENT = 4  # fatal alone: what goes wrong is raised, and said once
 _MARKS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_registering = threading.Lock()
+_registering = ForkLock()
 
 
 class OnnxSession:
     """Runs one graph whose inputs are token ids, mask and segments, `(n_rows, n_tokens)`, on the CPU.
 
     Memory is bounded: nothing is computed while loading, and a run may allocate at most `WORKING_BYTES`, whatever sizes
-    the graph asks for.
+    the graph asks for. A forked process, where the runtime's threads are gone, opens the graph again.
 
     Args:
         graph: As `read_graph` gave it.
@@ -51,6 +51,7 @@ class OnnxSession:
 
     Attributes:
         inputs: Names of what the graph takes.
+        digest: 64 hex digits over graph and weights.
 
     Raises:
         ModelError: If inputs or outputs are not what such a model has, or the runtime refuses the graph.
@@ -60,7 +61,8 @@ class OnnxSession:
         self, graph: Graph, *, output: str | None, rank: tuple[int, ...], threads: int | None = None, fold: bool = False
     ) -> None:
         self._path = graph.path
-        self._pid = os.getpid()
+        self.digest = graph_digest(graph)
+        self._settings = (threads, fold)
         self._dtypes = {value.name: _INPUT_TYPES[_check_input(graph, value)] for value in graph.inputs.values()}
         self.inputs = frozenset(self._dtypes)
         if "input_ids" not in self.inputs:
@@ -68,21 +70,19 @@ class OnnxSession:
         self._output = _check_output(graph, output, rank)
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = _SILENT
-        self._session = _open(graph, threads, fold)
+        self._session = _open(graph, *self._settings)
+        self._pid = os.getpid()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the output for a batch, as float32.
 
         Raises:
             DeviceOutOfMemoryError: If the batch needs more memory than a run may take.
-            ScorerClosedError: In a forked process, where the runtime's threads are gone.
             ScorerError: If the graph cannot be run on it.
+            ModelError: In a forked process, if the file is not what it was.
         """
         if os.getpid() != self._pid:
-            raise ScorerClosedError(
-                f"this model belongs to process {self._pid} and cannot be used in the forked process {os.getpid()}; "
-                "load it after the fork, or start processes with the 'spawn' method."
-            )
+            self._open_again()
         given = {name: feeds[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
         try:
             [found] = self._session.run([self._output], given, self._options)
@@ -95,6 +95,13 @@ class OnnxSession:
                 ) from exc
             raise ScorerError(f"{self._path} cannot be run ({_reason(exc)}).") from exc
         return np.asarray(found, dtype=np.float32)
+
+    def _open_again(self) -> None:
+        graph = read_graph(self._path)
+        if graph_digest(graph) != self.digest:
+            raise ModelCorruptError(f"{self._path} has changed since process {self._pid} opened it; start anew.")
+        self._session = _open(graph, *self._settings)
+        self._pid = os.getpid()
 
 
 def graph_digest(graph: Graph) -> str:

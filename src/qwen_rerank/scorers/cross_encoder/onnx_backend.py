@@ -12,7 +12,7 @@ import numpy as np
 from qwen_rerank.errors import InvalidInputError, ModelError
 from qwen_rerank.models.folder import longest_input, read_tokenizer
 from qwen_rerank.models.onnx_graph import find_graph, read_graph
-from qwen_rerank.models.onnx_session import OnnxSession, graph_digest
+from qwen_rerank.models.onnx_session import OnnxSession
 from qwen_rerank.scorers.cross_encoder.classifier import LoadedModel, read_classifier
 
 
@@ -68,7 +68,7 @@ def load_onnx(
     checked = read_graph(find_graph(path, graph))
     session = OnnxSession(checked, output=None, rank=(1, 2), threads=threads, fold=is_ours)
     tokenizer_json = read_tokenizer(path / "tokenizer.json")
-    parts = (graph_digest(checked), tokenizer_json, json.dumps(settings, sort_keys=True))
+    parts = (session.digest, tokenizer_json, json.dumps(settings, sort_keys=True))
     return LoadedModel(
         network=OnnxNetwork(session, checked.path),
         tokenizer_json=tokenizer_json,
