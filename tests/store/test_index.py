@@ -59,8 +59,8 @@ def test_other_factories_are_refused_with_what_there_is(given):
     [
         ("auto", 0, "Flat"),
         ("auto", 99_999, "Flat"),
-        ("auto", 100_000, "IVF512,SQ8"),
-        ("auto", 1_000_000, "IVF2048,SQ8"),
+        ("auto", 100_000, "IVF1024,SQ8"),
+        ("auto", 1_000_000, "IVF4096,SQ8"),
         ("HNSW32", 1, "HNSW32"),
         ("IVF8,Flat", 319, "Flat"),
         ("IVF8,Flat", 320, "IVF8,Flat"),
@@ -158,15 +158,15 @@ def test_a_store_that_grows_takes_the_index_that_suits_it(tmp_path, monkeypatch)
         for start in range(0, 1200, 300):
             names = [Document(str(n), f"text {n}") for n in range(start, start + 300)]
             store.add(names, vectors=vectors[start : start + 300])
-        assert store._vectors.index.kind == "IVF64,SQ8"
+        assert store._vectors.index.kind == "IVF128,SQ8"
         before = store.search_vectors(vectors[:5], 9)
         assert store.verify().ok
     with FaissStore.open(tmp_path / "store", embedder) as again:
-        assert again._vectors.index.kind == "IVF64,SQ8"
+        assert again._vectors.index.kind == "IVF128,SQ8"
         assert again.search_vectors(vectors[:5], 9) == before
     next((tmp_path / "store").glob("index-*")).unlink()
     with FaissStore.open(tmp_path / "store", embedder) as anew:
-        assert (len(anew._vectors.index), anew._vectors.index.kind) == (1200, "IVF64,SQ8")
+        assert (len(anew._vectors.index), anew._vectors.index.kind) == (1200, "IVF128,SQ8")
 
 
 def test_searches_and_writes_go_on_while_the_index_is_built_anew(tmp_path, monkeypatch):
@@ -186,6 +186,28 @@ def test_searches_and_writes_go_on_while_the_index_is_built_anew(tmp_path, monke
         monkeypatch.setattr(VectorIndex, "add", slow)
         store.compact()
         assert (len(store), len(store._vectors.index), store.verify().ok) == (50, 50, True)
+
+
+def test_tuning_keeps_the_first_effort_that_finds_enough(tmp_path):
+    vectors, embedder = unit(2000, 16), HashEmbedder(16)
+    with FaissStore.create(tmp_path / "s", embedder, index="IVF32,SQ8", words=False) as store:
+        assert store.tune() == []
+        store.add([str(n) for n in range(2000)], vectors=vectors)
+        tried = store.tune(target=0.9, top_k=10)
+        assert [one.effort for one in tried] == [2**n for n in range(len(tried))]
+        assert (
+            [one.recall >= 0.9 for one in tried] == [one.chosen for one in tried] == [*[False] * (len(tried) - 1), True]
+        )
+        kept = store.tune(["apple", "pear tree"], top_k=10)[-1]
+    with FaissStore.open(tmp_path / "s", embedder) as again:
+        assert (again._vectors.index.effort, kept.chosen) == (kept.effort, True)
+        assert again.verify().ok
+
+
+def test_an_exact_index_needs_no_tuning(store):
+    assert store.tune() == []
+    with pytest.raises(InvalidInputError, match="target"):
+        store.tune(target=2)
 
 
 def test_float16_vectors_take_half_the_space_and_keep_their_scores(tmp_path):

@@ -22,6 +22,7 @@ from qwen_rerank.store.errors import (
 from qwen_rerank.store.faiss_build import faiss_wheels
 from qwen_rerank.store.faiss_store import FaissStore
 from qwen_rerank.store.opening import StoreStatistics, VerifyReport, built_with, verify_store
+from qwen_rerank.store.tuning import TunedEffort
 
 __all__ = [
     "CorruptStoreError",
@@ -43,6 +44,7 @@ __all__ = [
     "StoreNotFoundError",
     "StoreReadOnlyError",
     "StoreStatistics",
+    "TunedEffort",
     "VerifyReport",
     "built_with",
     "faiss_wheels",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_rerank.checks import check_choice, check_count, check_query, check_texts, check_weights
+from qwen_rerank.checks import check_choice, check_count, check_probability, check_query, check_texts, check_weights
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.sharing import made_from
@@ -17,8 +17,9 @@ from qwen_rerank.store.commits import DeleteReport
 from qwen_rerank.store.errors import DuplicateIdError
 from qwen_rerank.store.faiss_build import DEVICES
 from qwen_rerank.store.filter_sql import check_fields, compile_filter
-from qwen_rerank.store.handle import StoreHandle
+from qwen_rerank.store.handle import StoreHandle, spread
 from qwen_rerank.store.index import parse_factory
+from qwen_rerank.store.index_file import VECTORS
 from qwen_rerank.store.opening import (
     StoreStatistics,
     check_embedder,
@@ -31,6 +32,7 @@ from qwen_rerank.store.opening import (
     statistics,
 )
 from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, repeated
+from qwen_rerank.store.tuning import TunedEffort, exact_rows, measure_effort
 from qwen_rerank.types import Candidate, Document
 
 METRICS = ("cosine", "ip")
@@ -394,6 +396,47 @@ class FaissStore(StoreHandle):
             if name in numbers:
                 out[place] = stored[np.searchsorted(ascending, numbers[name])]
         return out
+
+    def tune(
+        self, queries: Sequence[str] | None = None, *, target: float = 0.95, top_k: int = 100
+    ) -> list[TunedEffort]:
+        """Measure how much of the exact answer an approximate index finds at each effort, and keep the first that does.
+
+        Args:
+            queries: What will be asked, the more alike the better; None takes 200 of the documents' own vectors.
+            target: Recall to reach, in [0, 1].
+            top_k: Depth at which recall is measured.
+
+        Returns:
+            One entry for each effort that was tried, up to the one that is kept; none for an exact index.
+        """
+        check_probability("target", target)
+        check_count("top_k", top_k)
+        with self._guard.using(write=True):
+            self._mode("dense", embeds=False)
+            rows = self._database.matching_rows(VECTORS.condition)
+            index = None if self._vectors is None else self._vectors.index
+        if index is None or not index.efforts() or not len(rows):
+            return []
+        if queries is None:
+            asked = self._present(spread(rows, 200))[1]
+        else:
+            asked = self._scaled(
+                check_vectors(self._embedder().embed_queries(check_texts("queries", queries)), dim=self.dim)
+            )
+        pieces = (self._present(rows[start : start + 20_000]) for start in range(0, len(rows), 20_000))
+        exact = exact_rows(asked, pieces, top_k)
+        tried: list[TunedEffort] = []
+        for effort in index.efforts():
+            with self._guard.using(write=True), self._database.snapshot():
+                tried.append(measure_effort(index, asked, exact, top_k, effort))
+            if tried[-1].recall >= target:
+                break
+        tried[-1] = replace(tried[-1], chosen=True)
+        with self._guard.using(write=True):
+            self._change_settings(replace(self._settings, effort=tried[-1].effort))
+            index.effort = tried[-1].effort
+        return tried
 
     def __len__(self) -> int:
         """Return how many documents there are, those without a vector included."""

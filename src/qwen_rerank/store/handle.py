@@ -330,7 +330,7 @@ class StoreHandle(SharedCopies):
             file, rows = self._vectors, self._database.matching_rows(VECTORS.condition)
         index = file.empty()
         if len(rows):
-            index.start(len(rows), lambda count: self._present(_spread(rows, count))[1])
+            index.start(len(rows), lambda count: self._present(spread(rows, count))[1])
         for start in tqdm(
             range(0, len(rows), _ROWS_AT_ONCE), desc="index", disable=None if len(rows) > 20_000 else True
         ):
@@ -382,7 +382,8 @@ class StoreHandle(SharedCopies):
         self.close()
 
 
-def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return so many of these rows, ascending, always the same ones."""
     return np.sort(np.random.default_rng(0).permutation(rows)[:count])
 
 

@@ -58,7 +58,7 @@ def parse_factory(index: object, dim: int) -> str:
 def planned(factory: str, count: int) -> str:
     """Return the FAISS factory string that is built for so many vectors; too few to train with are kept as they are."""
     if factory == "auto":
-        return "Flat" if count < _AUTO_FLAT else f"IVF{2 ** round(math.log2(2 * math.sqrt(count)))},SQ8"
+        return "Flat" if count < _AUTO_FLAT else f"IVF{2 ** round(math.log2(4 * math.sqrt(count)))},SQ8"
     n_lists = re.match(r"IVF(\d+)", factory)
     needed = int(n_lists[1]) * _TRAIN_PER_LIST if n_lists else 0 if factory[:4] in ("Flat", "HNSW") else 1000
     return factory if count >= needed else "Flat"
@@ -108,6 +108,7 @@ class VectorIndex:
             base.cp.niter = 10
             base.cp.spherical = True  # lists of an inner product are told apart by direction
             base.make_direct_map(True)  # so that a vector can be decoded by its position
+            base.parallel_mode = 1  # one query's lists are shared out among threads
         return base
 
     def start(self, count: int, sample: Callable[[int], np.ndarray]) -> None:
@@ -125,6 +126,12 @@ class VectorIndex:
             _log.info("The index %s is trained on %d vectors.", self.kind, len(vectors))
             base.train(vectors)
         self._adopt(self._faiss.IndexIDMap(base))
+
+    def efforts(self) -> list[int]:
+        """Return the efforts that are worth trying, ascending; none for an index that compares all vectors."""
+        if self._has_lists(self._base):
+            return [2**power for power in range(int(math.log2(self._base.nlist)) + 1)]
+        return [2**power for power in range(5, 12)] if self.kind.startswith("HNSW") else []
 
     @property
     def outgrown(self) -> bool:
@@ -196,7 +203,7 @@ class VectorIndex:
     # Searching
 
     def search(
-        self, vectors: np.ndarray, top_k: int, allowed: np.ndarray | None = None
+        self, vectors: np.ndarray, top_k: int, allowed: np.ndarray | None = None, *, effort: int = 0
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return for each of float32 `(n, dim)` queries its best `(rows, scores)`, at most `top_k`.
 
@@ -206,6 +213,7 @@ class VectorIndex:
             vectors: The queries.
             top_k: At least 1; more than there are is all there are.
             allowed: Row numbers to choose from, int64, ascending; None is all.
+            effort: In place of the index's own; 0 is that.
         """
         mask = self._alive if allowed is None else self._among(allowed)
         count = int(mask.sum())
@@ -214,11 +222,11 @@ class VectorIndex:
             return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in vectors]
         vectors = np.ascontiguousarray(vectors)
         if self.lossless:
-            scores, positions = self._nearest(vectors, wanted, mask, count)
+            scores, positions = self._nearest(vectors, wanted, mask, count, effort)
         else:
             # A few more than are wanted: what the saved bits put just behind comes to the front again.
             depth = min(count, wanted + max(20, wanted // 4))
-            scores, positions = self._by_stored(vectors, self._nearest(vectors, depth, mask, count)[1], wanted)
+            scores, positions = self._by_stored(vectors, self._nearest(vectors, depth, mask, count, effort)[1], wanted)
         return [self._ordered(*pair) for pair in zip(positions, scores, strict=True)]
 
     def _among(self, allowed: np.ndarray) -> np.ndarray:
@@ -233,7 +241,9 @@ class VectorIndex:
         order = np.lexsort((positions, -scores))
         return self._rows[positions[order]], scores[order]
 
-    def _nearest(self, vectors: np.ndarray, k: int, mask: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _nearest(
+        self, vectors: np.ndarray, k: int, mask: np.ndarray, count: int, effort: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         all_alive = count == len(self._rows)
         selector = None if all_alive else self._faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
         if self.exact:
@@ -243,18 +253,19 @@ class VectorIndex:
             return self._base.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
         share = count / len(self._rows)
         if share >= _EXACT_BELOW.get(self.kind[:4].rstrip("0123456789"), 0.0):
-            scores, positions = self._base.search(vectors, k, params=self._parameters(k, selector, share))
+            scores, positions = self._base.search(vectors, k, params=self._parameters(k, selector, share, effort))
             if (positions >= 0).all():
                 return scores, positions
         # Few are allowed, or the search did not reach as many as there are.
         return self._compared(vectors, np.flatnonzero(mask), k)
 
-    def _parameters(self, k: int, selector: Any | None, share: float) -> Any:
+    def _parameters(self, k: int, selector: Any | None, share: float, effort: int) -> Any:
+        effort = effort or self.effort
         if self.kind.startswith("HNSW"):
-            return self._faiss.SearchParametersHNSW(sel=selector, efSearch=max(self.effort or _EF_SEARCH, 2 * k))
+            return self._faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort or _EF_SEARCH, k))
         if self._has_lists(self._base):
             # The nearest of few allowed ones lie further away than the nearest of all.
-            probes = (self.effort or self._base.nlist * _PROBED) / math.sqrt(share)
+            probes = (effort or self._base.nlist * _PROBED) / math.sqrt(share)
             return self._faiss.SearchParametersIVF(sel=selector, nprobe=min(self._base.nlist, math.ceil(probes)))
         return self._faiss.SearchParameters(sel=selector)
 
