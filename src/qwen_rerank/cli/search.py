@@ -77,16 +77,15 @@ def index(
 ) -> None:
     """Embed documents and keep them in a store; a document that is there already is replaced."""
     from qwen_rerank.embedders import load_embedder
-    from qwen_rerank.store import FaissStore, built_with
+    from qwen_rerank.store import FaissStore, StoreNotFoundError, built_with
 
     documents = _from_files(source)
-    model = load_embedder(embedder or (built_with(store) if store.exists() else "") or options.DEFAULT_EMBEDDER)
-    opened = (
-        FaissStore.open(store, embedder=model)
-        if store.exists()
-        else FaissStore.create(store, embedder=model, index=index_kind)
-    )
-    with opened:
+    try:
+        stored = built_with(store)
+    except StoreNotFoundError:  # an empty folder, such as a container's volume, counts as none
+        stored = ""
+    model = load_embedder(embedder or stored or options.DEFAULT_EMBEDDER)
+    with FaissStore.open_or_create(store, model, index=index_kind) as opened:
         opened.upsert(documents)
         n_documents = len(opened)
     from qwen_rerank.cli.show import errors

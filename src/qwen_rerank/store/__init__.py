@@ -22,6 +22,7 @@ from qwen_rerank.store.errors import (
 from qwen_rerank.store.faiss_build import faiss_wheels
 from qwen_rerank.store.faiss_store import FaissStore
 from qwen_rerank.store.opening import StoreStatistics, VerifyReport, built_with, verify_store
+from qwen_rerank.store.transfer import ImportedDocuments, export_store, read_export
 from qwen_rerank.store.tuning import TunedEffort
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "FaissWheelsError",
     "ForkedHandleError",
     "FormatTooNewError",
+    "ImportedDocuments",
     "InvalidEmbeddingError",
     "NotAStoreError",
     "StoreClosedError",
@@ -47,6 +49,8 @@ __all__ = [
     "TunedEffort",
     "VerifyReport",
     "built_with",
+    "export_store",
     "faiss_wheels",
+    "read_export",
     "verify_store",
 ]
