@@ -124,7 +124,8 @@ def test_when_some_requests_fail_the_call_fails_and_carries_the_other_scores():
     def handle(request):
         if request.method == "GET":
             return Reply(404, {})
-        return Reply(400, {"message": "bad"}) if "d2" in request.json["documents"] else results((0, 0.5), (1, 0.5))
+        texts = request.json["documents"]
+        return Reply(501, {"message": "bad"}) if "d2" in texts else results(*((i, 0.5) for i in range(len(texts))))
 
     with (
         serving(handle) as server,
@@ -141,7 +142,7 @@ def test_documents_of_failed_requests_come_last_in_their_first_order_and_are_mar
     def handle(request):
         if request.method == "GET":
             return Reply(404, {})
-        return Reply(400, {"message": "bad"}) if "d0" in request.json["documents"] else results((0, 0.2), (1, 0.9))
+        return Reply(501, {"message": "bad"}) if "d0" in request.json["documents"] else results((0, 0.2), (1, 0.9))
 
     with serving(handle) as server, llamacpp(server.url, max_batch=2) as scorer:
         hits = Reranker(scorer, on_error="last").rerank("q", [f"d{i}" for i in range(4)])

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, ProtocolError, RateLimitedError
+from qwen_rerank.scorers.http.limits import stated_limit
 from qwen_rerank.scorers.http.redaction import Secrets
 
 ScoreKind = Literal["logit", "probability", "relevance", "raw"]
@@ -116,6 +117,11 @@ def refusal(answer: HttpAnswer, hint: str = "") -> BackendRejectedError:
     return BackendRejectedError(
         message, url=answer.url, status=answer.status, excerpt=answer.excerpt, code=error_code(answer)
     )
+
+
+def is_about_a_limit(answer: HttpAnswer) -> bool:
+    """Whether a 500 says that documents are too long or too many, so that trying again would not help."""
+    return answer.status == 500 and stated_limit(error_text(answer)) is not None
 
 
 def unavailable(answer: HttpAnswer) -> BackendUnavailableError:

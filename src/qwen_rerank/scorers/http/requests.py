@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -20,12 +19,20 @@ from qwen_rerank.scorers.http.answers import (
     raise_protocol_error,
     to_log_odds,
 )
+from qwen_rerank.scorers.http.limits import (
+    Limit,
+    chars_within,
+    estimated_tokens,
+    may_be_one_document,
+    shorter_text,
+    stated_limit,
+)
 from qwen_rerank.scorers.http.session import Session
 from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
 from qwen_rerank.types import Scores
 
-_LIMIT = re.compile(r"batch size \d+ > maximum allowed batch size (\d+)")
+TEMPLATE_TOKENS = 16  # that a server puts around the texts, where nobody can count them
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -81,6 +88,11 @@ class QueryTexts:
     errors: dict[int, Exception] = field(default_factory=dict)
     prompt_tokens: int | None = 0
 
+    @property
+    def beside(self) -> str:
+        """Instruction and query, which stand in a prompt beside the document."""
+        return f"{self.instruction or ''}\n{self.query}"
+
     def __post_init__(self) -> None:
         self.reported = np.full(len(self.texts), np.nan)
         self.tokens = np.full(len(self.texts), -1, dtype=np.int32)
@@ -98,14 +110,30 @@ class QueryTexts:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SentText:
-    """One text of one query, as it is sent: the ids of its whole prompt, or the text."""
+    """One text of one query, as it is sent: the ids of its whole prompt, or the text.
+
+    Attributes:
+        of: The texts of its query.
+        place: Among them.
+        text: What is sent, if not ids.
+        ids: Of its whole prompt, if they are sent.
+        cut_for: Tokens that the prompt was cut to, or None where it was not measured.
+        cuts: How often it was cut by an estimate since the server refused it.
+    """
 
     of: QueryTexts
     place: int
     text: str = ""
     ids: list[int] | None = None
+    cut_for: int | None = None
+    cuts: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether a request with this text has failed."""
+        return self.place in self.of.errors
 
 
 @dataclass(slots=True)
@@ -127,11 +155,11 @@ class RequestSender:
     deadline: float | None
 
     async def score(self, requests: Sequence[ScoreRequest]) -> list[ServerScores]:
-        """Return what came of every query's texts; a failed request fails its own texts.
+        """Return what came of every query's texts; a document that the server refuses fails alone.
 
         Raises:
             InvalidInputError: If the server cannot carry the instruction.
-            RerankServerError: If all requests failed: the first reason that is no timeout.
+            RerankServerError: If nothing that was sent could be scored: the first reason that is no timeout.
         """
         default = self.config.instruction
         queries = [QueryTexts(r.query, r.texts, default if r.instruction is None else r.instruction) for r in requests]
@@ -139,16 +167,14 @@ class RequestSender:
             for query in queries:
                 self.session.dialect.check(model=self.config.model, instruction=query.instruction)
         batches = await asyncio.to_thread(self._batches, queries)  # tokenizing would hold the loop up
-        answers = await asyncio.gather(*(self._send(batch) for batch in batches), return_exceptions=True)
-        for batch, answer in zip(batches, answers, strict=True):
-            self._collect(batch, answer)
+        await self._send_all(batches)
         if len(queries) > 1:
             for query in queries:  # prompts of several queries share requests
                 query.prompt_tokens = None
-        errors = [answer for answer in answers if isinstance(answer, BaseException)]
-        if errors and len(errors) == len(answers):
+        errors = [piece.of.errors.get(piece.place) for batch in batches for piece in batch]
+        if (failed := [error for error in errors if error is not None]) and len(failed) == len(errors):
             # A timeout says less than what went wrong before it.
-            raise next((e for e in errors if not isinstance(e, RerankTimeoutError)), errors[0])
+            raise next((e for e in failed if not isinstance(e, RerankTimeoutError)), failed[0])
         return [query.scores(self.session) for query in queries]
 
     # --- from texts to requests ----------------------------------------------------------------------------------
@@ -157,19 +183,26 @@ class RequestSender:
         """Cut all work into requests; prompts of several queries may share one, texts of several cannot."""
         session, size = self.session, self.session.max_batch
         if session.route is not None and session.encoder is not None:
-            return _chunks([piece for query in queries for piece in _prompts(session.encoder, query)], size)
-        return [batch for query in queries for batch in _chunks(self._texts(query), size)]
+            pieces = [p for query in queries for p in _prompts(session.encoder, query, range(len(query.texts)))]
+            return _chunks(pieces, size)
+        return [batch for query in queries for batch in _chunks(self._texts(query, range(len(query.texts))), size)]
 
-    def _texts(self, query: QueryTexts) -> list[SentText]:
-        dialect, texts = self.session.dialect, query.texts
-        if self.session.encoder is not None:
-            fits = self.session.encoder.fit_checked(query.query, texts, query.instruction)
-            query.kept_chars[:] = [fit.kept_chars for fit in fits]
+    def _texts(self, query: QueryTexts, places: Sequence[int]) -> list[SentText]:
+        dialect, encoder = self.session.dialect, self.session.encoder
+        texts = [query.texts[place] for place in places]
+        if encoder is not None:
+            fits = encoder.fit_checked(query.query, texts, query.instruction)
+            query.kept_chars[list(places)] = [fit.kept_chars for fit in fits]
             texts = [text[: fit.kept_chars] for text, fit in zip(texts, fits, strict=True)]
+        elif (room := self.session.learnt_room) is not None:
+            room -= estimated_tokens(query.beside, room)
+            for i, place in enumerate(places):
+                if (kept := chars_within(texts[i], room)) < len(texts[i]):
+                    texts[i], query.kept_chars[place] = texts[i][:kept], kept
         pieces = []
-        for place, text in enumerate(texts):
+        for place, text in zip(places, texts, strict=True):
             if text.strip() or dialect.scores_blank:
-                pieces.append(SentText(query, place, text))
+                pieces.append(SentText(query, place, text, cut_for=None if encoder is None else encoder.max_length))
             else:
                 query.errors[place] = InvalidInputError(
                     f"a {dialect.name} server refuses a request with an empty document; leave it out, or give "
@@ -179,10 +212,32 @@ class RequestSender:
 
     # --- one request ---------------------------------------------------------------------------------------------
 
-    async def _send(self, batch: list[SentText]) -> ParsedAnswer:
-        """Return the scores of a batch, in its order; in several requests where it is too large for one."""
+    async def _send_all(self, batches: Sequence[list[SentText]]) -> None:
+        ends = await asyncio.gather(*(self._send(batch) for batch in batches), return_exceptions=True)
+        for end in ends:
+            if end is not None:
+                raise end
+
+    async def _send(self, batch: list[SentText], *, known_fault: bool = False) -> None:
+        """Score a batch, in several requests where it is too large for one; what fails is noted at its texts.
+
+        Args:
+            batch: Of one query, if texts are sent.
+            known_fault: Whether single documents are already known to be at fault.
+        """
         if len(batch) > self.session.max_batch:
-            return await self._send_in_parts(batch, self.session.max_batch)
+            return await self._send_all(_chunks(batch, self.session.max_batch))
+        try:
+            answer, parsed = await self._ask(batch)
+            self._check(answer, parsed, batch)
+        except BackendRejectedError as exc:
+            await self._after_refusal(batch, exc, known_fault=known_fault)
+        except RerankError as exc:
+            _fail(batch, exc)
+        else:
+            self._collect(batch, parsed)
+
+    async def _ask(self, batch: list[SentText]) -> tuple[HttpAnswer, ParsedAnswer]:
         deadline = self.deadline
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self.config.timeout_s
@@ -193,29 +248,75 @@ class RequestSender:
             instruction=query.instruction,
             prompts=[text.ids for text in batch if text.ids is not None],
         )
-        try:
-            answer, parsed = await self.session.ask(self.transport, request, deadline=deadline)
-        except BackendRejectedError as exc:
-            limit = _lower_limit(exc, len(batch))
-            if limit is None:
-                raise
-            self.session.max_batch = min(self.session.max_batch, limit)
-            return await self._send_in_parts(batch, limit)
-        self._check(answer, parsed, batch)
-        return parsed
+        return await self.session.ask(self.transport, request, deadline=deadline)
 
-    async def _send_in_parts(self, batch: list[SentText], size: int) -> ParsedAnswer:
-        answers = await asyncio.gather(*(self._send(part) for part in _chunks(batch, size)), return_exceptions=True)
-        parts = []
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-            parts.append(answer)
-        counts = [part.prompt_tokens for part in parts if part.prompt_tokens is not None]
-        return ParsedAnswer(
-            np.concatenate([part.scores for part in parts]),
-            sum(counts) if len(counts) == len(parts) else None,
-        )
+    async def _after_refusal(self, batch: list[SentText], exc: BackendRejectedError, *, known_fault: bool) -> None:
+        """Send fewer or shorter documents, as the refusal asks, until those at fault are alone."""
+        if not may_be_one_document(exc):
+            return _fail(batch, exc)
+        limit = stated_limit(str(exc))
+        # 1. Too many documents at once: the limit is kept for all later requests.
+        if len(batch) > 1 and (_is_of(limit, "documents") or _is_evenly_too_large(exc, limit, batch)):
+            told = limit.number if limit is not None and limit.number is not None else len(batch)
+            most = told if told < len(batch) else len(batch) // 2
+            self.session.max_batch = min(self.session.max_batch, most)
+            return await self._send_all(_chunks(batch, most))
+        # 2. A prompt is too long: cut again to the limit that was told, which is kept, or alone by an estimate.
+        if limit is not None and limit.of == "tokens":
+            if limit.number is not None:
+                self.session.learn_length(limit.number)
+            if (again := await asyncio.to_thread(self._cut_again, batch)) is not None:
+                return await self._send(again, known_fault=True)
+            if len(batch) == 1 and (shorter := self._shorter(batch[0])) is not None:
+                await self._send([shorter], known_fault=True)
+                if not shorter.failed and shorter.cut_for is not None:
+                    self.session.learnt_room = min(self.session.learnt_room or shorter.cut_for, shorter.cut_for)
+                return None
+        if len(batch) == 1:
+            return _fail(batch, exc)
+        # 3. A document is at fault, or all of the request: two documents alone tell which.
+        if limit is None and not known_fault and exc.status != 413:
+            by_size = sorted(batch, key=lambda text: (not text.ids and not text.text.strip(), _size(text)))
+            alone = by_size[:: max(1, len(batch) // 2)][:2]
+            await self._send_all([[text] for text in alone])
+            batch = [text for text in batch if text not in alone]
+            if all(text.failed for text in alone):
+                return _fail(batch, exc)
+        middle = (len(batch) + 1) // 2
+        halves = [half for half in (batch[:middle], batch[middle:]) if half]
+        ends = await asyncio.gather(*(self._send(half, known_fault=True) for half in halves), return_exceptions=True)
+        for end in ends:
+            if end is not None:
+                raise end
+        return None
+
+    def _cut_again(self, batch: list[SentText]) -> list[SentText] | None:
+        """Return the batch as the encoder cuts it now, or None if that is how it was cut before."""
+        encoder = self.session.encoder
+        if encoder is None or all((text.cut_for or 0) <= encoder.max_length for text in batch):
+            return None
+        places: dict[int, list[SentText]] = {}
+        for text in batch:
+            places.setdefault(id(text.of), []).append(text)
+        again = []
+        for texts in places.values():
+            query, where = texts[0].of, [text.place for text in texts]
+            by_ids = self.session.route is not None
+            again += _prompts(encoder, query, where) if by_ids else self._texts(query, where)
+        return again
+
+    def _shorter(self, sent: SentText) -> SentText | None:
+        """Return a text cut by an estimate, or None where it is sent as ids or cannot be shorter."""
+        known = (self.session.length, self.config.max_length)
+        most = min(length for length in known if length is not None) - TEMPLATE_TOKENS
+        if sent.ids is not None or most <= 0:
+            return None
+        found = shorter_text(sent.text, most, beside=sent.of.beside, tries=sent.cuts)
+        if found is None:
+            return None
+        text, tokens = found
+        sent.of.kept_chars[sent.place] = len(text)
+        return replace(sent, text=text, cut_for=tokens, cuts=sent.cuts + 1)
 
     def _check(self, answer: HttpAnswer, parsed: ParsedAnswer, batch: list[SentText]) -> None:
         """Refuse scores of other prompts or texts than were sent, of another model, or on another scale."""
@@ -242,14 +343,8 @@ class RequestSender:
             raise ProtocolError(f"{answer.url} answered with {what}.", url=answer.url, status=answer.status)
         self.warn(f"{answer.url} answered with {what}; strict_echo=True makes this an error.")
 
-    def _collect(self, batch: list[SentText], answer: ParsedAnswer | BaseException) -> None:
-        """Take what came of one request to its texts."""
-        if isinstance(answer, BaseException):
-            if not isinstance(answer, RerankError):
-                raise answer
-            for piece in batch:
-                piece.of.errors[piece.place] = answer
-            return
+    def _collect(self, batch: list[SentText], answer: ParsedAnswer) -> None:
+        """Take the scores of one request to its texts."""
         for piece, score in zip(batch, answer.scores, strict=True):
             piece.of.reported[piece.place] = score
         query = batch[0].of
@@ -257,22 +352,34 @@ class RequestSender:
         query.prompt_tokens = None if counts[0] is None or counts[1] is None else counts[0] + counts[1]
 
 
-def _prompts(encoder: PromptEncoder, query: QueryTexts) -> list[SentText]:
-    prompts = encoder.encode_checked(query.query, query.texts, query.instruction)
-    query.tokens[:] = [len(prompt.ids) for prompt in prompts]
-    query.kept_chars[:] = [prompt.kept_chars for prompt in prompts]
-    return [SentText(query, place, ids=prompt.ids.tolist()) for place, prompt in enumerate(prompts)]
+def _prompts(encoder: PromptEncoder, query: QueryTexts, places: Sequence[int]) -> list[SentText]:
+    prompts = encoder.encode_checked(query.query, [query.texts[place] for place in places], query.instruction)
+    query.tokens[list(places)] = [len(prompt.ids) for prompt in prompts]
+    query.kept_chars[list(places)] = [prompt.kept_chars for prompt in prompts]
+    return [
+        SentText(query, place, ids=prompt.ids.tolist(), cut_for=encoder.max_length)
+        for place, prompt in zip(places, prompts, strict=True)
+    ]
+
+
+def _fail(batch: list[SentText], exc: Exception) -> None:
+    for piece in batch:
+        piece.of.errors[piece.place] = exc
+
+
+def _size(text: SentText) -> int:
+    return len(text.text) if text.ids is None else len(text.ids)
+
+
+def _is_of(limit: Limit | None, what: str) -> bool:
+    return limit is not None and limit.of == what
+
+
+def _is_evenly_too_large(exc: BackendRejectedError, limit: Limit | None, batch: list[SentText]) -> bool:
+    """Whether a body is too large by the number of its documents, and not by one of them."""
+    sizes = [_size(text) for text in batch]
+    return exc.status == 413 and limit is None and 2 * max(sizes) <= sum(sizes)
 
 
 def _chunks(pieces: list[SentText], size: int) -> list[list[SentText]]:
     return [pieces[start : start + size] for start in range(0, len(pieces), size)]
-
-
-def _lower_limit(exc: BackendRejectedError, n: int) -> int | None:
-    """Return how many documents to send at once after a refusal, or None if it is not about the number of documents."""
-    told = _LIMIT.search(str(exc))
-    too_large = exc.status == 413 or (exc.status in (400, 422) and "batch" in str(exc).lower())
-    if n == 1 or not too_large:
-        return None
-    limit = int(told.group(1)) if told else n // 2
-    return max(1, min(limit, n // 2 if limit >= n else limit))

@@ -116,7 +116,7 @@ class HttpScorer(BaseScorer):
             return session.encoder.max_length
         if self.config.tokenizer is not None:
             return self.config.max_length
-        return None if session is None else session.length  # without a tokenizer nothing is cut on this side
+        return None if session is None else session.length
 
     def __repr__(self) -> str:
         return f"HttpScorer({list(self.config.url)}, dialect={self.config.dialect!r}, mode={self.config.mode!r})"

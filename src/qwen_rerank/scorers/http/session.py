@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 TOKEN_BATCH = 64  # prompts of one request: large enough to fill a GPU, small enough to spread over servers
 TEMPLATE_RESERVE = 32  # tokens that a server's own template may add to the recipe's
+SHORTEST_LIMIT = 128  # tokens; what a server tells below that is not believed
 _PROBE = ("What is the capital of China?", "The capital of China is Beijing.")
 
 
@@ -43,6 +44,8 @@ class Session:
         max_batch: Documents of one request; lowered when it says that its limit is lower.
         length: Tokens of its longest prompt, or None where it does not say.
         models: The names it serves.
+        learnt_room: Tokens that prompts are cut to by an estimate, once a text was refused as too long and passed when
+            it was cut so; None before.
     """
 
     config: HttpConfig
@@ -54,6 +57,16 @@ class Session:
     max_batch: int
     length: int | None
     models: tuple[str, ...]
+    learnt_room: int | None = None
+
+    def learn_length(self, length: int) -> None:
+        """Keep a limit that the server told when it refused a prompt; one that leaves no room for texts is none."""
+        reserve = TEMPLATE_RESERVE if self.route is None else self.route.reserve
+        if length < SHORTEST_LIMIT or (self.length is not None and self.length <= length):
+            return
+        self.length = length
+        if self.encoder is not None and length - reserve < self.encoder.max_length:
+            self.encoder = load_encoder(self.config, length - reserve)
 
     @property
     def path(self) -> str:

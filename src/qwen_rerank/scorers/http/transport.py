@@ -29,7 +29,14 @@ from qwen_rerank.errors import (
     RerankTimeoutError,
     ScorerClosedError,
 )
-from qwen_rerank.scorers.http.answers import HttpAnswer, raise_protocol_error, refusal, too_many_requests, unavailable
+from qwen_rerank.scorers.http.answers import (
+    HttpAnswer,
+    is_about_a_limit,
+    raise_protocol_error,
+    refusal,
+    too_many_requests,
+    unavailable,
+)
 from qwen_rerank.scorers.http.endpoints import Endpoint, EndpointPool, public_address
 from qwen_rerank.scorers.http.redaction import Secrets, guard_library_logs
 from qwen_rerank.scorers.http.settings import HttpConfig
@@ -191,7 +198,7 @@ class Transport:
             RerankTimeoutError: No whole answer before the deadline.
             BackendUnavailableError: No connection, or 5xx, that retries did not cure.
             RateLimitedError: 429, and no time or budget left to wait.
-            BackendRejectedError: Any other status.
+            BackendRejectedError: Any other status, or a 500 that names a limit of the server.
             ProtocolError: The answer is no HTTP, or too large.
         """
         async with self._current().slots:
@@ -244,7 +251,7 @@ class Transport:
                     asked_s = retry_after_s(answer.headers)
                     problem = too_many_requests(answer, asked_s)
                     wait_s += asked_s or 0.0
-                elif answer.status in _TEMPORARY:
+                elif answer.status in _TEMPORARY and not is_about_a_limit(answer):
                     problem = unavailable(answer)
                 else:
                     raise refusal(answer)
