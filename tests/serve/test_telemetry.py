@@ -8,7 +8,9 @@ import logging
 
 import pytest
 
+from qwen_rerank.scorers.cache import CachedScorer
 from qwen_rerank.serve import telemetry
+from qwen_rerank.testing import OverlapScorer
 from tests.serve.conftest import KEY, app_client
 from tests.serve.stubs import SECRET, Faulty
 
@@ -53,6 +55,20 @@ async def test_hostile_names_stay_in_their_line_and_are_cut(lines, hostile):
     assert len(requests) == 2
     assert all(len(str(value)) <= telemetry.MAX_CHARS for line in requests for value in line.values())
     assert len(requests[1]["request_id"]) <= 64
+
+
+async def test_scores_that_were_kept_are_counted():
+    """A repeated request is answered alike, tokens too, and its documents are hits."""
+    async with app_client(CachedScorer(OverlapScorer())) as client:
+        cache = client.backend.cache
+        hits, misses = cache.hits, cache.misses  # of the check at the start
+        answers = [(await client.rerank(documents=["a 1", "q 2"])).json() for _ in range(2)]
+        text = (await client.get("/metrics")).text
+
+    assert answers[0]["results"] == answers[1]["results"]
+    assert answers[0]["usage"] == answers[1]["usage"]
+    assert f"qwen_rerank_cache_hits {float(hits + 2)}" in text
+    assert f"qwen_rerank_cache_misses {float(misses + 2)}" in text
 
 
 async def test_a_trace_has_its_places_and_no_values(lines):

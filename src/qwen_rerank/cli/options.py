@@ -35,6 +35,14 @@ Quantize = Annotated[
         "--quantize", help="int8: 8-bit products on a CPU, with another format's scores; see check --quantize."
     ),
 ]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        help="A file that keeps scores (hashes, never texts), or how many to keep in memory. A hit is faster, so whoever may "
+        "ask can find out by timing what was asked before.",
+    ),
+]
 Instruction = Annotated[
     str | None,
     typer.Option(

@@ -29,6 +29,7 @@ def serve(
     dtype: Annotated[Dtype, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     quantize: options.Quantize = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a forward pass on a CPU.")] = None,
+    cache: options.Cache = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of one prompt, template included; the model's own by default.")
     ] = None,
@@ -99,6 +100,7 @@ def serve(
         quantize=quantize,
         threads=threads,
         max_length=max_length,
+        cache=int(cache) if cache and cache.isdecimal() else cache,
     )
     process.serve(
         load,

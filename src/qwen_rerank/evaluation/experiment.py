@@ -14,7 +14,7 @@ from tqdm import tqdm
 from qwen_rerank.checks import check_count
 from qwen_rerank.documents import Run
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.evaluation.cache import ScoreCache, score_key
+from qwen_rerank.evaluation.cache import KeptScore, ScoreCache, document_key
 from qwen_rerank.evaluation.collection import Collection
 from qwen_rerank.pipeline import TwoStageRetriever, rank_fusion
 from qwen_rerank.protocols import FirstStage
@@ -203,9 +203,9 @@ def _known(
     """Return what the cache knows of the candidates, and those that it does not know."""
     if cache is None:
         return {}, candidates
-    keys = {candidate.document.id: score_key(reranker, query, candidate.document.text) for candidate in candidates}
+    keys = {candidate.document.id: document_key(reranker, query, candidate.document.text) for candidate in candidates}
     found = cache.get(list(keys.values()))
-    known = {doc: found[key] for doc, key in keys.items() if key in found}
+    known = {doc: found[key].log_odds for doc, key in keys.items() if key in found}
     return known, [candidate for candidate in candidates if candidate.document.id not in known]
 
 
@@ -218,10 +218,10 @@ def _score_part(
 ) -> None:
     texts = [collection.queries[query] for query, _ in part]
     results = reranker.rerank_many(texts, [candidates for _, candidates in part])
-    fresh: dict[bytes, float] = {}
+    fresh: dict[bytes, KeptScore] = {}
     for (query, _), text, hits in zip(part, texts, results, strict=True):
         for hit in hits:
             scores[query][hit.document.id] = hit.log_odds
-            fresh[score_key(reranker, text, hit.document.text)] = hit.log_odds
+            fresh[document_key(reranker, text, hit.document.text)] = KeptScore(hit.log_odds)
     if cache is not None:
         cache.put(fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +58,7 @@ def load_scorer(
     model: str | None = None,
     quantize: Literal["int8"] | None = None,
     threads: int | None = None,
+    cache: str | os.PathLike[str] | int | None = None,
 ) -> Scorer:
     """Return the scorer of that name: `QwenScorer`, `CrossEncoderScorer` or `HttpScorer`.
 
@@ -79,6 +81,8 @@ def load_scorer(
         model: Name to ask a server for.
         quantize: Of a Qwen3-Reranker: "int8" multiplies in 8 bits on a CPU.
         threads: Of a local model: threads of a forward pass on a CPU.
+        cache: File in which scores are kept, or how many of them to keep in memory; see `CachedScorer`, which is what
+            comes back then.
 
     Raises:
         InvalidInputError: If the name is empty, or an argument is wrong or not for what the name leads to.
@@ -104,6 +108,15 @@ def load_scorer(
     given = {option: value for option, value in options.items() if value not in (None, "auto") and value is not False}
     if misplaced := sorted(given.keys() - set(_TAKEN[kind])):
         raise InvalidInputError(f"{misplaced[0]} is not for {_CALLED[kind]}, which {name} is; leave it out.")
+    if cache is None:
+        return _load(kind, name, given)
+    from qwen_rerank.scorers.cache import CachedScorer, open_cache
+
+    opened = open_cache(cache)  # before the model: a file that is none should not cost its loading
+    return CachedScorer(_load(kind, name, given), cache=opened)
+
+
+def _load(kind: Kind, name: str, given: dict[str, Any]) -> Scorer:
     if kind == "server":
         from qwen_rerank.scorers.http import HttpScorer
 

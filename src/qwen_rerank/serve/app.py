@@ -110,6 +110,12 @@ class _Server:
         self._metrics.watch("running_tokens", "Estimated tokens with the model.", lambda: queue.running_tokens)
         self._metrics.watch("running_calls", "Scorer calls under way.", lambda: queue.running_slots)
         self._metrics.watch("admitted_requests", "Requests admitted and not answered.", lambda: queue.requests)
+        self._metrics.watch(
+            "cache_hits", "Scores found in the cache.", lambda: backend.cache.hits if backend.cache else 0
+        )
+        self._metrics.watch(
+            "cache_misses", "Scores that the cache did not have.", lambda: backend.cache.misses if backend.cache else 0
+        )
         self._metrics.watch("ready", "1 when requests are taken.", lambda: float(backend.state is State.READY))
 
     def _add_routes(self, *, with_keys: bool) -> None:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from qwen_rerank.errors import RerankError
 from qwen_rerank.protocols import SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
+from qwen_rerank.scorers.cache import CachedScorer, ScoreCache
 from qwen_rerank.serve.admission import FairQueue
 from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.scoring import Scoring
@@ -61,6 +62,12 @@ class Backend:
         if self._scoring is None or self.state is not State.READY:
             raise self._not_ready()
         return self._scoring
+
+    @property
+    def cache(self) -> ScoreCache | None:
+        """The scores that are kept, where the scorer keeps any."""
+        scorer = None if self._scoring is None else self._scoring.scorer
+        return scorer.cache if isinstance(scorer, CachedScorer) else None
 
     @property
     def names(self) -> ModelNames:
