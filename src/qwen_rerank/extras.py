@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from importlib import metadata
 from importlib.util import find_spec
@@ -38,6 +39,19 @@ def is_importable(*modules: str) -> bool:
         return all(find_spec(name) is not None for name in modules)
     except ImportError:
         return False
+
+
+def memory_bytes() -> int | None:
+    """Return the machine's memory, the container's limit counted where there is one."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def pip_line(extra: str) -> str:

@@ -103,6 +103,16 @@ def test_a_separator_in_a_document_scores_as_its_characters(copy):
     assert spelled[0] == spelled[1]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forward_pass_has_the_threads_that_were_asked_for(folder, threads):
+    before = torch.get_num_threads()
+    scorer = CrossEncoderScorer(str(folder), device="cpu", threads=threads)
+    try:
+        assert scorer._thread.run(torch.get_num_threads) == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_it_is_a_scorer(scorer):
     assert isinstance(scorer, Scorer)
     assert scorer.score("q", []).shape == (0,)

@@ -226,7 +226,6 @@ def test_a_hub_model_comes_with_one_graph_and_without_weights(alone, monkeypatch
         ({"backend": "onnx", "device": "cuda"}, r"device \('cuda'\) must be 'auto' or 'cpu'"),
         ({"backend": "onnx", "dtype": "float16"}, r"dtype \('float16'\) is the graph's own"),
         ({"backend": "onnx", "threads": 0}, "threads must be an integer of at least 1"),
-        ({"backend": "torch", "threads": 2}, r"threads \(2\) is for backend='onnx'"),
         ({"backend": "onnx", "max_length": 49}, r"max_length \(49\) is above the 48 tokens"),
         ({"graph": ""}, "graph is empty"),
     ],

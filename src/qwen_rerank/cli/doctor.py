@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from qwen_rerank.extras import EXTRAS, installed_version, pip_line
+from qwen_rerank.extras import EXTRAS, installed_version, memory_bytes, pip_line
 
 # Parameters of the published checkpoints (their safetensors indices).
 MODELS = {
@@ -164,7 +164,7 @@ def _hardware() -> list[Observation]:
             *findings,
             _cpu_only(cuda_build=torch.version.cuda),
             _cpu_formats(),
-            _fitting("memory", _memory_bytes(), dtype="bfloat16" if bfloat16_instructions() else "float32"),
+            _fitting("memory", memory_bytes(), dtype="bfloat16" if bfloat16_instructions() else "float32"),
         ]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -216,19 +216,6 @@ def _fitting(where: str, n_bytes: int | None, *, dtype: str) -> Observation:
     # A larger one would fit a CPU's memory, but not the patience of who waits for it.
     name = fits[0] if where == "memory" else fits[-1]
     return Observation("ok", subject, f"{fits[-1]} fits {room}", f"try: qwen-rerank demo --model {name}")
-
-
-def _memory_bytes() -> int | None:
-    """Return the machine's memory, the container's limit counted where there is one."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def _hub() -> Observation:

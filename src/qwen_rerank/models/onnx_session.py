@@ -12,20 +12,13 @@ import numpy as np
 import onnxruntime
 
 from qwen_rerank.errors import DeviceOutOfMemoryError, ModelCorruptError, ModelError, ScorerError
+from qwen_rerank.extras import memory_bytes
 from qwen_rerank.models.names import first_line
 from qwen_rerank.models.onnx_graph import TYPE_NAMES, ExternalTensor, Graph, Value, read_graph
 from qwen_rerank.sharing import ForkLock
 
-
-def _working_bytes() -> int:
-    """Return half of the machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        return 4 * 1024**3
-
-
-WORKING_BYTES = _working_bytes()  # of one run, beside the weights
+# Of one run, beside the weights: half of the memory of the machine or container.
+WORKING_BYTES = (memory_bytes() or 8 * 1024**3) // 2
 _INPUT_TYPES = {"int64": np.int64, "int32": np.int32}
 _OUTPUT_TYPES = ("float32", "float16")
 _NUMPY_TYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}

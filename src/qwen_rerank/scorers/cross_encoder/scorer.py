@@ -70,7 +70,7 @@ class CrossEncoderScorer(BaseScorer):
         backend: "torch" for safetensors, "onnx" for a graph (ONNX Runtime, which the base install has); "auto" takes torch
             where it is installed and the folder holds safetensors, else the graph.
         graph: Which ONNX file of the folder; None for `onnx/model.onnx`, else whichever exporters write.
-        threads: Of one forward pass of a graph; None for one a core. torch has its own setting.
+        threads: Of one forward pass on a CPU; None for one a core. In torch the whole process has them.
 
     Attributes:
         device: Where it runs.
@@ -223,13 +223,9 @@ def _load(config: CrossEncoderConfig) -> LoadedModel:
             threads=config.threads,
             is_ours=config.model in SHIPPED,
         )
-    if config.threads is not None:
-        raise InvalidInputError(
-            f"threads ({config.threads}) is for backend='onnx'; call torch.set_num_threads for torch."
-        )
     from qwen_rerank.scorers.cross_encoder.torch_backend import load_torch
 
-    return load_torch(path, device=config.device, dtype=config.dtype)
+    return load_torch(path, device=config.device, dtype=config.dtype, threads=config.threads)
 
 
 def _max_length(wanted: int | None, longest: int | None) -> int:

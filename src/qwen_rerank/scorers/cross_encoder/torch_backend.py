@@ -44,10 +44,13 @@ class TorchNetwork:
         inputs: Which of `input_ids`, `token_type_ids`, `attention_mask` it takes.
     """
 
-    def __init__(self, module: torch.nn.Module, device: torch.device, inputs: frozenset[str]) -> None:
+    def __init__(
+        self, module: torch.nn.Module, device: torch.device, inputs: frozenset[str], threads: int | None
+    ) -> None:
         self.device = str(device)
         self.inputs = inputs
         self._module = module.to(device)
+        self._threads = threads
 
     def scores(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return log-odds, float32 `(n_pairs,)`.
@@ -56,6 +59,8 @@ class TorchNetwork:
             DeviceOutOfMemoryError: If the batch does not fit.
         """
         tensors = {name: torch.from_numpy(rows).to(self.device) for name, rows in inputs.items()}
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
                 logits = self._module(**tensors).logits[:, 0]  # (n_pairs, 1) → (n_pairs,)
@@ -65,7 +70,7 @@ class TorchNetwork:
             raise DeviceOutOfMemoryError(f"a batch of {tensors['input_ids'].shape} tokens does not fit.") from exc
 
 
-def load_torch(path: Path, *, device: str, dtype: str) -> LoadedModel:
+def load_torch(path: Path, *, device: str, dtype: str, threads: int | None) -> LoadedModel:
     """Load the cross-encoder in a folder.
 
     Raises:
@@ -81,7 +86,7 @@ def load_torch(path: Path, *, device: str, dtype: str) -> LoadedModel:
     tokenizer = _load_tokenizer(path)
     tokenizer_json = tokenizer.backend_tokenizer.to_str()
     return LoadedModel(
-        network=TorchNetwork(module, where, frozenset(tokenizer.model_input_names)),
+        network=TorchNetwork(module, where, frozenset(tokenizer.model_input_names), threads),
         tokenizer_json=tokenizer_json,
         pad_id=tokenizer.pad_token_id or 0,
         max_length=longest_input(path, settings, tokenizer.model_max_length),
