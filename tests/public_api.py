@@ -23,6 +23,7 @@ MODULES = (
     "qwen_rerank.samples",
     "qwen_rerank.testing",
     "qwen_rerank.documents",
+    "qwen_rerank.folders",
     "qwen_rerank.embedders",
     "qwen_rerank.store",
     "qwen_rerank.scorers.base",

@@ -45,5 +45,5 @@ def test_both_rounds_work(tmp_path, flags, environment):
         capture_output=True,
     )
 
-    assert [json.loads(line)["id"] for line in searched.stdout.splitlines()] == ["键盘.txt", "apple.txt"]
+    assert [json.loads(line)["id"] for line in searched.stdout.splitlines()] == ["文件/键盘.txt#1", "文件/apple.txt#1"]
     assert searched.stderr == b""

@@ -39,6 +39,11 @@ LACKING = {
     "import qwen_rerank.evaluation.calibrate": ("qwen_rerank.evaluation.calibrate", "scikit-learn", "eval"),
     "import qwen_rerank.evaluation.plots": ("qwen_rerank.evaluation.plots", "matplotlib", "eval"),
     "import qwen_rerank.evaluation.hub": ("load_hub", "datasets", "hub"),
+    "from qwen_rerank.folders.office import html_sections; html_sections('a')": (
+        "reading HTML",
+        "selectolax",
+        "files",
+    ),
     "from qwen_rerank.evaluation.mteb import _meta; _meta('a', 'b')": ("qwen_rerank.evaluation.mteb", "mteb", "mteb"),
     "from qwen_rerank.training import train_reranker": ("train_reranker", "sentence-transformers", "train"),
     "from qwen_rerank.training import train_embedder": ("train_embedder", "sentence-transformers", "train"),

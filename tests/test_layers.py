@@ -39,7 +39,7 @@ LAYERS: list[list[set[str]]] = [
         {"lexical"},
         {"testing"},
     ],
-    [{"scorers.adapted", "scorers.cache", "scorers.loading", "scorers.pool"}],
+    [{"scorers.adapted", "scorers.cache", "scorers.loading", "scorers.pool"}, {"folders"}],
     [{"reranker"}],
     [{"pipeline"}],
     [

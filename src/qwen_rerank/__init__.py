@@ -35,6 +35,7 @@ _HOMES = {
     "TwoStageRetriever": "qwen_rerank.pipeline",
     "load_embedder": "qwen_rerank.embedders",
     "load_scorer": "qwen_rerank.scorers.loading",
+    "sync_folder": "qwen_rerank.folders",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # `X as X` says to type checkers that X is public; they canno
     from qwen_rerank.calibration import Calibration as Calibration
     from qwen_rerank.embedders import load_embedder as load_embedder
     from qwen_rerank.errors import RerankError as RerankError
+    from qwen_rerank.folders import sync_folder as sync_folder
     from qwen_rerank.lexical import BM25Index as BM25Index
     from qwen_rerank.pipeline import Cascade as Cascade
     from qwen_rerank.pipeline import TwoStageRetriever as TwoStageRetriever

@@ -20,6 +20,15 @@ EXTRAS = {
     "eval": ("ir-measures", "scipy", "scikit-learn", "matplotlib"),
     "train": ("torch", "tiktoken", "transformers", "sentence-transformers", "datasets", "accelerate", "peft"),
     "hub": ("datasets",),
+    "files": (
+        "charset-normalizer",
+        "openpyxl",
+        "pathspec",
+        "pypdfium2",
+        "python-docx",
+        "python-pptx",
+        "selectolax",
+    ),
 }
 
 _PARENT = Path(__file__).resolve().parents[1]  # "src" of a checkout, else site-packages

@@ -24,8 +24,8 @@ Aggregate = Literal["max", "mean", "first", "topk-mean"]
 TOP_K_WINDOWS = 3  # how many windows "topk-mean" averages
 
 # Every alternative is of bounded length, so that a hostile text (a million dots) costs linear time.
-_SENTENCE_END = re.compile(r"[。！？；…][”’」』）》】\"]{0,3}|[.!?;][\"')\]”’]{0,3}\s|\n")
-_CLAUSE_END = re.compile(r"[，、：,:]|\s")
+SENTENCE_END = re.compile(r"[。！？；…][”’」』）》】\"]{0,3}|[.!?;][\"')\]”’]{0,3}\s|\n")
+CLAUSE_END = re.compile(r"[，、：,:]|\s")
 
 _MARGIN = 0.9  # share of the measured characters that is planned, because some windows are denser in tokens
 _BACKOFF = 2 / 3  # a window gives up at most a third of its length to end with a sentence
@@ -93,7 +93,7 @@ def _best_end(text: str, low: int, target: int, high: int) -> int:
 
     The sentence end nearest to `target`; without one the nearest end of a clause or word; without one `target`.
     """
-    for pattern in (_SENTENCE_END, _CLAUSE_END):
+    for pattern in (SENTENCE_END, CLAUSE_END):
         ends = [match.end() for match in pattern.finditer(text, low, high)]
         if ends:
             return min(ends, key=lambda end: abs(end - target))
@@ -102,7 +102,7 @@ def _best_end(text: str, low: int, target: int, high: int) -> int:
 
 def _first_start(text: str, low: int, high: int) -> int:
     """Return the first place in `[low, high)` where a sentence starts, else a clause or word, else `low`."""
-    for pattern in (_SENTENCE_END, _CLAUSE_END):
+    for pattern in (SENTENCE_END, CLAUSE_END):
         for match in pattern.finditer(text, max(0, low - 1), high):
             if low <= match.end() < high:
                 return match.end()

@@ -45,18 +45,19 @@ def test_index_then_search_shows_both_rounds(texts, tmp_path):
     found = runner.invoke(app, ["search", str(tmp_path / "store"), "程序员的键盘", "--top-k", "2"])
 
     assert indexed.exit_code == found.exit_code == 0
-    assert "2 documents, 1 skipped" in indexed.output
-    assert "skipped broken.txt: not UTF-8 (invalid start byte at byte 0)" in indexed.output
+    assert "2 added; 2 passages embedded, 0 kept their vector, 0 removed; 1 skipped" in indexed.output
+    assert "skipped no utf-16" in indexed.output
     assert found.output.index("适合程序员") < found.output.index("薄膜")
     assert "round 1  round 2  moved" in found.output
     assert "a.txt" in found.output
 
 
-def test_indexing_again_replaces_what_is_there(texts, tmp_path):
+def test_indexing_again_embeds_nothing_again(texts, tmp_path):
     for _ in range(2):
         result = runner.invoke(app, ["index", str(texts), "--store", str(tmp_path / "store")])
 
-    assert "now holds 2" in result.output
+    assert "2 unchanged; 0 passages embedded" in result.output
+    assert "now holds 2 passages" in result.output
 
 
 def test_json_lines_hold_rank_score_and_text(texts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 DEFAULT_EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 
+
+def _expanded(path: Path) -> Path:
+    return path.expanduser()  # where the shell did not: in quotes
+
+
+StoreArgument = Annotated[Path, typer.Argument(help="A store made by `qwen-rerank index`.", callback=_expanded)]
+StoreOption = Annotated[
+    Path, typer.Option("--store", help="Folder of the store; made if it is not there.", callback=_expanded)
+]
 Model = Annotated[
     str,
     typer.Option(

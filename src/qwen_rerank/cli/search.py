@@ -1,8 +1,7 @@
-"""Commands of `qwen-rerank` for the two stages: demo, index, search, rerank."""
+"""Commands of `qwen-rerank` for the two stages: demo, search, rerank."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 import time
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command()(demo)
-    app.command()(index)
     app.command()(search)
     app.command()(rerank)
 
@@ -62,40 +60,8 @@ def demo(
     console.print(_next_steps(model, embedder), highlight=False, markup=False, soft_wrap=True)
 
 
-def index(
-    source: Annotated[list[Path], typer.Argument(help="Folders or files: .txt, .md, .jsonl, .csv.")],
-    store: Annotated[Path, typer.Option("--store", help="Folder of the store; made if it is not there.")],
-    embedder: Annotated[
-        str | None,
-        typer.Option(
-            "--embedder",
-            "-e",
-            help=f"The one that the store was built with; for a new store {options.DEFAULT_EMBEDDER}.",
-        ),
-    ] = None,
-    index_kind: Annotated[str, typer.Option("--index", help="auto, or a FAISS factory string.")] = "auto",
-) -> None:
-    """Embed documents and keep them in a store; a document that is there already is replaced."""
-    from qwen_rerank.embedders import load_embedder
-    from qwen_rerank.store import FaissStore, StoreNotFoundError, built_with
-
-    documents = _from_files(source)
-    try:
-        stored = built_with(store)
-    except StoreNotFoundError:  # an empty folder, such as a container's volume, counts as none
-        stored = ""
-    model = load_embedder(embedder or stored or options.DEFAULT_EMBEDDER)
-    with FaissStore.open_or_create(store, model, index=index_kind) as opened:
-        opened.upsert(documents)
-        n_documents = len(opened)
-    from qwen_rerank.cli.show import errors
-
-    errors.print(f"{len(documents)} documents indexed; {store} now holds {n_documents}. Next:", highlight=False)
-    errors.print(f'  qwen-rerank search {shlex.quote(str(store))} "your question"', highlight=False, markup=False)
-
-
 def search(
-    store: Annotated[Path, typer.Argument(help="A store made by `qwen-rerank index`.")],
+    store: options.StoreArgument,
     query: Annotated[str, typer.Argument(help="What to look for.")],
     embedder: options.StoredEmbedder = None,
     model: options.Model = options.DEFAULT_MODEL,

@@ -1,0 +1,282 @@
+"""Commands of `qwen-rerank` that keep a store in step with folders: index, status."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from qwen_rerank.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qwen_rerank.folders import Progress, SyncReport
+    from qwen_rerank.store import FaissStore
+
+_LINES = 20  # files that are listed without --verbose
+_NAMES = 3  # of those that were left out for one reason
+_WATCH_S = 2.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command()(index)
+    app.command()(status)
+
+
+def index(
+    source: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders or files: text, Markdown, code, HTML, PDF, Word, slides, sheets, tables, books."),
+    ] = None,
+    *,
+    store: options.StoreOption,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            "--embedder",
+            "-e",
+            help=f"The one that the store was built with; for a new store {options.DEFAULT_EMBEDDER}.",
+        ),
+    ] = None,
+    index_kind: Annotated[str, typer.Option("--index", help="auto, or a FAISS factory string.")] = "auto",
+    tokens: Annotated[int | None, typer.Option("--tokens", help="Longest passage; 300 for a new folder.")] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", help="Tokens that a passage repeats of the one before; 30 for a new folder."),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help="Column of tables to read; else text or content, else all.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option("--include", help="Only these, such as '*.md'.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Not these, such as 'drafts/*'.")] = None,
+    gitignore: Annotated[
+        bool | None, typer.Option("--gitignore/--no-gitignore", help="Leave out what .gitignore files name.")
+    ] = None,
+    hidden: Annotated[
+        bool | None, typer.Option("--hidden/--no-hidden", help="Read names that begin with a dot.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, and index again whenever a file changes.")] = False,
+    remove: Annotated[
+        str | None,
+        typer.Option("--remove", help="Take a folder, by name or path, out of the store; nothing else is done."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every file.")] = False,
+) -> None:
+    """Bring a store in step with folders: add what is new, replace what changed, remove what vanished.
+
+    What a folder was last indexed with is remembered; only what is given anew changes.
+    """
+    from qwen_rerank.cli.show import errors
+    from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.folders import forget_folder, sync_folder
+    from qwen_rerank.store.opening import holds_nothing
+
+    is_new = holds_nothing(store)
+    if remove is not None:
+        with _opened(store, embedder, index_kind, is_new=False) as opened:
+            errors.print(f"{forget_folder(opened, remove)} passages removed.", highlight=False)
+        return
+    if not source:
+        raise InvalidInputError("no folder was named; give at least one folder or file to index.")
+    settings: dict[str, Any] = {
+        "tokens": tokens,
+        "overlap": overlap,
+        "text_column": text_column,
+        "include": include or None,
+        "exclude": exclude or None,
+        "gitignore": gitignore,
+        "hidden": hidden,
+    }
+    with _opened(store, embedder, index_kind, is_new=is_new, scratch=is_new and dry_run) as opened:
+        with _bar() as progress:
+            report = sync_folder(opened, source, **settings, dry_run=dry_run, progress=progress)
+        _print_report(report, verbose=verbose)
+        n_documents = len(opened)
+        nothing = not n_documents and not dry_run
+        if watch and not dry_run:
+            _watch(opened, source)
+    if nothing and is_new:
+        _discard(store)
+        raise InvalidInputError(
+            f"no document found in {', '.join(map(str, source))}; what was left out is listed above."
+        )
+    if not dry_run:
+        errors.print(f"{store} now holds {n_documents} passages. Next:", highlight=False)
+        errors.print(f'  qwen-rerank search {shlex.quote(str(store))} "your question"', highlight=False, markup=False)
+
+
+def status(
+    store: options.StoreArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a store holds: its folders, how each is read, files and passages, and the embedder."""
+    from qwen_rerank.cli.show import console
+    from qwen_rerank.folders.records import folders_of
+    from qwen_rerank.store import FaissStore
+
+    with FaissStore.open(store, None, read_only=True) as opened:
+        inventory, folders = folders_of(opened)
+        facts = opened.statistics()
+    rows = [
+        {
+            "folder": one.label,
+            "path": str(one.path) if one.path else None,
+            "there": bool(one.path and one.path.is_dir()),
+            "files": len(inventory.files.get(one.label, {})),
+            "passages": sum(len(record.ids) for record in inventory.files.get(one.label, {}).values()),
+            "tokens": one.settings.tokens,
+            "overlap": one.settings.overlap,
+        }
+        for one in folders.values()
+    ]
+    whole = {"documents": facts.documents, "embedder": facts.embedder, "words": facts.words, "folders": rows}
+    if as_json:
+        sys.stdout.write(json.dumps(whole, ensure_ascii=False) + "\n")
+        return
+    console.print(f"{facts.documents} documents, embedder {facts.embedder or '(none)'}", highlight=False)
+    for row in rows:
+        gone = "" if row["there"] else " (not there now)"
+        console.print(
+            f"  {row['folder']}: {row['files']} files, {row['passages']} passages of up to {row['tokens']} tokens, "
+            f"from {row['path'] or 'an unknown place'}{gone}",
+            highlight=False,
+            markup=False,
+        )
+
+
+@contextmanager
+def _opened(
+    store: Path, embedder: str | None, index_kind: str, *, is_new: bool, scratch: bool = False
+) -> Iterator[FaissStore]:
+    """Give the store open for writing; a scratch one, which nobody keeps, to try out what a new one would get."""
+    from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.store import FaissStore, built_with
+
+    if scratch:
+        with tempfile.TemporaryDirectory() as folder, FaissStore.create(Path(folder, "store"), None) as made:
+            yield made
+        return
+    model = load_embedder(embedder or ("" if is_new else built_with(store)) or options.DEFAULT_EMBEDDER)
+    opened = FaissStore.create(store, model, index=index_kind) if is_new else FaissStore.open(store, model)
+    with opened:
+        yield opened
+
+
+def _discard(store: Path) -> None:
+    """Remove a new store into which nothing came."""
+    from qwen_rerank.folders.records import RECORD
+    from qwen_rerank.store.opening import remove_store
+
+    (store / RECORD).unlink(missing_ok=True)
+    remove_store(store, keep_folder=False)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None] | None]:
+    """Give what shows how far a run is, and how long it will take; nothing where nobody looks."""
+    from qwen_rerank.cli.show import errors
+
+    if not errors.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("files")
+
+        def show(at: Progress) -> None:
+            bar.update(task, completed=at.files, total=at.n_files, description=f"{at.passages} passages · files")
+
+        yield show
+
+
+def _print_report(report: SyncReport, *, verbose: bool) -> None:
+    """Say on stderr what became of each file, and name what was left out."""
+    from qwen_rerank.cli.show import errors
+
+    changed = [one for one in report.files if verbose or one.change != "unchanged"]
+    for one in changed if verbose else changed[:_LINES]:
+        notes = f" ({', '.join(one.notes)})" if one.notes else ""
+        _say(f"  {one.change:9}  {one.source}" + (f"  {one.passages} passages{notes}" if one.kind else ""))
+    if len(changed) > _LINES and not verbose:
+        _say(f"  … and {len(changed) - _LINES} more files; --verbose lists them")
+    for label, (before, after) in report.moved.items():
+        _say(f"{label} moved: {before} → {after}")
+    for label in report.replaced:
+        _say(f"{label} lies in a folder that is indexed now, and went into it")
+    for line in _left_out(report, verbose=verbose):
+        _say(line)
+    counts = ", ".join(f"{count} {name}" for name, count in report.counts.items() if count) or "no files"
+    passages = f"{report.embedded} passages embedded, {report.reused} kept their vector, {report.deleted} removed"
+    would = "Nothing was written; a run would give: " if report.dry_run else ""
+    errors.print(escape(f"{would}{counts}; {passages}; {len(report.skipped)} skipped"), highlight=False)
+
+
+def _left_out(report: SyncReport, *, verbose: bool) -> Iterator[str]:
+    """Yield a line for each reason with the names of the files, and one for each file of which rows were left out."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    by_file: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for one in report.skipped:
+        name, _, row = one.where.rpartition(":")
+        if name and row.isdecimal():
+            by_file[name].append((row, one.reason))
+        else:
+            by_reason[one.reason].append(one.where)
+    for reason, names in by_reason.items():
+        more = f", … and {len(names) - _NAMES} more" if len(names) > _NAMES and not verbose else ""
+        count = f"{len(names)} × " if len(names) > 1 else ""
+        yield f"  skipped {count}{reason}: {', '.join(names if verbose else names[:_NAMES])}{more}"
+    for name, rows in by_file.items():
+        row, reason = rows[0]
+        yield f"  skipped {len(rows)} rows of {name}; the first is {row}: {reason}"
+        if verbose:
+            yield from (f"    {row}: {reason}" for row, reason in rows[1:])
+
+
+def _say(line: str) -> None:
+    from qwen_rerank.cli.show import errors
+
+    errors.print("".join(c if c.isprintable() else " " for c in line), highlight=False, markup=False)
+
+
+def _watch(store: FaissStore, source: list[Path]) -> None:
+    """Index again whenever a file comes, goes or is written, until Ctrl-C."""
+    from qwen_rerank.folders import sync_folder
+
+    _say("watching; Ctrl-C ends it")
+    seen = _state(source)
+    try:
+        while True:
+            time.sleep(_WATCH_S)
+            if (now := _state(source)) != seen:
+                seen = now
+                _print_report(sync_folder(store, source), verbose=False)
+    except KeyboardInterrupt:
+        _say("no longer watching")
+
+
+def _state(source: list[Path]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for root in source:
+        for path in [root, *root.rglob("*")] if root.is_dir() else [root]:
+            try:
+                state = path.lstat()
+            except OSError:
+                continue
+            found[str(path)] = state.st_mtime_ns, state.st_size
+    return found

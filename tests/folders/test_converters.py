@@ -1,0 +1,158 @@
+"""Any real file becomes text with its place, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+
+import pytest
+
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.folders.converters import KINDS, PLAIN, kind_of
+from qwen_rerank.folders.encodings import decode
+from qwen_rerank.folders.kinds import Limits
+from qwen_rerank.folders.worker import Converter
+
+from . import files
+
+
+@pytest.fixture(scope="module")
+def converter():
+    with Converter() as made:
+        yield made
+
+
+def convert(converter, path):
+    data = path.read_bytes()
+    return converter.convert(path, kind_of(path, data[:4096]), data)
+
+
+@pytest.fixture(scope="module")
+def office(tmp_path_factory):
+    return {path.name: path for path in files.office(tmp_path_factory.mktemp("office"))}
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".docx", ".pptx", ".xlsx", ".epub", ".ipynb", ".html"])
+@pytest.mark.parametrize(("stem", "expected"), [("租约", files.ZH), ("lease", files.EN)])
+def test_every_kind_gives_its_text_under_its_heading(converter, office, stem, expected, suffix):
+    title, text = expected
+    found = convert(converter, office[stem + suffix]).sections
+
+    assert text in " ".join("\n".join(one.text for one in found).split("\n"))
+    assert title in {name for one in found for name in one.heading}
+
+
+def test_pages_slides_cells_and_rows_are_told(converter, office):
+    places = {name: convert(converter, office[name]).sections[-1].place for name in office if name.startswith("lease")}
+
+    assert places["lease.pdf"] == {"page": 1}
+    assert places["lease.pptx"] == {"slide": 1}
+    assert places["lease.ipynb"] == {"cell": 2}
+    assert places["lease.epub"] == {"chapter": 1}
+    assert places["lease.xlsx"] == {
+        "fields": {"item": "garage", "note": "dry", "price": 80},
+        "sheet": "Lease",
+        "row": 4,
+    }
+
+
+def test_what_no_reader_sees_on_a_page_is_left_out(converter, office):
+    text = "\n".join(one.text for one in convert(converter, office["lease.html"]).sections)
+
+    assert [word for word in ("menu", "alert", "b{}") if word in text] == []
+    assert text.endswith("a\nb")
+
+
+def test_an_encrypted_and_a_scanned_pdf_are_named(converter, tmp_path):
+    assert convert(converter, files.pdf(tmp_path / "half.pdf", ["a", ""])).notes == [
+        "1 of 2 pages have no text (scanned?)"
+    ]
+    with pytest.raises(InvalidInputError, match="encrypted PDF"):
+        convert(converter, files.pdf(tmp_path / "locked.pdf", ["a"], password="secret"))
+    with pytest.raises(InvalidInputError, match="scanned PDF: none of its 2 pages"):
+        convert(converter, files.pdf(tmp_path / "scan.pdf", ["", ""]))
+
+
+def test_an_encrypted_word_file_and_a_broken_one_are_named(converter, tmp_path):
+    for name, data, said in (
+        ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1", "encrypted .docx"),
+        ("b.xlsx", b"PK", "no readable .xlsx"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InvalidInputError, match=said):
+            convert(converter, tmp_path / name)
+
+
+def test_what_grows_when_it_is_unpacked_is_refused(converter, tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word/document.xml", b" " * (Limits().bytes + 1))
+
+    with pytest.raises(InvalidInputError, match="bytes when unpacked; at most"):
+        convert(converter, tmp_path / "bomb.docx")
+
+
+def test_too_many_pages_or_bytes_are_refused(tmp_path):
+    path = files.pdf(tmp_path / "long.pdf", ["a"] * 3)
+    kind = KINDS[".pdf"]
+
+    with pytest.raises(InvalidInputError, match="a PDF of 3 pages; at most 2"):
+        kind.convert(path.read_bytes(), None, replace(kind.limits, pages=2))
+    with Converter() as converter, pytest.raises(InvalidInputError, match="at most 10 are read"):
+        converter.convert(path, replace(kind, limits=replace(kind.limits, file_bytes=10)), path.read_bytes())
+
+
+def test_a_file_that_takes_too_long_costs_itself_alone(office):
+    with Converter(seconds=0.001) as converter:
+        with pytest.raises(InvalidInputError, match=r"not read within 0\.001 seconds"):
+            convert(converter, office["lease.pdf"])
+        converter._seconds = None
+        assert convert(converter, office["lease.pdf"]).sections
+
+
+ZH = "A\n" + files.ZH[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        *((ZH, name) for name in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "gb18030")),
+        ("编号,名称,说明\n1,键盘,机械\n", "gb18030"),
+        ("このアパートの契約は六月に終わります。カタカナ", "shift_jis"),
+        ("Le café est fermé à Noël ; l'été prochain, nous rouvrirons.", "latin-1"),
+        ("租約於六月結束，請提前一個月通知房東。", "big5"),
+        ("Договор аренды заканчивается в июне.", "cp1251"),
+        ("임대 계약은 6월에 끝납니다.", "euc_kr"),
+    ],
+)
+def test_text_is_read_in_the_encoding_that_people_have(text, encoding):
+    assert decode(text.encode(encoding))[0].lstrip("\ufeff") == text
+
+
+def test_a_file_without_a_known_suffix_is_read_where_it_is_text(tmp_path):
+    assert kind_of(tmp_path / "LICENSE", b"Apache License") is PLAIN
+    assert kind_of(tmp_path / "notes.log", "日志".encode()[:4]) is PLAIN
+    assert kind_of(tmp_path / "picture.png", b"\x89PNG\r\n\x1a\n\0\0") is None
+    assert kind_of(tmp_path / "x.bin", bytes(range(256))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "headings"),
+    [
+        ("a.md", "# A\na\n```\n# no\n```\n## B\nb\n# C #\nc", [("A",), ("A", "B"), ("C",)]),
+        ("b.md", "before\n\nTitle\n=====\ntext\n\nSub\n---\nx", [(), ("Title",), ("Title", "Sub")]),
+        (
+            "c.rst",
+            "=====\nTitle\n=====\n\nSub\n---\nx\n\nSub 2\n-----\ny",
+            [("Title",), ("Title", "Sub"), ("Title", "Sub 2")],
+        ),
+        ("d.py", "import a\n\n@deco\ndef f():\n    pass\n\n\nclass B:\n    x = 1\n", [(), ("f",), ("B",)]),
+        ("e.go", "package a\n\nfunc Run() {}\n", [(), ("Run",)]),
+    ],
+)
+def test_headings_are_found(converter, tmp_path, name, text, headings):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+
+    found = convert(converter, tmp_path / name).sections
+    assert [one.heading for one in found] == headings
+    lines = text.splitlines()
+    assert all(one.text.splitlines()[0] == lines[(one.line or 0) - 1] for one in found)

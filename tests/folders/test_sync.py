@@ -1,0 +1,297 @@
+"""A store in step with its folders, whatever happened to the files or to the run before."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.folders import forget_folder, sync_folder
+from qwen_rerank.folders.records import RECORD
+from qwen_rerank.store import FaissStore
+from qwen_rerank.testing import HashEmbedder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Counting(HashEmbedder):
+    """Counts the texts that it embeds."""
+
+    def __init__(self):
+        super().__init__(64)
+        self.texts = []
+
+    def embed_documents(self, texts):
+        self.texts += texts
+        return super().embed_documents(texts)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "笔记"
+    (path / "sub").mkdir(parents=True)
+    (path / "lease.md").write_text("# Lease\nThe lease ends in June.\n", encoding="utf-8")
+    (path / "sub" / "狗.txt").write_text("狗在六点吃饭。", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def embedder():
+    return Counting()
+
+
+@pytest.fixture
+def store(tmp_path, embedder):
+    with FaissStore.create(tmp_path / "store", embedder) as made:
+        yield made
+
+
+def content(store):
+    documents = sorted(store, key=lambda document: document.id)
+    vectors = store.vectors_of([document.id for document in documents])
+    return documents, vectors
+
+
+def assert_equals_a_fresh_index(store, folder, tmp_path, **settings):
+    with FaissStore.create(tmp_path / "fresh", HashEmbedder(64)) as fresh:
+        sync_folder(fresh, [folder], **settings)
+        expected, vectors = content(fresh)
+    shutil.rmtree(tmp_path / "fresh")
+    found, kept = content(store)
+    assert found == expected
+    np.testing.assert_array_equal(kept, vectors)
+
+
+def test_a_passage_knows_its_file_its_lines_and_its_heading(store, folder):
+    report = sync_folder(store, [folder])
+
+    assert report.counts == {"added": 2, "changed": 0, "cut anew": 0, "unchanged": 0, "deleted": 0}
+    lease, dog = store.get(["笔记/lease.md#1", "笔记/sub/狗.txt#1"])
+    expected = {
+        "source": "笔记/lease.md",
+        "heading": "Lease",
+        "line": 1,
+        "last_line": 2,
+        "part": 1,
+        "parts": 1,
+        "suffix": ".md",
+    }
+    assert expected.items() <= lease.metadata.items()
+    assert (dog.text, dog.metadata["path"]) == ("狗在六点吃饭。", "sub/狗.txt")
+
+
+def test_what_is_new_comes_what_changed_is_replaced_and_what_vanished_goes(store, folder, embedder):
+    sync_folder(store, [folder])
+    (folder / "lease.md").write_text("# Lease\nThe lease ends in July.\n", encoding="utf-8")
+    (folder / "sub" / "狗.txt").unlink()
+    (folder / "new.txt").write_text("new", encoding="utf-8")
+    embedder.texts.clear()
+
+    report = sync_folder(store, [folder])
+
+    assert {(one.source, one.change) for one in report.files} == {
+        ("笔记/lease.md", "changed"),
+        ("笔记/new.txt", "added"),
+        ("笔记/sub/狗.txt", "deleted"),
+    }
+    assert len(store) == len(embedder.texts) == 2
+
+
+def test_nothing_is_embedded_again_for_a_rename_a_move_or_another_date(store, folder, embedder, tmp_path):
+    sync_folder(store, [folder])
+    before = store.ids()
+    embedder.texts.clear()
+
+    os.utime(folder / "lease.md", (1_000_000_000, 1_000_000_000))
+    (folder / "sub" / "狗.txt").rename(folder / "sub" / "dog.txt")
+    moved = folder.rename(tmp_path / "elsewhere")
+    report = sync_folder(store, [moved])
+
+    assert embedder.texts == []
+    assert report.moved == {"笔记": (str(folder), str(moved))}
+    assert set(store.ids()) == {before[0], "笔记/sub/dog.txt#1"}
+    assert store.get([before[0]])[0].metadata["modified"] == "2001-09-09T01:46:40+00:00"
+
+
+def test_two_folders_of_one_name_stay_apart_and_the_other_is_left_alone(store, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "docs").mkdir(parents=True)
+        (tmp_path / name / "docs" / "README.md").write_text(f"This is {name}.")
+        sync_folder(store, [tmp_path / name / "docs"])
+
+    assert store.ids() == ["docs/README.md#1", "docs-2/README.md#1"]
+    assert forget_folder(store, tmp_path / "a" / "docs") == 1
+    with pytest.raises(InvalidInputError, match="'docs' is no folder of this store; it has 'docs-2'"):
+        forget_folder(store, "docs")
+
+
+def test_a_folder_that_holds_another_takes_it_over(store, folder, embedder):
+    sync_folder(store, [folder / "sub"])
+    embedder.texts.clear()
+
+    report = sync_folder(store, [folder])
+
+    assert report.replaced == ["sub"]
+    assert set(store.ids()) == {"笔记/lease.md#1", "笔记/sub/狗.txt#1"}
+    assert embedder.texts == ["# Lease\nThe lease ends in June."]
+
+
+def test_a_file_of_a_known_folder_is_brought_in_step_alone(store, folder):
+    sync_folder(store, [folder])
+    (folder / "lease.md").write_text("changed")
+    (folder / "sub" / "狗.txt").unlink()
+
+    assert sync_folder(store, [folder / "lease.md"]).counts["deleted"] == 0
+    assert sync_folder(store, [folder / "sub"]).counts["deleted"] == 1
+    assert store.ids() == ["笔记/lease.md#1"]
+
+
+def test_other_settings_cut_anew_and_are_remembered(store, folder, tmp_path):
+    (folder / "long.txt").write_text("The lease ends in June. " * 100)
+    sync_folder(store, [folder])
+
+    report = sync_folder(store, [folder], tokens=50, overlap=10)
+    assert report.counts["cut anew"] == 3
+    assert sync_folder(store, [folder]).counts["unchanged"] == 3
+    assert_equals_a_fresh_index(store, folder, tmp_path, tokens=50, overlap=10)
+    (store.path / RECORD).unlink()  # then only the documents tell where they come from
+    assert sync_folder(store, [folder], tokens=50, overlap=10).counts["unchanged"] == 3
+
+
+def test_everything_that_is_left_out_is_named(store, folder, tmp_path):
+    (folder / ".hidden").write_text("x")
+    (folder / "empty.md").touch()
+    (folder / "picture.png").write_bytes(b"\x89PNG\0")
+    (folder / "broken.docx").write_text("x")
+    (folder / "dead").symlink_to(tmp_path / "nowhere")
+    (folder / "linked").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.txt")
+    (folder / os.fsdecode("中.txt".encode("gbk"))).write_text("x")
+    (folder / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b", "price": NaN}\n')
+
+    report = sync_folder(store, [folder])
+
+    assert {one.where.removeprefix("笔记/"): one.reason.split(" (")[0] for one in report.skipped} == {
+        ".hidden": "hidden",
+        "empty.md": "the file is empty",
+        "picture.png": "no kind that can be read",
+        "broken.docx": "no readable .docx",
+        "dead": "a link that leads nowhere",
+        "linked": "a link; links are not followed",
+        "pipe.txt": "no regular file",
+        "\\xd6\\xd0.txt": "its name is no Unicode; rename it",
+        "rows.jsonl:2": "'price' is nothing that JSON can carry",
+    }
+    assert report.counts["added"] == 3
+
+
+def test_patterns_and_gitignore_say_what_is_read(store, folder):
+    (folder / ".gitignore").write_text("sub/\n")
+    (folder / "a.log").write_text("log")
+
+    assert sync_folder(store, [folder], exclude=["*.log"], gitignore=True).counts["added"] == 1
+    report = sync_folder(store, [folder], include=["*.log"], exclude=[], gitignore=False)
+    assert (report.counts["deleted"], store.ids()) == (1, ["笔记/a.log#1"])
+    with pytest.raises(InvalidInputError, match="include must be patterns"):
+        sync_folder(store, [folder], include=[""])
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(store, folder):
+    planned = sync_folder(store, [folder], dry_run=True)
+    assert (len(store), (store.path / RECORD).exists()) == (0, False)
+
+    done = sync_folder(store, [folder])
+    assert (planned.files, planned.skipped) == (done.files, done.skipped)
+
+
+def test_a_path_that_does_not_exist_is_an_error(store, tmp_path):
+    with pytest.raises(InvalidInputError, match="does not exist"):
+        sync_folder(store, [tmp_path / "nothing"])
+    with pytest.raises(InvalidInputError, match="paths is empty"):
+        sync_folder(store, [])
+
+
+def test_what_came_in_other_ways_stays(store, folder):
+    store.add(["by hand"])
+    sync_folder(store, [folder])
+    shutil.rmtree(folder / "sub")
+    sync_folder(store, [folder])
+
+    assert [document.text for document in store] == ["by hand", "# Lease\nThe lease ends in June."]
+
+
+def edit(rng, folder):
+    """Create, change, rename or delete a file; sentences come again in other files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sentences = [f"Sentence {n} about {rng.choice(['rent', 'dogs', '租约'])}." for n in rng.sample(range(12), 6)]
+    action = rng.choice(["create", "create", "change", "rename", "delete", "grow"]) if files else "create"
+    target = folder / rng.choice(["", "a", "a/b"]) / f"{rng.randrange(8)}{rng.choice(['.md', '.txt', '.csv', '.png'])}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if action == "create":
+        target.write_text("\n\n".join(sentences), encoding="utf-8")
+    elif action == "change":
+        rng.choice(files).write_text("# T\n" + " ".join(sentences), encoding="utf-8")
+    elif action == "grow":
+        with rng.choice(files).open("a", encoding="utf-8") as file:
+            file.write(" ".join(sentences * 5))
+    elif action == "rename":
+        rng.choice(files).replace(target)
+    else:
+        rng.choice(files).unlink()
+
+
+def test_after_any_edits_the_store_equals_a_fresh_index(store, tmp_path, full):
+    folder = tmp_path / "edited"
+    folder.mkdir()
+    rng = random.Random(7)
+    for _ in range(300 if full else 12):
+        for _ in range(rng.randrange(1, 4)):
+            edit(rng, folder)
+        sync_folder(store, [folder], tokens=32, overlap=8)
+        assert_equals_a_fresh_index(store, folder, tmp_path, tokens=32, overlap=8)
+
+
+_RUN = """
+import sys
+from qwen_rerank.folders import sync, sync_folder
+from qwen_rerank.store import FaissStore
+from qwen_rerank.testing import HashEmbedder
+sync._BATCH = 3
+with FaissStore.open_or_create(sys.argv[1], HashEmbedder(64)) as store:
+    print("ready", flush=True)
+    sync_folder(store, [sys.argv[2]], tokens=32, overlap=8)
+print("done")
+"""
+
+
+def test_killed_at_any_moment_it_is_completed_by_the_next_run(tmp_path, full):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rng = random.Random(11)
+    for n in range(40):
+        (folder / f"{n}.txt").write_text(f"File {n} about rent. " * rng.randrange(1, 40))
+    command = [sys.executable, "-c", _RUN, str(tmp_path / "store"), str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+    for _ in range(60 if full else 4):
+        for path in rng.sample(sorted(folder.iterdir()), 5):
+            path.write_text(f"Changed {rng.random()}. " * rng.randrange(1, 40))
+        run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        assert run.stdout.readline() == b"ready\n"  # not before there is a store
+        time.sleep(rng.random() * 0.5)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+
+    with FaissStore.open(tmp_path / "store", HashEmbedder(64)) as store:
+        assert store.verify().ok
+        sync_folder(store, [folder], tokens=32, overlap=8)
+        assert_equals_a_fresh_index(store, folder, tmp_path, tokens=32, overlap=8)
