@@ -26,29 +26,9 @@ from qwen_rerank.models import onnx_session
 from qwen_rerank.models.onnx_graph import read_graph
 from qwen_rerank.models.onnx_session import OnnxSession, graph_digest
 
+from .graphs import FLOAT, INT64, graph, growing, value
+
 IDS = np.array([[1, 2, 3], [4, 5, 0]])
-INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
-
-
-def value(name, dtype, shape):
-    return helper.make_tensor_value_info(name, dtype, shape)
-
-
-def graph(nodes=(), weights=(), *, inputs=None, outputs=None, **options):
-    """Return a model whose output is twice the mean of its ids, with more nodes before it."""
-    own = [
-        helper.make_node("Cast", ["input_ids"], ["floats"], to=FLOAT),
-        helper.make_node("ReduceMean", ["floats"], ["mean"], axes=[1], keepdims=1),
-        helper.make_node("Mul", ["mean", "two"], ["logits"]),
-    ]
-    content = helper.make_graph(
-        [*nodes, *own],
-        "g",
-        inputs or [value("input_ids", INT64, ["rows", "tokens"])],
-        outputs or [value("logits", FLOAT, ["rows", 1])],
-        [numpy_helper.from_array(np.float32([2]), "two"), *weights],
-    )
-    return helper.make_model(content, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, **options)
 
 
 def write(folder, model):
@@ -254,19 +234,6 @@ def test_a_string_weight_is_refused(tmp_path):
         load(tmp_path, graph(weights=[helper.make_tensor("w", TensorProto.STRING, [1], [b"a"])]))
 
 
-def growing(size):
-    """Return a graph of some hundred bytes that makes a square of `size` in between."""
-    shape = numpy_helper.from_array(np.int64([size, size]), "shape")
-    nodes = [
-        helper.make_node("ConstantOfShape", ["shape"], ["square"]),
-        helper.make_node("ReduceMax", ["square"], ["zero"], keepdims=0),
-        helper.make_node("Add", ["two", "zero"], ["three"]),
-    ]
-    model = graph(nodes, [shape])
-    model.graph.node[-1].input[1] = "three"
-    return model
-
-
 def test_a_run_may_not_allocate_more_than_its_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_session, "WORKING_BYTES", 10_000_000)
 
@@ -313,6 +280,16 @@ ROWS = ["rows", "tokens"]
 def test_wrong_inputs_and_outputs_are_named(tmp_path, inputs, outputs, message):
     with pytest.raises(ModelError, match=message):
         load(tmp_path, graph(inputs=inputs, outputs=outputs))
+
+
+@pytest.mark.parametrize(("ids", "out"), [(TensorProto.INT32, FLOAT), (INT64, TensorProto.FLOAT16)])
+def test_other_widths_of_ids_and_scores_are_taken(tmp_path, ids, out):
+    model = graph(inputs=[value("input_ids", ids, ROWS)], outputs=[value("narrow", out, ["rows", 1])])
+    model.graph.node.append(helper.make_node("Cast", ["logits"], ["narrow"], to=out))
+    found = load(tmp_path, model).run({"input_ids": IDS})
+
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[4], [6]])
 
 
 def test_a_graph_that_does_not_fit_together_is_refused(tmp_path):

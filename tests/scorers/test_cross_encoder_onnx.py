@@ -21,10 +21,12 @@ from qwen_rerank.errors import (
     ModelCorruptError,
     ModelError,
     ModelIncompleteError,
+    NonFiniteScoreError,
     QueryTooLongError,
 )
 from qwen_rerank.scorers.cross_encoder import classifier
 from qwen_rerank.scorers.loading import check_model, scorer_kind
+from tests.models.graphs import FLOAT, graph, growing, value
 
 from .cross_encoders import export, make_bert, make_roberta
 
@@ -156,6 +158,59 @@ def test_the_fingerprint_changes_with_all_that_changes_a_score(bert, alone):
     assert CrossEncoderScorer(str(alone)).fingerprint in fingerprints
 
 
+# Graphs that are no reranker's
+
+
+def without_number():
+    """Return a graph that divides zero by zero."""
+    model = graph([onnx.helper.make_node("Sub", ["two", "two"], ["zero"])])
+    model.graph.node.append(onnx.helper.make_node("Mul", ["logits", "zero"], ["none"]))
+    model.graph.node.append(onnx.helper.make_node("Div", ["none", "none"], ["nan"]))
+    model.graph.output[0].name = "nan"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        pytest.param(without_number(), "cannot score a plain pair of texts: the model gave nan", id="NaN"),
+        pytest.param(growing(10**6), "cannot score a plain pair.*needs more than", id="a terabyte"),
+        pytest.param(
+            graph(outputs=[value("floats", FLOAT, ["rows", "labels"])]),
+            r"gives an array of shape \(2, \d+\) for 2 pairs; a reranker gives one number each",
+            id="more labels than one",
+        ),
+        pytest.param(graph(outputs=[value("floats", FLOAT, ["a", "b", "c"])]), "with 1 or 2 dimensions", id="states"),
+    ],
+)
+def test_a_graph_that_gives_no_score_is_refused_when_it_is_loaded(alone, model, message):
+    onnx.save(model, alone / "onnx/model.onnx")
+    with pytest.raises(ModelError, match=message):
+        CrossEncoderScorer(str(alone))
+
+
+def test_a_score_that_is_no_number_fails_its_document_alone(alone):
+    """Twice the mean of the ids, over the text's length less seven tokens."""
+    model = graph()
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Shape", ["input_ids"], ["shape"], start=1),
+            onnx.helper.make_node("Cast", ["shape"], ["length"], to=FLOAT),
+            onnx.helper.make_node("Sub", ["length", "seven"], ["rest"]),
+            onnx.helper.make_node("Div", ["logits", "rest"], ["score"]),
+        ]
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([7]), "seven"))
+    model.graph.output[0].name = "score"
+    onnx.save(model, alone / "onnx/model.onnx")
+    found = CrossEncoderScorer(str(alone), batch_size=1).score_details("a", ["b", "b b b", "b b"])
+
+    assert found.tokens.tolist() == [5, 7, 6]
+    assert list(found.errors) == [1]
+    assert isinstance(found.errors[1], NonFiniteScoreError)
+    np.testing.assert_array_equal(np.isnan(found.log_odds), [False, True, False])
+
+
 # Which backend
 
 
@@ -217,6 +272,23 @@ def test_a_hub_model_comes_with_one_graph_and_without_weights(alone, monkeypatch
     CrossEncoderScorer("someone/model", backend="onnx")
     assert "onnx/model.onnx" in asked[0]["allow_patterns"]
     assert not {"*.safetensors", "onnx/*"} & {*asked[0]["allow_patterns"], *asked[0]["ignore_patterns"]}
+
+
+def test_a_hub_model_with_nothing_but_a_graph_is_found(alone, bert, monkeypatch, tmp_path):
+    """With torch installed the weights are asked for first."""
+    import huggingface_hub
+
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/config.json").write_bytes((alone / "config.json").read_bytes())
+    asked = []
+
+    def download(name, *, allow_patterns, **options):
+        asked.append("*.safetensors" in allow_patterns)
+        return str(tmp_path / "small" if asked[-1] else alone)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert classifier.open_classifier("someone/model", revision=None) == (alone, "onnx")
+    assert asked == [True, False]
 
 
 @pytest.mark.parametrize(
