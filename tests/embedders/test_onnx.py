@@ -116,6 +116,34 @@ def test_control_tokens_in_a_text_are_its_characters(folder):
     assert [i for i in ids if i in (begin, end)] == [begin, end]
 
 
+def test_prompts_of_the_tokenizers_template_stand_before_queries_and_documents(copy):
+    """A query is a single text of the template, a document the second of a pair."""
+    file = copy / "tokenizer.json"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    parts = data["post_processor"]["special_tokens"]
+    for name in ("cat", "red"):
+        ids = [data["model"]["vocab"][piece] for piece in ("[CLS]", name[0], f"##{name[1]}", f"##{name[2]}")]
+        parts[name] = {"id": name, "ids": ids, "tokens": ["[CLS]", *name]}
+
+    def around(prompt, text, side):
+        special = [{"SpecialToken": {"id": part, "type_id": side}} for part in (prompt, "[SEP]")]
+        return [special[0], {"Sequence": {"id": text, "type_id": side}}, special[1]]
+
+    data["post_processor"]["single"] = around("cat", "A", 0)
+    data["post_processor"]["pair"] = [*around("cat", "A", 0), *around("red", "B", 1)]
+    file.write_text(json.dumps(data), encoding="utf-8")
+    make_bert(copy.parent / "weights")
+    embedder = load_embedder(str(copy))
+
+    short = TEXTS[:4]
+    np.testing.assert_allclose(
+        embedder.embed_queries(short), in_torch(copy.parent / "weights", short, "cat "), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        embedder.embed_documents(short), in_torch(copy.parent / "weights", short, "red "), atol=1e-5
+    )
+
+
 def test_the_first_token_is_taken_where_the_folder_says_so(copy):
     mean = load_embedder(str(copy))
     (copy / "1_Pooling").mkdir()

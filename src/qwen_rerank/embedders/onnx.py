@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from tokenizers import Encoding, Tokenizer
 
 from qwen_rerank.checks import check_count, check_texts
 from qwen_rerank.errors import ModelCorruptError, ModelError, ModelNotFoundError, ScorerError
@@ -27,8 +28,9 @@ class OnnxEmbedder(SharedCopies):
     """Embeds queries and documents with an encoder in ONNX, each with the prompt that the model was trained with.
 
     The graph gives a vector for each text, or a state for each token, of which the mean is taken (or the first, where
-    `1_Pooling/config.json` says so). Prompts are those of `config_sentence_transformers.json`. Whatever a text holds,
-    none of it becomes a control token. May be shared by threads, which then wait for one another.
+    `1_Pooling/config.json` says so). Prompts are those of `config_sentence_transformers.json`; where there is none and the
+    tokenizer's template writes prompts itself, a query is a single text of it and a document the second of a pair.
+    Whatever a text holds, none of it becomes a control token. May be shared by threads, which then wait for one another.
 
     Args:
         folder: Holds the graph, `config.json` and `tokenizer.json`.
@@ -77,6 +79,7 @@ class OnnxEmbedder(SharedCopies):
         tokenizer_json = read_tokenizer(path / "tokenizer.json")
         self._tokenizer = safe_tokenizer(tokenizer_json)
         self._prompts = _prompts(path)
+        self._in_pair = not any(self._prompts.values()) and _starts_anew(self._tokenizer)
         self._takes_first = _takes_first(path)
         pad = settings.get("pad_token_id")
         self._pad_id = pad if isinstance(pad, int) and pad >= 0 else 0
@@ -92,7 +95,7 @@ class OnnxEmbedder(SharedCopies):
 
     def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(n_texts, dim)`, L2-normalised, with the query prompt."""
-        return self._embed(check_texts("texts", texts), self._prompts["query"])
+        return self._embed(check_texts("texts", texts), "query")
 
     def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(n_texts, dim)`, L2-normalised, with the document prompt; a text without tokens gives a zero row.
@@ -100,14 +103,19 @@ class OnnxEmbedder(SharedCopies):
         Raises:
             InvalidInputError: If `texts` is no list of strings.
         """
-        return self._embed(check_texts("texts", texts), self._prompts["document"])
+        return self._embed(check_texts("texts", texts), "document")
 
-    def _embed(self, texts: list[str], prompt: str) -> np.ndarray:
+    def _embed(self, texts: list[str], kind: Literal["query", "document"]) -> np.ndarray:
+        prompt = self._prompts[kind]
         room = _CHARS_PER_TOKEN * self.max_length
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
         places = [i for i, text in enumerate(texts) if text.strip()]
-        encodings = self._tokenizer.encode_batch_fast([prompt + texts[i][:room] for i in places])
-        ids = dict(zip(places, (encoding.ids for encoding in encodings), strict=True))
+        given = [prompt + texts[i][:room] for i in places]
+        if kind == "document" and self._in_pair:
+            rows = [_second(encoding) for encoding in self._tokenizer.encode_batch_fast([("", text) for text in given])]
+        else:
+            rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(given)]
+        ids = dict(zip(places, rows, strict=True))
         # Longest first: texts of a batch are about equally long.
         order = sorted(places, key=lambda i: len(ids[i]), reverse=True)
         with self._lock:
@@ -150,6 +158,16 @@ def _prompts(path: Path) -> dict[str, str]:
         raise ModelCorruptError(f"{file} must give each prompt as a text.")
     documents = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), "")
     return {"query": prompts.get("query", ""), "document": documents}
+
+
+def _starts_anew(tokenizer: Tokenizer) -> bool:
+    """Return whether the second text of a pair has a beginning of its own, longer than one control token."""
+    return len(_second(tokenizer.encode("", ""))) > 2
+
+
+def _second(pair: Encoding) -> list[int]:
+    """Return the ids of a pair's second text, with what the template puts around it."""
+    return [i for i, side in zip(pair.ids, pair.type_ids, strict=True) if side == 1]
 
 
 def _takes_first(path: Path) -> bool:
