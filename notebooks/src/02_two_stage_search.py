@@ -96,20 +96,35 @@ for axes in (left, right):
 # %% [markdown] lang="en"
 # The dashed line is a ceiling: no reranker gets above it. It flattens early, while the cost on the right goes on growing in a straight line. So: raise `top_k` until the dashed line stops paying, not because a tutorial said 100. Where the blue line falls while the dashed one still rises, the reranker is being fooled by the extra candidates; a bigger model helps there, more candidates do not.
 #
-# ## Filters run before the search
+# ## Two ways to find, in one store
 
 # %% [markdown] lang="zh"
 # 虚线是天花板，任何重排都越不过它。它很快就平了，而右图的开销一路直线上涨。所以 `top_k` 加到虚线不再上升就够了，不必因为教程写了 100 就用 100。如果虚线还在升、蓝线却往下掉，说明多出来的候选把重排模型骗了：这时该换大一点的模型，而不是加候选。
 #
+# ## 一个存储，两种找法
+
+# %%
+for mode in ("dense", "lexical", "hybrid"):
+    hits = store.search("機械鍵盤", top_k=3, mode=mode)
+    print(f"{mode:8}", [hit.document.id for hit in hits], hits[0].score_kind, f"{hits[0].score:.3f}")
+
+# %% [markdown] lang="en"
+# "dense" compares vectors, "lexical" ranks by common words (BM25); the default, "hybrid", fuses the two by their ranks and finds what either of them finds. The query above is written in traditional characters, the documents in simplified ones: for words they are the same. A fused score says nothing but the order, so every candidate tells in `score_kind` what its score is.
+#
+# ## Filters run before the search
+
+# %% [markdown] lang="zh"
+# "dense" 比较向量，"lexical" 按共有的词排序（BM25）；默认的 "hybrid" 按名次把两者融合，任何一种找到的都在里面。上面的查询是繁体，文档是简体：按词找时两者等同。融合得分只表示先后，所以每个候选都用 `score_kind` 说明自己的得分是什么。
+#
 # ## 先过滤，再检索
 
 # %%
-for language in ("zh", "en"):
-    hits = store.search("机械键盘", top_k=3, filter={"lang": language})
-    print(language, [hit.document.id for hit in hits])
+for filter in ({"lang": "zh"}, {"lang": {"$in": ["en", "fr"]}}, {"$not": {"lang": "zh"}}):
+    hits = store.search("机械键盘", top_k=3, filter=filter)
+    print(filter, [hit.document.id for hit in hits])
 
 # %% [markdown] lang="en"
-# The condition picks the rows in SQL and the vector search runs over those alone, so a filtered search still returns its full `top_k`. (Filtering *after* the search would have thrown away most of the candidates.) `retriever.retrieve(query, filter={...})` passes it through.
+# The condition picks the rows in SQL and the search runs over those alone, so a filtered search still returns its full `top_k`. (Filtering *after* the search would have thrown away most of the candidates.) `retriever.retrieve(query, filter={...})` passes it through.
 #
 # ## Change, close, open again
 
@@ -176,13 +191,13 @@ except RerankError as error:
 # %% [markdown] lang="en"
 # Two characters of one text were changed behind SQLite's back, and the store noticed. Nothing in it is ever unpickled, so a store that somebody sends you cannot run code on your machine either.
 #
-# **When it grows:** `index="auto"` compares with every vector, which is exact and fine up to some 200,000 documents. Beyond that, `FaissStore.create(..., index="HNSW32")` is approximate and fast; its own recall then is one more thing to measure.
+# **When it grows:** up to 100,000 vectors, `index="auto"` compares with every one of them, which is exact. Beyond that it reads a part of them and is approximate; `store.tune()` measures how much of the exact answer that finds, and keeps the least effort that finds 95 %.
 #
 # **Next:** [3 · LangChain](03_langchain.ipynb)
 
 # %% [markdown] lang="zh"
 # 绕过 SQLite 改了一篇正文里的两个字，存储立刻发现了。另外它从不反序列化 pickle，所以别人发给你的存储也没法在你机器上执行代码。
 #
-# **数据多了以后：** `index="auto"` 会和每个向量都比一遍，结果精确，二十万篇以内都没问题。再多就用 `FaissStore.create(..., index="HNSW32")`，近似但快；这时索引自身的召回率也要测。
+# **数据多了以后：** 十万个向量以内，`index="auto"` 会和每一个都比一遍，结果精确。再多就只读其中一部分，是近似的；`store.tune()` 会测出它找到了精确结果的多少，并保留够到 95 % 的最小开销。
 #
 # **下一节：** [3 · LangChain](03_langchain.ipynb)

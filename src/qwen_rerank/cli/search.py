@@ -161,7 +161,7 @@ def _report(reading: Reading) -> None:
 
 
 def _introduction(model: str, embedder: str) -> str:
-    first = f"Round 1 (first stage, 海选): FAISS finds candidates by the embeddings of {embedder}."
+    first = f"Round 1 (first stage, 海选): a store finds candidates by the embeddings of {embedder} and by words."
     second = f"Round 2 (reranker, 决赛): {model} reads query and document together and puts them in order."
     if model == "pocket":
         second += (
