@@ -196,7 +196,7 @@ def test_a_description_of_anything_else_is_refused(name, data):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        pytest.param({"url": "http://x", "verify": False}, "unexpected keyword argument 'verify'", id="unknown"),
+        pytest.param({"url": "http://x", "retries": 9}, "unexpected keyword argument 'retries'", id="unknown"),
         pytest.param({}, "missing a required argument: 'url'", id="missing"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from urllib.parse import urlsplit
 from qwen_rerank.errors import InvalidInputError
 
 _LONGEST_OUTAGE_S = 30.0
+_ROUTE = re.compile(r"(?<!/)(?:/(?:rerank|score|classify|models|docs|health))?/*$")
 
 
 def check_url(value: object) -> str:
-    """Return an address without its trailing slash.
+    """Return a server's root, or its address with `/v1`, without the route and trailing slashes that people copy along.
 
     Raises:
         InvalidInputError: If it is no plain http or https address: user names, queries and fragments are refused.
@@ -36,7 +38,7 @@ def check_url(value: object) -> str:
         raise InvalidInputError(f"url must start with http:// or https:// and name a host, not {value!r}.")
     if parts.query or parts.fragment:
         raise InvalidInputError(f"url must not hold a query or fragment, as {value!r} does; give the server's root.")
-    return value.rstrip("/")
+    return _ROUTE.sub("", value, count=1)
 
 
 def check_urls(value: object) -> tuple[str, ...]:

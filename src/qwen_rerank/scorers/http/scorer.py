@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +17,7 @@ from qwen_rerank.errors import InvalidInputError, ScorerClosedError
 from qwen_rerank.scorers.base import BaseScorer, Call, ScoreRequest
 from qwen_rerank.scorers.http import dialects
 from qwen_rerank.scorers.http.answers import UNCALIBRATED
+from qwen_rerank.scorers.http.network import check_headers
 from qwen_rerank.scorers.http.requests import RequestSender
 from qwen_rerank.scorers.http.session import Session, open_session
 from qwen_rerank.scorers.http.settings import HttpConfig
@@ -36,7 +37,7 @@ class HttpScorer(BaseScorer):
     asked, one that fails is left out for a while.
 
     Args:
-        url: One address, or several of equal servers: the root, without the route.
+        url: One address, or several of equal servers: the root; `/v1` and the route may stand there, too.
         dialect: What the server is; "auto" asks it.
         mode: "token-ids" or "server-template"; "auto" takes the first where it is possible and warns otherwise.
         model: Name to ask for; needed by xinference and the hosted services.
@@ -52,12 +53,15 @@ class HttpScorer(BaseScorer):
         strict_echo: Make another model's name or changed texts in an answer an error, not a warning.
         max_answer_bytes: Cap on an answer's decompressed size.
         public_only: Refuse private addresses and connect to the checked address; for addresses that come from users.
+        verify: Path of a CA's certificate, or of the server's own, in PEM; True for the CAs of the system and of
+            SSL_CERT_FILE.
+        headers: Sent to these addresses, too; kept and hidden like the key.
 
     Attributes:
         name: Dialect and address.
         fingerprint: Changes with the settings that change a score; a server that changes its model unseen does not
             change it.
-        config: All settings but the key.
+        config: All settings but the key and the headers.
 
     Raises:
         InvalidInputError: If an argument is wrong.
@@ -83,12 +87,14 @@ class HttpScorer(BaseScorer):
         strict_echo: bool = False,
         max_answer_bytes: int = 32 * 2**20,
         public_only: bool = False,
+        verify: bool | str = True,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.config = HttpConfig(
             url=url,  # type: ignore[arg-type]
             dialect=dialect, mode=mode, model=model, tokenizer=tokenizer, template=template, instruction=instruction,
             max_length=max_length, timeout_s=timeout_s, max_batch=max_batch, max_concurrency=max_concurrency, scores=scores,
-            strict_echo=strict_echo, max_answer_bytes=max_answer_bytes, public_only=public_only,
+            strict_echo=strict_echo, max_answer_bytes=max_answer_bytes, public_only=public_only, verify=verify,
         )  # fmt: skip
         dialect_name = dialects.of_host(self.config.url[0]) if dialect == "auto" else dialect
         self._dialect = None if dialect_name is None else dialects.DIALECTS[dialect_name]
@@ -96,7 +102,8 @@ class HttpScorer(BaseScorer):
             self._dialect.check(model=model, instruction=instruction)
         self.name = f"{dialect_name or 'rerank server'} at {self.config.url[0]}"
         self.fingerprint = _fingerprint(self.config)
-        self._transport = Transport(self.config, _check_key(api_key))
+        key = _check_key(api_key)
+        self._transport = Transport(self.config, key, check_headers(headers, has_key=key is not None))
         self._finalizer = weakref.finalize(self, self._transport.close)
         self._session: Session | None = None
         self._warned: set[str] = set()
@@ -130,7 +137,7 @@ class HttpScorer(BaseScorer):
         if self._transport.has_key:
             raise InvalidInputError(
                 f"the scorer of {self.config.url[0]} has an api_key, which is never pickled; make the HttpScorer in the "
-                "other process, with the key from there."
+                "other process, with the key (or the headers that hold it) from there."
             )
         return made_from, (type(self), asdict(self.config))
 

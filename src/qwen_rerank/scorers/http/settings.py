@@ -11,6 +11,7 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.prompt import TEMPLATES
 from qwen_rerank.scorers.http.dialects import DIALECTS
 from qwen_rerank.scorers.http.endpoints import check_urls
+from qwen_rerank.scorers.http.network import check_verify
 
 MODES = ("auto", "token-ids", "server-template")
 SCORES = ("auto", "logit", "probability", "relevance", "raw")
@@ -21,7 +22,7 @@ class HttpConfig:
     """The settings of an `HttpScorer` but for the key; `HttpScorer(**asdict(config))` asks the same way.
 
     Attributes:
-        url: One address or several of equal servers: the root, without the route.
+        url: One address or several of equal servers: the root, or what ends in `/v1`; a route after it is left out.
         dialect: What the server is; "auto" finds out.
         mode: "token-ids" sends exact prompts as token ids (vLLM and SGLang, needs `tokenizer`), "server-template"
             leaves the prompt to the server, "auto" takes the first where it is possible.
@@ -37,6 +38,7 @@ class HttpConfig:
         strict_echo: Whether another model's name or changed document texts in an answer are errors, not warnings.
         max_answer_bytes: Cap on an answer's decompressed size.
         public_only: Refuse hosts with private addresses; for addresses that come from users.
+        verify: True for the CAs of the system or the environment, or the path of a file with a CA's certificate.
     """
 
     url: tuple[str, ...]
@@ -54,9 +56,11 @@ class HttpConfig:
     strict_echo: bool = False
     max_answer_bytes: int = 32 * 2**20
     public_only: bool = False
+    verify: bool | str = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", check_urls(self.url))
+        object.__setattr__(self, "verify", check_verify(self.verify))
         check_choice("dialect", self.dialect, ["auto", *DIALECTS])
         check_choice("mode", self.mode, MODES)
         check_choice("scores", self.scores, SCORES)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import random
+import ssl
 import threading
 import weakref
 import zlib
@@ -38,6 +39,7 @@ from qwen_rerank.scorers.http.answers import (
     unavailable,
 )
 from qwen_rerank.scorers.http.endpoints import Endpoint, EndpointPool, public_address
+from qwen_rerank.scorers.http.network import certificate_problem, proxy_for, route_url, trusted_certificates
 from qwen_rerank.scorers.http.redaction import Secrets, guard_library_logs
 from qwen_rerank.scorers.http.settings import HttpConfig
 
@@ -100,19 +102,26 @@ class Transport:
     Args:
         config: How the servers are reached.
         api_key: Sent as a bearer token, to these servers only.
+        headers: Sent to these servers only, names in lower case.
     """
 
-    def __init__(self, config: HttpConfig, api_key: str | None = None) -> None:
+    def __init__(
+        self, config: HttpConfig, api_key: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         self._config = config
-        self._secrets = Secrets([api_key] if api_key else [])
+        headers = headers or {}
+        self._secrets = Secrets([*([api_key] if api_key else []), *headers.values()])
+        # A proxy would make the connection itself, to an address that was not checked.
+        self._proxies = {} if config.public_only else {url: proxy_for(url) for url in config.url}
         guard_library_logs()
-        self.has_key = bool(api_key)
+        self.has_key = bool(api_key or headers)
         self._headers = {
             "accept": "application/json",
             "accept-encoding": "identity",
             "content-type": "application/json",
             "user-agent": "qwen-rerank",
             **({"authorization": f"Bearer {api_key}"} if api_key else {}),
+            **headers,
         }
         self._live: Connections | None = None
         self._closed = False
@@ -150,13 +159,7 @@ class Transport:
 
     def _start(self) -> Connections:
         config = self._config
-        client = httpx2.AsyncClient(
-            follow_redirects=False,
-            # A proxy would make the connection itself, to an address that was not checked.
-            trust_env=not config.public_only,
-            timeout=httpx2.Timeout(None, connect=CONNECT_S),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=config.max_concurrency),
-        )
+        client = self._client()
         loop = asyncio.new_event_loop()
         thread = threading.Thread(
             target=_serve, args=(loop, client), name=f"qwen-rerank-http {config.url[0]}", daemon=True
@@ -166,6 +169,38 @@ class Transport:
         )
         thread.start()
         return live
+
+    def _client(self) -> httpx2.AsyncClient:
+        """Return a connection pool.
+
+        Raises:
+            InvalidInputError: If a proxy or the certificates that the environment names cannot be used.
+        """
+        config = self._config
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=config.max_concurrency)
+        proxies = {url: proxy for url, proxy in self._proxies.items() if proxy is not None}
+        if any(url.startswith("https:") for url in (*config.url, *(proxy.address for proxy in proxies.values()))):
+            verify = trusted_certificates(config.verify) or httpx2.create_ssl_context(trust_env=False)
+        else:
+            verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, and trusts nobody
+        mounts: dict[str, httpx2.AsyncBaseTransport | None] = {}
+        for url, proxy in proxies.items():
+            parts = urlsplit(url)
+            try:
+                mounts[f"{parts.scheme}://{parts.netloc}"] = httpx2.AsyncHTTPTransport(
+                    proxy=httpx2.Proxy(proxy.address), verify=verify, limits=limits
+                )
+            except ImportError:
+                reason = "SOCKS needs socksio: pip install 'httpx2[socks]'"
+                raise proxy.problem(parts.netloc, reason) from None
+            except (ValueError, httpx2.InvalidURL):
+                # The library's own message repeats the address, with its password.
+                reason = "it must be an http://, https:// or socks5:// address"
+                raise proxy.problem(parts.netloc, reason) from None
+        return httpx2.AsyncClient(
+            follow_redirects=False, trust_env=False, verify=verify, mounts=mounts, limits=limits,
+            timeout=httpx2.Timeout(None, connect=CONNECT_S),
+        )  # fmt: skip
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
@@ -267,7 +302,7 @@ class Transport:
     async def _once(
         self, live: Connections, endpoint: Endpoint, method: str, path: str, body: bytes | None
     ) -> HttpAnswer:
-        url = endpoint.url + path
+        url = route_url(endpoint.url, path)
         try:
             request = await self._request(live, method, url, body)
             response = await live.client.send(request, stream=True)
@@ -276,16 +311,24 @@ class Transport:
             finally:
                 await response.aclose()
         except (httpx2.TransportError, httpx2.StreamError, OSError) as exc:
-            problem = self._failure(url, exc)
+            problem = self._failure(endpoint, url, exc)
         # Outside, so that the library's error, which may quote what the server sent, is in no chain of ours.
         raise problem
 
-    def _failure(self, url: str, exc: Exception) -> RerankServerError:
+    def _failure(self, endpoint: Endpoint, url: str, exc: Exception) -> RerankServerError:
         """Return the error for what went wrong on the way to an answer."""
         reason = self._secrets.shown(str(exc)) or type(exc).__name__
         broken = isinstance(exc, httpx2.RemoteProtocolError)
         if broken and "disconnected" not in reason and "closed connection" not in reason:
             return ProtocolError(f"{url} answered with something that is no HTTP ({reason}).", url=url)
+        if (problem := certificate_problem(url, exc)) is not None:
+            return BackendUnavailableError(problem, url=url)
+        if (proxy := self._proxies.get(endpoint.url)) is not None:
+            return BackendUnavailableError(
+                f"{url} cannot be reached through the proxy {proxy.shown}, which {proxy.variable} names ({reason}); correct "
+                f"the variable, or add {urlsplit(url).hostname} to NO_PROXY.",
+                url=url,
+            )
         return BackendUnavailableError(
             f"{url} cannot be reached ({reason}); is the server running, and the address right?", url=url
         )
