@@ -73,29 +73,54 @@ def search(
     long_documents: options.LongDocuments = "truncate",
     top_k: Annotated[int, typer.Option("--top-k", help="Candidates of the first stage.")] = 100,
     top_n: Annotated[int, typer.Option("--top-n", help="Documents after reranking.")] = 10,
+    path: Annotated[
+        list[str] | None, typer.Option("--path", help="Only files that fit, such as 'notes/*' or '*.md'; repeatable.")
+    ] = None,
+    suffix: Annotated[list[str] | None, typer.Option("--suffix", help="Only such files, as .pdf; repeatable.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="Only files written on this day or later.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Only files written on this day or before.")] = None,
+    context: Annotated[int, typer.Option("-C", "--context", help="Passages before and after each to show.")] = 0,
     as_json: options.Json = False,
+    as_files: Annotated[bool, typer.Option("--files", help="Print the files alone, best first.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
 ) -> None:
-    """Search a store in two rounds and show both: first-stage rank, new rank, score."""
-    from qwen_rerank.cli import show
+    """Search a store in two rounds and show both: first-stage rank, new rank, score, and where each passage stands."""
+    from qwen_rerank.cli import answers, show
     from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.folders.answers import around, file_filter
     from qwen_rerank.pipeline import TwoStageRetriever
     from qwen_rerank.reranker import Reranker
     from qwen_rerank.store import FaissStore, built_with
 
     first_model = load_embedder(embedder or built_with(store) or options.DEFAULT_EMBEDDER)
     with FaissStore.open(store, embedder=first_model, read_only=True) as opened:
-        scorer = options.load_scorer(model, server=server, dialect=dialect, device=device, quantize=quantize)
-        reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
+        wanted = file_filter(opened, paths=path or (), suffixes=suffix or (), since=since, until=until)
+        with show.waiting(f"loading {server or model} …"):
+            scorer = options.load_scorer(model, server=server, dialect=dialect, device=device, quantize=quantize)
+            reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
         # All are ranked: the table also shows where those went that are not among the best.
-        rounds = TwoStageRetriever(opened, reranker, top_k=top_k, top_n=top_k).retrieve_rounds(
-            query, instruction=instruction
-        )
+        retriever = TwoStageRetriever(opened, reranker, top_k=top_k, top_n=top_k)
+        with show.waiting(f"searching {len(opened)} passages, reranking up to {min(top_k, len(opened))} …"):
+            rounds = retriever.retrieve_rounds(query, instruction=instruction, filter=wanted)
+        hits = [
+            answers.Answer(hit, rounds.candidates[hit.index].rank, *around(opened, hit.document, context))
+            for hit in rounds.ranked[:top_n]
+        ]
     if as_json:
-        show.as_json(rounds.ranked[:top_n])
-    elif rounds.ranked:
+        answers.as_json(hits)
+    elif as_files:
+        answers.as_files(hits)
+    elif as_markdown:
+        answers.as_markdown(query, hits)
+    elif hits and all("part" in one.hit.document.metadata for one in hits):
+        answers.as_blocks(query, hits, n_candidates=len(rounds.candidates))
+    elif hits:
         show.console.print(show.two_rounds(query, rounds, n_rows=top_n))
-    else:
-        show.errors.print(f"Nothing found: {store} is empty, or its embedder knows no word of the query.")
+    if not hits:
+        reason = (
+            "no passage of those files" if wanted else f"{store} is empty, or its embedder knows no word of the query"
+        )
+        show.errors.print(f"Nothing found: {reason}.")
 
 
 def rerank(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -44,11 +45,12 @@ def snippet(text: str) -> str:
     A dot stands for the first line's end, which mostly is a title's, and a space for every other control character.
     """
     title, dot, rest = text[: 4 * _SNIPPET_CHARS].strip().partition("\n")
-    line = f"{_printable(title)} · {_printable(rest)}" if dot else _printable(title)
+    line = f"{printable(title)} · {printable(rest)}" if dot else printable(title)
     return escape(line[:_SNIPPET_CHARS])
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -128,20 +130,44 @@ def _text(hit: RankedDocument) -> str:
 def as_json(results: Sequence[RankedDocument]) -> None:
     """Print one JSON object a result on stdout."""
     for hit in results:
-        row = {
-            "rank": hit.rank,
-            "id": hit.document.id,
-            "score": None if hit.error else hit.score,
-            "log_odds": None if hit.error else hit.log_odds,
-            "index": hit.index,
-            "first_stage_score": hit.first_stage_score,
-            "truncated": hit.truncated,
-            "windows": hit.windows,
-            "error": str(hit.error) if hit.error else None,
-            "text": hit.document.text,
-            "metadata": dict(hit.document.metadata),
-        }
-        sys.stdout.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        json_line(json_row(hit))
+
+
+def json_row(hit: RankedDocument) -> dict[str, Any]:
+    """Return a result as JSON carries it."""
+    return {
+        "rank": hit.rank,
+        "id": hit.document.id,
+        "score": None if hit.error else hit.score,
+        "log_odds": None if hit.error else hit.log_odds,
+        "index": hit.index,
+        "first_stage_score": hit.first_stage_score,
+        "truncated": hit.truncated,
+        "windows": hit.windows,
+        "best_window": hit.best_window,
+        "error": str(hit.error) if hit.error else None,
+        "text": hit.document.text,
+        "metadata": dict(hit.document.metadata),
+    }
+
+
+def json_line(row: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout, on one line."""
+    sys.stdout.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on a terminal what is being waited for, and for how long it has been."""
+    if not errors.is_terminal:
+        yield
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        bar.add_task(escape(what), total=None)
+        yield
 
 
 def print_table(console: Console, made: Table) -> None:

@@ -33,14 +33,15 @@ class Selection:
 
     def refusal(self, name: str) -> str | None:
         """Return why a relative path is not wanted, or None."""
-        if self.include and not any(_matches(name, pattern) for pattern in self.include):
+        if self.include and not any(matches_pattern(name, pattern) for pattern in self.include):
             return "not among --include"
-        if any(_matches(name, pattern) for pattern in self.exclude):
+        if any(matches_pattern(name, pattern) for pattern in self.exclude):
             return "left out by --exclude"
         return None
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches_pattern(name: str, pattern: str) -> bool:
+    """Return whether a pattern fits a path with slashes, one of the folders above it, or without a slash one of its names."""
     pattern = pattern.removeprefix("./").removesuffix("/")
     parts = name.split("/")
     paths = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
@@ -109,7 +110,7 @@ def _reason(
     if folder and path.name in _GENERATED:
         return "a folder that programs make"
     if folder:
-        excluded = any(_matches(name, pattern) for pattern in selection.exclude)
+        excluded = any(matches_pattern(name, pattern) for pattern in selection.exclude)
         reason = "left out by --exclude" if excluded else None
     else:
         reason = selection.refusal(name)
