@@ -23,6 +23,7 @@ from qwen_rerank.serve.responses import json_response
 from qwen_rerank.serve.schemas import (
     PairsRequest,
     RankingRequest,
+    RequestT,
     RerankRequest,
     ScoringBody,
     TeiRequest,
@@ -33,7 +34,7 @@ from qwen_rerank.serve.scoring import RerankJob, RerankResult
 from qwen_rerank.serve.settings import ServeSettings
 from qwen_rerank.serve.telemetry import METRICS_TYPE, Metrics
 
-_LARGE_BODY_BYTES = 1 << 18  # above it, parsing takes milliseconds and goes to a thread
+_LARGE_BODY_BYTES = 1 << 18  # above it, reading and answering take milliseconds and go to a thread
 _TIMEOUT_HEADER = "x-request-timeout-ms"
 
 RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking")
@@ -86,7 +87,7 @@ class _Server:
         self.app.state.backend = backend
         self.app.add_exception_handler(HTTPException, _routing_error)
         self._add_routes(with_keys=len(keys) > 0)
-        playground = Playground(backend, self._run)
+        playground = Playground(backend, self._run, self.read)
         playground.add_routes(self.app, openapi.extra)
         paths = frozenset(path for route in self.app.routes if (path := getattr(route, "path", None)))
         self.app.add_middleware(
@@ -152,38 +153,40 @@ class _Server:
 
     async def rerank(self, request: Request) -> Response:
         """Rank documents by relevance. `texts` instead of `documents` answers as TEI, `passages` as NIM."""
-        context, body = await _body(request)
-        if "texts" in body and "documents" not in body:
-            context.tei = True
-            return await self._tei(request, body)
-        if "passages" in body and "documents" not in body:
-            return await self._ranking(request, body)
-        return await self._listed(request, body, responses.rerank)
+        context: RequestContext = request.state.context
+
+        def kind(body: dict[str, Any]) -> type[RerankRequest | TeiRequest | RankingRequest]:
+            context.tei = "texts" in body and "documents" not in body
+            if context.tei:
+                return TeiRequest
+            return RankingRequest if "passages" in body and "documents" not in body else RerankRequest
+
+        wanted = await self.read(request, kind)
+        if isinstance(wanted, TeiRequest):
+            return await self._texts(request, wanted)
+        if isinstance(wanted, RankingRequest):
+            return await self._passages(request, wanted)
+        return await self._listed(request, wanted, responses.rerank)
 
     async def infinity(self, request: Request) -> Response:
         """As /rerank, with documents as plain strings: Infinity's shape."""
-        _, body = await _body(request)
-        return await self._listed(request, body, responses.infinity)
+        return await self._listed(request, await self.read(request, RerankRequest), responses.infinity)
 
     async def voyage(self, request: Request) -> Response:
         """As /rerank, with the list under `data`: Voyage's shape."""
-        _, body = await _body(request)
-        return await self._listed(request, body, responses.voyage)
+        return await self._listed(request, await self.read(request, RerankRequest), responses.voyage)
 
     async def tei(self, request: Request) -> Response:
         """Rank `texts`; a bare list as Text Embeddings Inference gives."""
-        _, body = await _body(request)
-        return await self._tei(request, body)
+        return await self._texts(request, await self.read(request, TeiRequest))
 
     async def ranking(self, request: Request) -> Response:
         """Rank `passages`; log-odds as NVIDIA NIM gives."""
-        _, body = await _body(request)
-        return await self._ranking(request, body)
+        return await self._passages(request, await self.read(request, RankingRequest))
 
     async def score(self, request: Request) -> Response:
         """Score pairs, 1:1, 1:N or N:N, in input order: vLLM's shape."""
-        context, body = await _body(request)
-        wanted = read(PairsRequest, body)
+        wanted = await self.read(request, PairsRequest)
         queries, documents = wanted.queries, wanted.documents
         if len(queries) not in (1, len(documents)):
             message = f"{len(queries)} queries and {len(documents)} documents: lengths must be 1:1, 1:N or N:N."
@@ -193,10 +196,10 @@ class _Server:
         else:
             jobs = [_job(wanted, query, [text]) for query, text in zip(queries, documents, strict=True)]
         results = await self._run(request, wanted, jobs)
-        answer = responses.scores(
-            results, log_odds=wanted.wants_log_odds, request_id=context.id, model=self._backend.names.reported
+        request_id, model = request.state.context.id, self._backend.names.reported
+        return json_response(
+            responses.scores(results, log_odds=wanted.wants_log_odds, request_id=request_id, model=model)
         )
-        return json_response(answer)
 
     async def models(self) -> Response:
         """List the names of the model."""
@@ -248,19 +251,39 @@ class _Server:
         """Show this description as a page that needs nothing from elsewhere."""
         return openapi.docs_page(self.app)
 
-    async def _listed(self, request: Request, body: dict[str, Any], answer: Callable[..., object]) -> Response:
-        wanted = read(RerankRequest, body)
+    async def _listed(self, request: Request, wanted: RerankRequest, answer: Callable[..., object]) -> Response:
         result = await self._rank(request, wanted, wanted.query, wanted.documents)
-        request_id = request.state.context.id
-        return json_response(answer(wanted, result, request_id=request_id, model=self._backend.names.reported))
+        request_id, model = request.state.context.id, self._backend.names.reported
+        return await _sized(request, lambda: answer(wanted, result, request_id=request_id, model=model))
 
-    async def _tei(self, request: Request, body: dict[str, Any]) -> Response:
-        wanted = read(TeiRequest, body)
-        return json_response(responses.tei(wanted, await self._rank(request, wanted, wanted.query, wanted.texts)))
+    async def _texts(self, request: Request, wanted: TeiRequest) -> Response:
+        result = await self._rank(request, wanted, wanted.query, wanted.texts)
+        return await _sized(request, lambda: responses.tei(wanted, result))
 
-    async def _ranking(self, request: Request, body: dict[str, Any]) -> Response:
-        wanted = read(RankingRequest, body)
+    async def _passages(self, request: Request, wanted: RankingRequest) -> Response:
         return json_response(responses.ranking(await self._rank(request, wanted, wanted.query, wanted.passages)))
+
+    async def read(
+        self,
+        request: Request,
+        kind: type[RequestT] | Callable[[dict[str, Any]], type[RequestT]],
+        *,
+        most: int | None = None,
+    ) -> RequestT:
+        """Return the body as a request of this kind, or of the one that `kind(body)` says, with at most so many texts.
+
+        Raises:
+            ApiError: 503 unless ready, before anything is read; then whatever is wrong with the body.
+        """
+        _ = self._backend.scoring
+        body: bytes = request.state.context.body
+
+        def parse() -> RequestT:
+            value = parse_object(body)
+            chosen = kind if isinstance(kind, type) else kind(value)
+            return read(chosen, value, max_documents=most or self._settings.max_documents)
+
+        return await asyncio.to_thread(parse) if len(body) > _LARGE_BODY_BYTES else parse()
 
     async def _rank(self, request: Request, wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankResult:
         [result] = await self._run(request, wanted, [_job(wanted, query, documents)])
@@ -292,11 +315,11 @@ class _Server:
         return min(self._settings.request_timeout_s, int(given) / 1000)
 
 
-async def _body(request: Request) -> tuple[RequestContext, dict[str, Any]]:
-    context: RequestContext = request.state.context
-    if len(context.body) > _LARGE_BODY_BYTES:
-        return context, await asyncio.to_thread(parse_object, context.body)
-    return context, parse_object(context.body)
+async def _sized(request: Request, answer: Callable[[], object]) -> Response:
+    """Return an answer that may repeat the documents; a large one is written beside the event loop."""
+    if len(request.state.context.body) > _LARGE_BODY_BYTES:
+        return await asyncio.to_thread(lambda: json_response(answer()))
+    return json_response(answer())
 
 
 def _job(wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankJob:

@@ -20,6 +20,7 @@ from qwen_rerank.serve.settings import ServeSettings
 logger = logging.getLogger("qwen_rerank.serve")
 
 _UNNAMED = ("", "default", "default/not-specified")  # what clients send that have no name to send
+_MAX_NAME_CHARS = 4_096
 _RETRY_S = {"loading": 5.0, "draining": 2.0, "stalled": 10.0, "failed": 60.0}
 
 
@@ -148,7 +149,7 @@ class ModelNames:
         Raises:
             ApiError: 404.
         """
-        if given is None or self._any or given.strip().lower() in self._known:
+        if given is None or self._any or (len(given) <= _MAX_NAME_CHARS and given.strip().lower() in self._known):
             return
         served = ", ".join(repr(name) for name in self.all)
         message = f"this model is not served here; the server has {served}, and `model` may be left out."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 
@@ -15,15 +15,23 @@ from qwen_rerank.samples import LANGUAGES, load_sample
 from qwen_rerank.serve import openapi
 from qwen_rerank.serve.backend import Backend
 from qwen_rerank.serve.errors import ApiError
-from qwen_rerank.serve.middleware import RequestContext
 from qwen_rerank.serve.responses import json_response, page_response
-from qwen_rerank.serve.schemas import SearchRequest, parse_object, read
+from qwen_rerank.serve.schemas import SearchRequest, has_text
 from qwen_rerank.serve.scoring import RerankJob, RerankResult, Scoring
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
 MAX_TEXTS = 200
+MAX_CHARS = 400_000  # of all texts: the first stage reads every word
 
 Run = Callable[[Request, Any, Sequence[RerankJob]], Awaitable[list[RerankResult]]]
+
+
+class Read(Protocol):
+    """Reads a request's body."""
+
+    async def __call__(self, request: Request, kind: type[SearchRequest], *, most: int) -> SearchRequest:
+        """Return it, with at most so many texts."""
+        ...
 
 
 class Playground:
@@ -32,13 +40,15 @@ class Playground:
     Args:
         backend: Tells which model is behind it.
         run: Scores jobs as any other route does.
+        read: Reads a request's body as any other route does.
     """
 
     static_paths = frozenset({"/", "/playground/samples"})
 
-    def __init__(self, backend: Backend, run: Run) -> None:
+    def __init__(self, backend: Backend, run: Run, read: Read) -> None:
         self._backend = backend
         self._run = run
+        self._read = read
 
     def add_routes(self, app: FastAPI, extra: Callable[..., dict[str, Any]]) -> None:
         """Add the page, its samples and its search."""
@@ -60,8 +70,7 @@ class Playground:
 
     async def search(self, request: Request) -> Response:
         """Recall candidates, rank them, and show the prompt of the best one."""
-        context: RequestContext = request.state.context
-        wanted = read(SearchRequest, parse_object(context.body))
+        wanted = await self._read(request, SearchRequest, most=MAX_TEXTS)
         first_stage, second_stage = _FirstStage(_documents(wanted)), _SecondStage(self._run, request, wanted)
         line = TwoStageRetriever(first_stage, second_stage, top_k=wanted.top_k, top_n=wanted.top_k)
         scoring = self._backend.scoring
@@ -107,12 +116,12 @@ def _samples() -> dict[str, Any]:
 def _documents(wanted: SearchRequest) -> list[Document]:
     if wanted.collection is not None:
         return list(load_sample(wanted.collection).documents)
-    texts = [text for text in wanted.texts or [] if text.strip()]
+    texts = list(filter(has_text, wanted.texts or []))
     if not texts:
         raise ApiError(422, "no_texts", "choose a collection or give at least one text.", param="texts")
-    if len(texts) > MAX_TEXTS:
-        message = f"the playground takes {MAX_TEXTS} texts at most; use /v1/rerank for more."
-        raise ApiError(413, "too_many_documents", message, param="texts")
+    if sum(map(len, (wanted.query, *texts))) > MAX_CHARS:
+        message = f"the playground takes {MAX_CHARS} characters at most; use /v1/rerank for more."
+        raise ApiError(413, "too_many_characters", message, param="texts")
     return [Document(str(place), text) for place, text in enumerate(texts)]
 
 

@@ -1,14 +1,14 @@
 """Requests: bytes → JSON object → one of the schemas. The door of the server: behind it every text is trusted.
 
-JSON is read strictly: UTF-8, finite numbers, no key twice, no lone surrogate, bounded depth and size. In a schema unknown
-fields are ignored, every optional field may be null, and numbers are never guessed.
+JSON is read strictly: UTF-8, finite numbers, no key twice, no lone surrogate; depth, values and digits are counted before
+anything is built. In a schema unknown fields are ignored, every optional field may be null, and numbers are never guessed.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -22,14 +22,15 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 from qwen_rerank.reranker import LongDocuments
 from qwen_rerank.serve.errors import ApiError
 
 MAX_DEPTH = 64
-MAX_KEYS = 100_000
+MAX_VALUES = 100_000  # and as many strings, keys, commas and colons
 MAX_DIGITS = 400
+MAX_SETTINGS_CHARS = 100_000
 
 _JSON_NAMES = {
     type(None): "null",
@@ -41,108 +42,92 @@ _JSON_NAMES = {
 }
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_PLACE = re.compile(r"at line \d+ column \d+$")
+_BETWEEN_VALUES = bytes.maketrans(b"[]{}:", b",,,,,")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the body as a JSON object.
 
+    What it would take to read is known before any of its values is built: see `_scan`.
+
     Raises:
         ApiError: 400 where it is no strict JSON, 413 where it is too complex, 422 where it is no object or holds a text
             that UTF-8 cannot carry.
     """
-    if not body.strip():
+    if not body or body.isspace():
         raise ApiError(400, "empty_body", "the body is empty; send a JSON object.")
-    value = _parse(_decode(body))
-    if not isinstance(value, dict):
-        raise ApiError(422, "invalid_request", f"the body must be a JSON object, not {_JSON_NAMES[type(value)]}.")
-    _check_depth(value)
-    if _SURROGATE_ESCAPE.search(body):
-        _check_surrogates(value)
-    return value
-
-
-def _decode(body: bytes) -> str:
     if body.startswith(b"\xef\xbb\xbf"):
         raise ApiError(400, "invalid_encoding", "the body starts with a byte order mark; send plain UTF-8.")
+    n_keys = _scan(body)
     try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise ApiError(400, "invalid_encoding", f"the body is not UTF-8 (byte {exc.start}).") from exc
-
-
-def _parse(text: str) -> Any:
-    keys = 0
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal keys
-        keys += len(items)
-        if keys > MAX_KEYS:
-            raise ApiError(413, "too_many_keys", f"the body holds more than {MAX_KEYS} keys.")
-        found = dict(items)
-        if len(found) != len(items):
-            raise ApiError(400, "duplicate_key", "an object of the body has the same key twice.")
-        return found
-
-    try:
-        return json.loads(
-            text, object_pairs_hook=pairs, parse_constant=_no_constant, parse_int=_integer, parse_float=_finite
-        )
-    except RecursionError as exc:
-        raise ApiError(400, "too_deep", f"the body is nested deeper than {MAX_DEPTH} levels.") from exc
+        # From the bytes themselves: a text of the whole body would take four bytes a character for one emoji in it.
+        value = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as exc:
-        place = f" at character {exc.pos}" if isinstance(exc, json.JSONDecodeError) else ""
-        raise ApiError(400, "invalid_json", f"the body is not valid JSON{place}.") from exc
-
-
-def _no_constant(_: str) -> float:
-    raise ApiError(400, "non_finite_number", "NaN and Infinity are no JSON numbers.")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ApiError(400, "number_too_long", f"a number of the body has more than {MAX_DIGITS} digits.")
-    return int(digits)
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ApiError(400, "non_finite_number", "a number of the body is too large.")
+        raise _invalid(body, exc) from None
+    if not isinstance(value, dict):
+        raise ApiError(422, "invalid_request", f"the body must be a JSON object, not {_JSON_NAMES[type(value)]}.")
+    _check_values(value, n_keys)
     return value
 
 
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return
-    raise ApiError(400, "too_deep", f"the body is nested deeper than {MAX_DEPTH} levels.")
+def _scan(body: bytes) -> int:
+    """Return how many keys a body has, by passes over its bytes that build nothing of it.
+
+    Raises:
+        ApiError: 400 or 413 where it is too deep, or has too many values or digits.
+    """
+    if body.count(b'"') - body.count(b'\\"') > 2 * MAX_VALUES:  # at least half of the quotes that are not escaped
+        raise _too_many_values()
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in body else body
+    if plain.count(b'"') > 2 * MAX_VALUES:
+        raise _too_many_values()
+    structure = b'"'.join(plain.split(b'"')[::2]).translate(None, b' \t\r\n"')
+    counts = {mark: structure.count(mark) for mark in (b"[", b"{", b",", b":", b"]", b"}")}
+    if counts[b"["] + counts[b"{"] + counts[b","] > MAX_VALUES or counts[b":"] > MAX_VALUES:
+        raise _too_many_values()
+    if counts[b"]"] + counts[b"}"] > MAX_VALUES:
+        raise ApiError(400, "invalid_json", "the body closes more than it opens.")
+    if max(map(len, structure.translate(_BETWEEN_VALUES).split(b","))) > MAX_DIGITS:
+        raise ApiError(400, "number_too_long", f"a number of the body has more than {MAX_DIGITS} digits.")
+    steps = (1 if byte in b"[{" else -1 for byte in structure.translate(None, _NO_BRACKETS))
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
+        raise ApiError(400, "too_deep", f"the body is nested deeper than {MAX_DEPTH} levels.")
+    return counts[b":"]
 
 
-def _check_surrogates(value: Any) -> None:
-    waiting = [value]
+def _too_many_values() -> ApiError:
+    return ApiError(413, "too_many_values", f"the body holds more than {MAX_VALUES} values or keys.")
+
+
+def _invalid(body: bytes, exc: ValueError) -> ApiError:
+    """Return why a body is no JSON, without anything of it."""
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as no_text:
+        return ApiError(400, "invalid_encoding", f"the body is not UTF-8 (byte {no_text.start}).")
+    if "hex escape" in str(exc) and _SURROGATE_ESCAPE.search(body):
+        message = "a text of the body holds a lone surrogate, which UTF-8 cannot carry."
+        return ApiError(422, "invalid_unicode", message)
+    place = _PLACE.search(str(exc))
+    return ApiError(400, "invalid_json", f"the body is not valid JSON{f' {place[0]}' if place else ''}.")
+
+
+def _check_values(value: dict[str, Any], n_keys: int) -> None:
+    """Refuse a key that came twice, of which only one is left, and numbers beyond the range of floats."""
+    waiting: list[Any] = [value]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, str):
-            _check_encodable(node)
-        elif isinstance(node, dict):
-            waiting += [*node.keys(), *node.values()]
+        if isinstance(node, dict):
+            n_keys -= len(node)
+            waiting += node.values()
         elif isinstance(node, list):
             waiting += node
-
-
-def _check_encodable(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as exc:
-        message = "a text of the body holds a lone surrogate, which UTF-8 cannot carry."
-        raise ApiError(422, "invalid_unicode", message) from exc
+        elif isinstance(node, float) and not math.isfinite(node):
+            raise ApiError(400, "non_finite_number", "a number of the body is too large.")
+    if n_keys:
+        raise ApiError(400, "duplicate_key", "an object of the body has the same key twice.")
 
 
 _STRING = {"type": "string"}
@@ -158,9 +143,14 @@ def _text_of(value: Any) -> str:
     return value
 
 
+def has_text(value: object) -> bool:
+    """Whether this is a string with more than white space in it."""
+    return isinstance(value, str) and not (not value or value.isspace())
+
+
 def _query_of(value: Any) -> str:
     text = _text_of(value)
-    if not text.strip():
+    if not has_text(text):
         raise PydanticCustomError("query", "must hold more than white space")
     return text
 
@@ -179,8 +169,10 @@ def _settings_of(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value or "{}")
-    except (ValueError, RecursionError):
+        if len(value) > MAX_SETTINGS_CHARS:
+            raise ValueError
+        return parse_object(value.encode()) if value else {}
+    except (ValueError, ApiError):
         raise PydanticCustomError("settings", "must be an object, or a string that holds a JSON object") from None
 
 
@@ -197,11 +189,8 @@ Flag = Annotated[
     WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": ["true", "false", "True", "False"]}]}),
 ]
 Count = Annotated[StrictInt, Field(ge=1)]
-OneOrMany = Annotated[
-    list[Text],
-    BeforeValidator(_one_or_many),
-    Field(min_length=1),
-]
+Texts = Annotated[list[Text], Field(fail_fast=True)]  # the first that is no text ends the reading
+OneOrMany = Annotated[Texts, BeforeValidator(_one_or_many), Field(min_length=1)]
 Extras = Annotated[dict[str, Any], BeforeValidator(_settings_of)]
 
 
@@ -234,11 +223,11 @@ class ScoringBody(BaseModel):
     @property
     def wanted_instruction(self) -> str | None:
         """The instruction, wherever the client put it."""
-        for source in (self.instruction, (self.chat_template_kwargs or {}).get("instruction")):
-            if isinstance(source, str) and source.strip():
+        extras = (self.chat_template_kwargs, self.kwargs)
+        for source in (self.instruction, *((given or {}).get("instruction") for given in extras)):
+            if has_text(source):
                 return source
-        inner = (self.kwargs or {}).get("instruction")
-        return inner if isinstance(inner, str) and inner.strip() else None
+        return None
 
     @property
     def wants_log_odds(self) -> bool:
@@ -255,7 +244,7 @@ class RerankRequest(ScoringBody):
     """Jina's, Cohere's, vLLM's, Voyage's and Infinity's request."""
 
     query: Query
-    documents: list[Text] = Field(min_length=1)
+    documents: Texts = Field(min_length=1)
     top_n: Count | None = Field(None, description="Longest result; above the number of documents it means all.")
     top_k: Count | None = Field(None, description="Voyage's name for `top_n`; the answer then has `data` too.")
     return_documents: Flag | None = Field(None, description="Repeat each document in its result; false by default.")
@@ -273,7 +262,7 @@ class TeiRequest(ScoringBody):
     """Text Embeddings Inference's request."""
 
     query: Query
-    texts: list[Text] = Field(min_length=1)
+    texts: Texts = Field(min_length=1)
     top_n: Count | None = None
     return_text: Flag | None = None
     truncation_direction: Literal["right", "Right"] | None = None
@@ -283,7 +272,7 @@ class RankingRequest(ScoringBody):
     """NVIDIA NIM's request."""
 
     query: Query
-    passages: list[Text] = Field(min_length=1)
+    passages: Texts = Field(min_length=1)
     truncate: Literal["NONE", "END"] | None = None  # type: ignore[assignment]
 
     @property
@@ -304,19 +293,28 @@ class SearchRequest(ScoringBody):
 
     query: Query
     collection: Literal["en", "zh"] | None = None
-    texts: list[Text] | None = None
+    texts: Texts | None = None
     top_k: Annotated[StrictInt, Field(ge=1, le=100)] = 20
 
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
-def read(kind: type[RequestT], body: dict[str, Any]) -> RequestT:
+# The names under which routes take lists of texts; a client may send others of these, which are ignored.
+_TEXT_FIELDS = ("documents", "texts", "passages", "queries", "items", "data_1", "data_2", "text_1", "text_2")
+
+
+def read(kind: type[RequestT], body: dict[str, Any], *, max_documents: int) -> RequestT:
     """Return the body as a request.
 
     Raises:
-        ApiError: 422 with the first field at fault as `param`.
+        ApiError: 413 where a list is too long, before any of it is read; 422 with the first field at fault as `param`.
     """
+    for name in _TEXT_FIELDS:
+        given = body.get(name)
+        if isinstance(given, list) and len(given) > max_documents:
+            message = f"{len(given)} {name} are more than the {max_documents} of one request."
+            raise ApiError(413, "too_many_documents", message, param=name)
     try:
         return kind.model_validate(body)
     except ValidationError as exc:
