@@ -36,7 +36,7 @@ class OnnxEmbedder(SharedCopies):
         folder: Holds the graph, `config.json` and `tokenizer.json`.
         name: What `load_embedder` takes to get it again, or "".
         graph: Which ONNX file of the folder; None for `onnx/model.onnx`, else whichever exporters write.
-        batch_size: Texts of one forward pass.
+        batch_size: Texts of one forward pass at most.
         threads: Of one forward pass; None for one a core.
 
     Attributes:
@@ -119,9 +119,12 @@ class OnnxEmbedder(SharedCopies):
         # Longest first: texts of a batch are about equally long.
         order = sorted(places, key=lambda i: len(ids[i]), reverse=True)
         with self._lock:
-            for start in range(0, len(order), self._batch_size):
-                batch = order[start : start + self._batch_size]
+            start = 0
+            while start < len(order):
+                size = max(1, min(self._batch_size, self._session.tokens_at_once // len(ids[order[start]])))
+                batch = order[start : start + size]
                 out[batch] = self._forward([ids[i] for i in batch])
+                start += size
         return out
 
     def _forward(self, rows: list[list[int]]) -> np.ndarray:

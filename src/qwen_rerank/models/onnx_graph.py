@@ -53,6 +53,7 @@ _OPERATORS = {
     domain: frozenset(names.split())
     for domain, names in {"": _STANDARD, "ai.onnx": _STANDARD, "com.microsoft": _FUSED}.items()
 }
+_BY_BATCH = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 
 # Bits of one element by TensorProto.DataType, and the field that holds elements one by one. Strings and complex numbers
@@ -115,6 +116,7 @@ class Graph:
         inputs: What it takes, by name.
         outputs: What it gives, by name.
         external: Weights that lie in files beside it.
+        rounds_by_batch: Whether it rounds activations by the largest value of a whole batch.
     """
 
     path: Path
@@ -122,6 +124,7 @@ class Graph:
     inputs: Mapping[str, Value]
     outputs: Mapping[str, Value]
     external: tuple[ExternalTensor, ...]
+    rounds_by_batch: bool
 
     @property
     def n_bytes(self) -> int:
@@ -195,6 +198,7 @@ class _Reader:
         self._path = path
         self._external: list[ExternalTensor] = []
         self._read: set[str] = set()  # names that nodes take
+        self._operators: set[str] = set()
         self._fields_left = _MAX_FIELDS
 
     def graph(self, data: bytes) -> Graph:
@@ -224,6 +228,7 @@ class _Reader:
             outputs={value.name: value for value in outputs},
             # The runtime drops a weight that nothing reads, and would not know it any more.
             external=tuple(tensor for tensor in self._external if tensor.name in self._read),
+            rounds_by_batch=not self._operators.isdisjoint(_BY_BATCH),
         )
 
     def _check_node(self, node: Fields) -> None:
@@ -233,6 +238,7 @@ class _Reader:
         if operator not in _OPERATORS.get(domain, ()):
             name = f"{domain}.{operator}" if domain else operator
             raise self._unsafe(f"has the operator {name!r:.80}, which is none that encoders are made of")
+        self._operators.add(operator)
         self._read.update(_texts(node.get(1, [])))
         _texts([*node.get(2, []), *node.get(3, [])])  # names that are no text would be printed by the runtime
         for entry in node.get(5, []):

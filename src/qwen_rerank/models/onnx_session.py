@@ -24,6 +24,8 @@ _OUTPUT_TYPES = ("float32", "float16")
 _NUMPY_TYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
 _NUMPY_TYPES |= {12: "<u4", 13: "<u8"}
 _SAMPLE_BYTES = 4096
+# What lies in the processor's cache: encoders 384 wide took 20 % less of its time at 512 tokens than at 4,096.
+_TOKENS_A_THREAD = 256
 _SILENT = 4  # fatal alone: what goes wrong is raised, and said once
 _MARKS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _registering = ForkLock()
@@ -44,6 +46,8 @@ class OnnxSession:
 
     Attributes:
         inputs: Names of what the graph takes.
+        tokens_at_once: How many tokens a batch should have at most, unless it is one row: what is fast, and 1 where the
+            graph rounds a whole batch by its largest value, so that one text's vector would depend on another's.
         digest: 64 hex digits over graph and weights.
 
     Raises:
@@ -56,6 +60,9 @@ class OnnxSession:
         self._path = graph.path
         self.digest = graph_digest(graph)
         self._settings = (threads, fold)
+        self.tokens_at_once = _TOKENS_A_THREAD * max(2, threads or os.cpu_count() or 1)
+        if graph.rounds_by_batch:
+            self.tokens_at_once = 1
         self._dtypes = {value.name: _INPUT_TYPES[_check_input(graph, value)] for value in graph.inputs.values()}
         self.inputs = frozenset(self._dtypes)
         if "input_ids" not in self.inputs:

@@ -24,10 +24,12 @@ class Network(Protocol):
     Attributes:
         device: Where it runs.
         inputs: Which of `input_ids`, `token_type_ids`, `attention_mask` it takes.
+        tokens_at_once: Tokens that a batch may have, unless it is one pair; None for any number.
     """
 
     device: str
     inputs: frozenset[str]
+    tokens_at_once: int | None
 
     def scores(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return log-odds, float32 `(n_pairs,)`, of a batch that is padded on the right, int64 `(n_pairs, n_tokens)` each.

@@ -22,11 +22,13 @@ class OnnxNetwork:
     Attributes:
         device: "cpu".
         inputs: Which of `input_ids`, `token_type_ids`, `attention_mask` it takes.
+        tokens_at_once: As the session's.
     """
 
     device = "cpu"
 
     def __init__(self, session: OnnxSession, path: Path) -> None:
+        self.tokens_at_once: int | None = session.tokens_at_once
         self.inputs = session.inputs
         self._session = session
         self._path = path

@@ -65,7 +65,7 @@ class CrossEncoderScorer(BaseScorer):
         device: "auto" (CUDA where there is one, else the CPU), or a torch device; a graph runs on the CPU.
         dtype: Of weights and arithmetic in torch; the score is float32 in any case.
         max_length: Tokens of one pair, control tokens included; None for what the model was made for.
-        batch_size: Pairs of one forward pass; halved when the device runs out of memory.
+        batch_size: Pairs of one forward pass at most; halved when the device runs out of memory.
         revision: Commit, tag or branch on the hub.
         backend: "torch" for safetensors, "onnx" for a graph (ONNX Runtime, which the base install has); "auto" takes torch
             where it is installed and the folder holds safetensors, else the graph.
@@ -143,7 +143,8 @@ class CrossEncoderScorer(BaseScorer):
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i].ids), reverse=True)
         results: dict[int, float | Exception] = {}
         while len(results) < len(order):
-            batch = order[len(results) : len(results) + self._batch_size]
+            size = self._size(len(pairs[order[len(results)]].ids))
+            batch = order[len(results) : len(results) + size]
             try:
                 scores = self._thread.run(self._forward, [pairs[i] for i in batch])
             except DeviceOutOfMemoryError as exc:
@@ -153,6 +154,11 @@ class CrossEncoderScorer(BaseScorer):
                 scores = [_out_of_memory(self.device, len(pairs[batch[0]].ids), exc)]
             results |= dict(zip(batch, scores, strict=True))
         return [results[i] for i in range(len(pairs))]
+
+    def _size(self, n_tokens: int) -> int:
+        """Return how many pairs of at most `n_tokens` tokens go into one batch."""
+        tokens = self._network.tokens_at_once
+        return self._batch_size if tokens is None else max(1, min(self._batch_size, tokens // n_tokens))
 
     def _forward(self, pairs: Sequence[Pair]) -> Sequence[float | Exception]:
         """Run one batch through the network, padded on the right."""

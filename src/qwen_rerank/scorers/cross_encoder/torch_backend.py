@@ -42,7 +42,10 @@ class TorchNetwork:
     Attributes:
         device: Where it runs.
         inputs: Which of `input_ids`, `token_type_ids`, `attention_mask` it takes.
+        tokens_at_once: None, for any number.
     """
+
+    tokens_at_once: int | None = None
 
     def __init__(
         self, module: torch.nn.Module, device: torch.device, inputs: frozenset[str], threads: int | None
