@@ -69,7 +69,7 @@ class FaissStore(StoreHandle):
             embedder: Gives the vectors, of documents now and of queries later. Its fingerprint is kept. None makes a
                 store that is searched by words alone.
             index: "auto" chooses by size: up to 100,000 vectors "Flat", exact, every search reads all of them; above,
-                lists of them in 8 bits a number, of which a search reads a quarter and ranks the best by the stored
+                lists of them in 8 bits a number, of which a search reads 400 and ranks the best by the stored
                 vectors. Or a FAISS factory string: "HNSW32" (4 to 128) is a graph, "IVF1024,SQ8" are lists.
             metric: "cosine", or "ip" for the inner product of vectors as they are.
             words: Whether texts are found by their words too.

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -343,16 +343,11 @@ def verify_store(path: str | os.PathLike[str]) -> VerifyReport:
     folder = resolve(path)
     try:
         check_folder(folder)
-    except CorruptStoreError as exc:
-        return VerifyReport(0, (), (str(exc),))
-    database = Database(folder, read_only=True, writable=os.access(folder, os.W_OK))
-    try:
-        with database.snapshot():
+        database = Database(folder, read_only=True, writable=os.access(folder, os.W_OK))
+        with closing(database), database.snapshot():
             return examine(database, folder)
     except CorruptStoreError as exc:
         return VerifyReport(0, (), (str(exc),))
-    finally:
-        database.close()
 
 
 def examine(

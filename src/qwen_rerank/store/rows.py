@@ -38,13 +38,23 @@ class Row:
 
     def digest(self) -> bytes:
         """Return 16 bytes that change with anything in the row, its vector included."""
-        vector = self.vector_digest or b""
-        head = b"%d %d %d %d " % (self.number, len(self.id), len(self.text), len(self.metadata))
-        return hashlib.blake2b(head + self.id + self.text + self.metadata + vector, digest_size=16).digest()
+        found = row_digest(self.number, self.id, self.text, self.metadata, self.vector_digest)
+        if found is None:
+            raise TypeError(f"row {self.number} holds no bytes")
+        return found
 
     def document(self) -> Document:
         """Return the document."""
         return Document(self.id.decode(), self.text.decode(), json.loads(self.metadata))
+
+
+def row_digest(number: int, id: bytes, text: bytes, metadata: bytes, vector: bytes | None) -> bytes | None:
+    """Return the digest of a row's fields; None where a damaged row holds values of other types."""
+    try:
+        head = b"%d %d %d %d " % (number, len(id), len(text), len(metadata))
+        return hashlib.blake2b(b"".join((head, id, text, metadata, vector or b"")), digest_size=16).digest()
+    except TypeError:
+        return None
 
 
 def vector_digest(vector: bytes) -> bytes:
