@@ -70,7 +70,7 @@ def read_one(sock: socket.socket) -> Answer:
 def parse(received: bytes) -> Answer:
     """Split an answer; only the first where there are several, and no mere word to go on."""
     head, _, body = received.partition(b"\r\n\r\n")
-    if head.startswith(b"HTTP/1.1 100"):
+    while head.startswith(b"HTTP/1.1 100"):
         head, _, body = body.partition(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
     return Answer(status, head, body)

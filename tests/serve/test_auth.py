@@ -10,6 +10,7 @@ import pytest
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.serve import process
 from qwen_rerank.serve.auth import KeyRing, load_keys
+from qwen_rerank.serve.settings import ServeSettings
 from tests.serve.conftest import KEY, OTHER_KEY, app_client, live_server
 from tests.serve.raw import talk
 
@@ -157,3 +158,74 @@ def test_other_machines_are_let_in_only_with_a_key_or_by_saying_so(host):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.0.3"])
 def test_this_machine_alone_needs_no_key(host):
     process.check_exposure(host, has_keys=False, no_auth=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", f"/{KEY}", {}),
+        ("GET", f"/v1/models/{KEY}", {"api-key": KEY}),
+        ("POST", f"/v1/rerank/{KEY}", {"api-key": KEY}),
+        ("GET", f"/v1/rerank?api_key={KEY}", {}),
+        (KEY.upper().replace("-", "") + "-" + KEY, "/health", {}),
+        ("GET", "/health", {"x-request-id": KEY}),
+        ("GET", "/health", {"x-request-id": f"req-{KEY}.1"}),
+        ("GET", "/health", {"x-request-id": "sk-of-another-server", "api-key": "sk-of-another-server"}),
+        ("GET", "/nowhere", {"x-request-id": "other-secret-1", "authorization": "Bearer other-secret-1"}),
+    ],
+)
+async def test_a_key_in_the_wrong_place_is_neither_logged_nor_sent_back(caplog, method, path, headers):
+    caplog.set_level(logging.DEBUG, logger="qwen_rerank")
+    async with app_client(keys=(KEY,)) as client:
+        response = await client.request(method, path, headers=headers)
+        series = (await client.get("/metrics", headers={"api-key": KEY})).text
+
+    shown = "".join(f"{record.getMessage()}{getattr(record, 'event', '')}" for record in caplog.records)
+    shown += f"{response.headers}{response.text}{series}"
+    for secret in (KEY, KEY.upper(), "sk-of-another-server", "other-secret-1"):
+        assert secret not in shown
+
+
+async def test_an_ordinary_request_id_is_kept(client):
+    assert (await client.get("/health", headers={"x-request-id": "mine-1"})).headers["x-request-id"] == "mine-1"
+
+
+async def test_an_unknown_route_names_the_main_ones(client):
+    for path in ("/nowhere", "/v1/rerank/", "/v1//rerank", "/api/rerank"):
+        response = await client.post(path, json={})
+
+        assert response.status_code == 404
+        assert "POST /v1/rerank" in response.json()["detail"]
+
+
+async def test_pages_elsewhere_may_ask_where_their_origin_is_allowed():
+    asked = {
+        "origin": "https://app.example.org",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    async with app_client(keys=(KEY,), cors_origins=("https://app.example.org",)) as client:
+        before = await client.options("/v1/rerank", headers=asked)
+        stranger = await client.options("/v1/rerank", headers={**asked, "origin": "https://evil.example"})
+        answer = await client.post(
+            "/v1/rerank", json={"query": "q", "documents": ["a"]}, headers={**RIGHT, "origin": asked["origin"]}
+        )
+        refused = await client.post("/v1/rerank", json={}, headers={"origin": asked["origin"]})
+
+    assert (before.status_code, stranger.status_code, answer.status_code, refused.status_code) == (200, 400, 200, 401)
+    assert all(each.headers["access-control-allow-origin"] == asked["origin"] for each in (before, answer, refused))
+    assert "access-control-allow-origin" not in stranger.headers
+
+
+async def test_no_other_page_may_ask_by_default(client):
+    answer = await client.post(
+        "/v1/rerank", json={"query": "q", "documents": ["a"]}, headers={"origin": "https://evil.example"}
+    )
+
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", ["app.example.org", "https://app.example.org/", "https://u@example.org", "", "null"])
+def test_an_origin_that_no_browser_sends_is_refused(origin):
+    with pytest.raises(InvalidInputError, match="without a path"):
+        ServeSettings(cors_origins=(origin,))

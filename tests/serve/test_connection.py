@@ -14,9 +14,10 @@ import httpx2
 import pytest
 
 from eval.serving.load import memory_mib
-from tests.serve.conftest import live_server
+from tests.serve.conftest import KEY, live_server
 from tests.serve.process import ROOT, stub_server
 from tests.serve.raw import Answer, connect, parse, read_all, read_one, request, talk
+from tests.serve.stubs import Gated, Slow
 
 BODY = json.dumps({"query": "q", "documents": ["a 1", "b 2"]}).encode()
 
@@ -371,3 +372,87 @@ def test_an_answer_does_not_wait_for_the_clients_acknowledgement():
         accepted = connection.transport.get_extra_info("socket")
 
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_client_that_has_ended_its_own_side_still_gets_its_answer():
+    """As `curl --no-keepalive`, `nc -N` and scripts with `shutdown(SHUT_WR)` do."""
+    with live_server(lambda: Slow(0.3)) as server, connect(server.port) as sock:
+        sock.sendall(request(BODY, Connection=""))
+        sock.shutdown(socket.SHUT_WR)
+        answer = read_all(sock)
+
+    assert answer.status == 200
+    assert [result["index"] for result in answer.json()["results"]] == [1, 0]
+
+
+def test_a_client_that_has_ended_its_side_in_the_middle_of_its_body_is_let_go():
+    with live_server() as server, connect(server.port) as sock:
+        sock.sendall(request(BODY[:10], Content_Length=str(len(BODY)), Connection=""))
+        sock.shutdown(socket.SHUT_WR)
+
+        assert read_all(sock) == Answer(0, b"", b"")
+
+
+def test_a_client_that_has_left_is_still_noticed_and_its_work_cancelled():
+    scorer = Gated()
+    with live_server(lambda: scorer) as server:
+        with connect(server.port) as sock:
+            sock.sendall(request(BODY, Connection=""))
+            while not scorer.waiting:
+                pass
+        while scorer.waiting:
+            pass
+
+        assert fast_health(server) == 200
+
+
+def fast_health(server) -> int:
+    return talk(server.port, request(path="/health", method="GET")).status
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        pytest.param(b"x" * 60_000, {"Authorization": "Bearer wrong"}, 401, id="no key"),
+        pytest.param(b"x" * 60_000, {"Authorization": f"Bearer {KEY}", "Content-Encoding": "gzip"}, 415, id="encoding"),
+        pytest.param(b"x" * 150_000, {"Authorization": f"Bearer {KEY}"}, 413, id="too large"),
+        pytest.param(
+            b"x" * 60_000, {"Authorization": f"Bearer {KEY}", "Content-Type": "text/plain"}, 415, id="no JSON"
+        ),
+    ],
+)
+def test_an_early_error_reads_the_rest_of_the_body_so_that_the_connection_goes_on(body, headers, status):
+    """Unread bytes would be taken for the next request, or reset the connection before the answer is seen."""
+    good = request(BODY, Connection="", Authorization=f"Bearer {KEY}")
+    with live_server(keys=(KEY,), max_body_bytes=100_000) as server, connect(server.port) as sock:
+        for _ in range(2):
+            sock.sendall(request(body, Connection="", **headers))
+            assert read_one(sock).status == status
+        sock.sendall(good)
+        assert read_one(sock).status == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/health/live", "/health/ready", "/v1/models", "/metrics", "/docs", "/playground/samples"]
+)
+def test_head_is_answered_as_get_without_the_body(hasty, path):
+    """Container health checks by `wget --spider` and load balancers ask so."""
+    got = talk(hasty.port, request(path=path, method="GET"))
+    answer = talk(hasty.port, request(path=path, method="HEAD"))
+
+    assert (answer.status, answer.body) == (200, b"")
+    assert f"content-length: {len(got.body)}".encode() in answer.head.lower() or path == "/metrics"
+
+
+def test_an_early_error_comes_only_when_the_body_is_read_also_where_the_connection_is_to_close():
+    """Closed with bytes unread, a connection is reset, and the client that still sends never sees why."""
+    asked = request(b"x" * 60_000, Authorization="Bearer wrong")
+    with live_server(keys=(KEY,), max_body_bytes=100_000) as server, connect(server.port) as sock:
+        sock.sendall(asked[:30_000])
+        sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(30)
+        sock.sendall(asked[30_000:])
+
+        assert read_all(sock).status == 401

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 
 import pytest
 
@@ -136,3 +137,24 @@ async def test_the_routes_page_needs_nothing_from_elsewhere(client):
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_a_person_at_a_terminal_sees_sentences(lines):
+    screen = Terminal()
+    telemetry.configure(stream=screen)
+    logging.getLogger("qwen_rerank.serve").info("listening", extra={"event": {"url": "http://127.0.0.1:8080"}})
+    async with app_client() as client:
+        await client.rerank()
+        await client.get("/%1b[31m")
+
+    text = screen.getvalue()
+    assert "Listening on http://127.0.0.1:8080: a page to try it at /" in text
+    assert "Loading the model; requests get 503 until it is ready." in text
+    assert re.search(r"Ready in [0-9.]+ s \(", text)
+    assert re.search(r"POST /v1/rerank 200 in [0-9.]+ ms\n", text)
+    assert not {"{", "\x1b"} & set(text)

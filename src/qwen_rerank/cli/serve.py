@@ -50,6 +50,12 @@ def serve(
         ),
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file with one key a line.")] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A page's origin that may ask from a browser, such as https://app.example.org; can be repeated."
+        ),
+    ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen on other addresses without a key.")] = False,
     max_documents: Annotated[int, typer.Option(help="Documents of one request.")] = 1_000,
     max_queue_wait: Annotated[
@@ -78,6 +84,7 @@ def serve(
         any_model=any_model,
         instruction=instruction,
         long_documents=long_documents,
+        cors_origins=tuple(cors_origin or ()),
         max_documents=max_documents,
         max_queue_wait_s=max_queue_wait,
         request_timeout_s=request_timeout,

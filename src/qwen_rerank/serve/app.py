@@ -10,13 +10,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from qwen_rerank import __version__
 from qwen_rerank.protocols import SimpleScorer
 from qwen_rerank.serve import openapi, responses
 from qwen_rerank.serve.auth import KeyRing
 from qwen_rerank.serve.backend import Backend, State
-from qwen_rerank.serve.errors import ApiError
+from qwen_rerank.serve.errors import ApiError, no_route
 from qwen_rerank.serve.middleware import RequestContext, RequestMiddleware
 from qwen_rerank.serve.playground import Playground
 from qwen_rerank.serve.responses import json_response
@@ -98,6 +99,21 @@ class _Server:
             public=frozenset(HEALTH_PATHS) | playground.static_paths,
             known=paths,
         )
+        if settings.cors_origins:  # outermost: a browser asks for leave without a key, and reads errors too
+            self.app.add_middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "HEAD", "POST"],
+                allow_headers=[
+                    "authorization",
+                    "api-key",
+                    "x-api-key",
+                    "content-type",
+                    "x-request-id",
+                    _TIMEOUT_HEADER,
+                ],
+                expose_headers=["x-request-id", "retry-after"],
+            )
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -338,4 +354,4 @@ async def _routing_error(request: Request, exc: Exception) -> Response:
     """Give 404 and 405 the shape of every other error."""
     if isinstance(exc, HTTPException) and exc.status_code == 405:
         raise ApiError(405, "method_not_allowed", "this route does not take this method.", headers=exc.headers)
-    raise ApiError(404, "not_found", "there is no such route.")
+    raise no_route()

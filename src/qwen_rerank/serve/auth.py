@@ -26,7 +26,9 @@ class KeyRing:
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         # Digests of one length: the comparison's time tells neither a key's length nor how much of it was right.
-        self._digests = [_digest(_checked(key).encode()) for key in dict.fromkeys(keys)]
+        checked = [_checked(key) for key in dict.fromkeys(keys)]
+        self._digests = [_digest(key.encode()) for key in checked]
+        self._lengths = {len(key) for key in checked}
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -46,6 +48,14 @@ class KeyRing:
             message = "this server needs an API key: send `Authorization: Bearer KEY`."
             raise ApiError(401, "invalid_api_key", message, headers={"www-authenticate": 'Bearer realm="qwen-rerank"'})
         return f"key-{matches.index(True) + 1}"
+
+    def shows_key(self, text: str, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        """Whether a short text of a request holds one of the keys, or what the request itself gives as its key."""
+        given = [_credential([header]) for header in headers if header[0] in _KEY_HEADERS]
+        if any(credential and credential in text.encode() for credential in given):
+            return True
+        parts = (text[at : at + n].encode() for n in self._lengths for at in range(len(text) - n + 1))
+        return any(_digest(part) in self._digests for part in parts)
 
 
 def load_keys(*, listed: str | None = None, file: Path | None = None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -51,6 +52,7 @@ class Backend:
         self._scoring: Scoring | None = None
         self._names: ModelNames | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._started_at = time.monotonic()
         self.checks: list[str] = []
 
     @property
@@ -92,6 +94,8 @@ class Backend:
 
     def start(self) -> None:
         """Begin to load; the server answers 503 meanwhile."""
+        logger.info("loading", extra={"event": {"state": self.state.value}})
+        self._started_at = time.monotonic()
         self._loading = asyncio.get_running_loop().create_task(self._prepare())
 
     async def wait_loaded(self) -> None:
@@ -103,7 +107,10 @@ class Backend:
         """Go to another state; from DRAINING and STALLED there is no way back."""
         if self.state not in (State.DRAINING, State.STALLED):
             self.state, self.reason = state, reason
-            logger.info("state", extra={"event": {"state": state.value, "reason": reason}})
+            event: dict[str, object] = {"state": state.value, "reason": reason}
+            if state is State.READY:
+                event["seconds"] = round(time.monotonic() - self._started_at, 1)
+            logger.info("ready" if state is State.READY else "state", extra={"event": event})
 
     async def _prepare(self) -> None:
         try:

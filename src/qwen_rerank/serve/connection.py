@@ -18,6 +18,7 @@ from qwen_rerank.serve.settings import ServeSettings
 
 logger = logging.getLogger("qwen_rerank.serve")
 
+_FIRST_PROBE_S = 0.05  # between the first two, then twice as long each time
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -39,6 +40,7 @@ class GuardedProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request; refuse the connection where there are too many."""
@@ -60,6 +62,23 @@ class GuardedProtocol(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Go on for a client that has only ended its own side; tell from one that has left by writing to it."""
+        cycle = self.cycle
+        waits = cycle is not None and not cycle.response_complete and self.conn.their_state is h11.DONE
+        if not waits or self.conn.their_http_version != b"1.1":
+            return False
+        cycle.keep_alive = False
+        self._probe(_FIRST_PROBE_S)
+        return True
+
+    def _probe(self, seconds: float) -> None:
+        """Send a word that clients must ignore: a side that is closed answers with a reset, and a later word meets it."""
+        self._probe_timer = None
+        if not self.transport.is_closing() and self.conn.our_state is h11.SEND_RESPONSE:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._probe_timer = self.loop.call_later(seconds, self._probe, 2 * seconds)
+
     def handle_events(self) -> None:
         """Handle what has arrived."""
         super().handle_events()
@@ -77,6 +96,8 @@ class GuardedProtocol(H11Protocol):
         """Forget the timers."""
         self._stop_head_timer()
         self._stop_write_timer()
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

@@ -112,6 +112,15 @@ class ApiError(Exception):
         return answer
 
 
+def no_route() -> ApiError:
+    """Return the answer to a path that is none of ours, with those that were probably meant."""
+    message = (
+        "there is no such route; the main ones are POST /v1/rerank, /v2/rerank, /rerank and /score, "
+        "GET /v1/models, /health/ready, /metrics and /docs, and the page at /."
+    )
+    return ApiError(404, "not_found", message)
+
+
 def from_exception(exc: BaseException) -> ApiError:
     """Return the answer to an error that scoring raised; anything unknown is a bug of ours and says nothing more."""
     if isinstance(exc, ApiError):

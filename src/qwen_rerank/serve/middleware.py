@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_rerank.serve.auth import KeyRing
-from qwen_rerank.serve.errors import ApiError, from_exception
+from qwen_rerank.serve.errors import ApiError, from_exception, no_route
 from qwen_rerank.serve.responses import json_bytes
 from qwen_rerank.serve.settings import ServeSettings
 from qwen_rerank.serve.telemetry import Metrics
@@ -31,6 +31,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _CLIENT_LEFT = 499
 _DRAIN_FACTOR = 2  # bodies too large are read up to this many times the limit, so that the client sees the answer
 
@@ -99,17 +100,18 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        context = _context(scope)
+        context = self._context(scope)
         context.route = scope["path"] if scope["path"] in self._known else "other"
         scope.setdefault("state", {})["context"] = context
+        send = _recording(context, send, head_only=scope["method"] == "HEAD")
         try:
-            await self._serve(context, scope, receive, _recording(context, send))
+            await self._serve(context, scope, receive, send)
         except Exception as exc:
-            await self._fail(context, exc, scope, receive, _recording(context, send))
+            await self._fail(context, exc, scope, receive, send)
         except asyncio.CancelledError:  # the grace of a shutdown is over
             stopped = ApiError(503, "shut_down", "the server stopped before the answer was ready.", close=True)
             context.received = True
-            await self._fail(context, stopped, scope, receive, _recording(context, send))
+            await self._fail(context, stopped, scope, receive, send)
         finally:
             self._buffered_bytes -= len(context.body)
             self._note(context, scope)
@@ -129,7 +131,16 @@ class RequestMiddleware:
             context.body = await self._read(receive)
             if context.body:
                 _check_content_type(headers)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the same answer, of which only the head is sent
         await _run_unless_left(self._app, context, scope, receive, send)
+
+    def _context(self, scope: Scope) -> RequestContext:
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        # What is logged and sent back must not be a key, should a client confuse its headers.
+        known = _REQUEST_ID.fullmatch(given) and not self._keys.shows_key(given, scope["headers"])
+        request_id = given if known else uuid.uuid4().hex
+        return RequestContext(request_id, time.monotonic(), tei=scope["path"].startswith("/tei/"))
 
     def _check_head(self, context: RequestContext, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         if scope["http_version"] not in ("1.0", "1.1"):
@@ -140,7 +151,7 @@ class RequestMiddleware:
         if context.tenant == "open":
             context.tenant = f"host {host}"  # without keys, a share for each address
         if not _is_plain_path(scope):
-            raise ApiError(404, "not_found", "there is no such route.")
+            raise no_route()
         if scope["query_string"] and scope["method"] == "POST":
             context.event["query_ignored"] = True
 
@@ -230,8 +241,9 @@ class RequestMiddleware:
             self._metrics.disconnected.inc()
         event = {
             "request_id": context.id,
-            "method": scope["method"],
-            "path": scope["path"],
+            # Never as the client wrote them: some put a key there.
+            "method": scope["method"] if scope["method"] in _METHODS else "other",
+            "path": context.route,
             "status": context.status,
             "ms": round(1000 * seconds, 1),
             "who": context.tenant,
@@ -276,8 +288,10 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-def _recording(context: RequestContext, send: Send) -> Send:
+def _recording(context: RequestContext, send: Send, *, head_only: bool) -> Send:
     async def record(message: Message) -> None:
+        if head_only and message["type"] == "http.response.body":
+            message["body"] = b""
         if message["type"] == "http.response.start":
             context.status = message["status"]
             message["headers"] = [
@@ -288,12 +302,6 @@ def _recording(context: RequestContext, send: Send) -> Send:
         await send(message)
 
     return record
-
-
-def _context(scope: Scope) -> RequestContext:
-    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    known = _REQUEST_ID.fullmatch(given)
-    return RequestContext(given if known else uuid.uuid4().hex, time.monotonic(), tei=scope["path"].startswith("/tei/"))
 
 
 def _is_plain_path(scope: Scope) -> bool:

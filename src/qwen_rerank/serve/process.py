@@ -72,7 +72,8 @@ def serve(
     sock = listener or listen(host, port)
     server = make_server(partial(_load_to_stay, load), settings=settings or ServeSettings(), api_keys=api_keys)
     address, bound, *_ = sock.getsockname()
-    event = {"address": address, "port": bound, "keys": len(api_keys), "pid": os.getpid()}
+    url = f"http://[{address}]:{bound}" if ":" in address else f"http://{address}:{bound}"
+    event = {"url": url, "address": address, "port": bound, "keys": len(api_keys), "pid": os.getpid()}
     logger.info("listening", extra={"event": event})
     server.run(sockets=[sock])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import get_args
 
@@ -10,6 +11,7 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.reranker import LongDocuments
 
 _MIB = 1 << 20
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,7 @@ class ServeSettings:
         any_model: Accept whatever a request gives as `model`.
         instruction: Default instruction; None for the scorer's own.
         long_documents: What happens to an over-long document unless the request says otherwise.
+        cors_origins: Origins of pages elsewhere that may ask from a browser, such as "https://app.example.org"; "*" is all.
         max_body_bytes: Largest request body.
         max_buffered_bytes: Request bodies in memory, all together.
         max_documents: Documents, or pairs, of one request.
@@ -47,6 +50,7 @@ class ServeSettings:
     any_model: bool = False
     instruction: str | None = None
     long_documents: LongDocuments = "truncate"
+    cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * _MIB
     max_buffered_bytes: int = 256 * _MIB
     max_documents: int = 1_000
@@ -68,6 +72,12 @@ class ServeSettings:
     watchdog_s: float = 300.0
 
     def __post_init__(self) -> None:
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InvalidInputError(
+                    f"cors_origins must hold origins such as https://app.example.org or http://localhost:3000, without a path, "
+                    f"or '*', not {origin!r}."
+                )
         check_choice("long_documents", self.long_documents, get_args(LongDocuments))
         for name in self.__slots__:
             value = getattr(self, name)

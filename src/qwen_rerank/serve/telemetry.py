@@ -44,10 +44,37 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class PlainLines(logging.Formatter):
+    """Formats a record for a person at a terminal: the time, and a sentence or the message with its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; what cannot be printed is escaped."""
+        event = getattr(record, "event", {})
+        sentence = _SENTENCES.get(record.getMessage())
+        if sentence is None:
+            text = " ".join([record.getMessage(), *(f"{key}={_short(value)}" for key, value in event.items())])
+        else:
+            text = sentence.format_map(event)
+        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {_short(text)}"
+        if record.exc_info:
+            line += f"\n{_trace(record.exc_info[1])}"
+        return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in line)
+
+
+_SENTENCES = {
+    "listening": "Listening on {url}: a page to try it at /, all routes at /docs; Ctrl-C ends it.",
+    "loading": "Loading the model; requests get 503 until it is ready.",
+    "ready": "Ready in {seconds} s ({reason}).",
+    "state": "The server is {state}: {reason}.",
+    "request": "{method} {path} {status} in {ms} ms",
+}
+
+
 def configure(*, level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Send this package's and uvicorn's logs to `stream` (stderr) as JSON lines."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines())
+    """Send this package's and uvicorn's logs to `stream` (stderr): plain lines to a terminal, else JSON lines."""
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(PlainLines() if stream.isatty() else JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
