@@ -30,7 +30,7 @@ from qwen_rerank.serve.errors import ApiError
 MAX_DEPTH = 64
 MAX_VALUES = 100_000  # and as many strings, keys, commas and colons
 MAX_DIGITS = 400
-MAX_SETTINGS_CHARS = 100_000
+MAX_SETTINGS_CHARS = 100_000  # of an instruction, and of settings within a text
 
 _JSON_NAMES = {
     type(None): "null",
@@ -297,7 +297,7 @@ class SearchRequest(ScoringBody):
     top_k: Annotated[StrictInt, Field(ge=1, le=100)] = 20
 
 
-RequestT = TypeVar("RequestT", bound=BaseModel)
+RequestT = TypeVar("RequestT", bound=ScoringBody)
 
 
 # The names under which routes take lists of texts; a client may send others of these, which are ignored.
@@ -316,12 +316,16 @@ def read(kind: type[RequestT], body: dict[str, Any], *, max_documents: int) -> R
             message = f"{len(given)} {name} are more than the {max_documents} of one request."
             raise ApiError(413, "too_many_documents", message, param=name)
     try:
-        return kind.model_validate(body)
+        wanted = kind.model_validate(body)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
         param = _param(first["loc"])
         message = f"{param}: {first['msg'][:1].lower()}{first['msg'][1:]}." if param else f"{first['msg']}."
         raise ApiError(422, first["type"], message, param=param or None) from exc
+    if len(wanted.wanted_instruction or "") > MAX_SETTINGS_CHARS:
+        message = f"instruction: must have at most {MAX_SETTINGS_CHARS} characters."
+        raise ApiError(422, "instruction_too_long", message, param="instruction")
+    return wanted
 
 
 def _param(loc: tuple[int | str, ...]) -> str:
