@@ -114,3 +114,10 @@ def read_collection(folder):
         query, document, grade = line.split("\t")
         qrels.setdefault(query, {})[document] = int(grade)
     return documents, queries, qrels
+
+
+def test_a_document_of_another_library_is_named_with_its_library():
+    from langchain_core.documents import Document as Page
+
+    with pytest.raises(InvalidInputError, match=r"a Document, not langchain_core\.documents\.base\.Document"):
+        BM25Index([Page("text")])

@@ -26,11 +26,11 @@ def check_text(name: str, value: object) -> str:
     return value
 
 
-def check_query(value: object, *, name: str = "query") -> str:
-    """Return `value` if it is a text with something in it besides white space."""
+def check_query(value: object, *, name: str = "query", give: str = "the text to search for") -> str:
+    """Return `value` if it is a text with something in it besides white space; `give` says what it should be."""
     text = check_text(name, value)
     if not text.strip():
-        raise InvalidInputError(f"{name} is empty ({text!r}); give the text to search for.")
+        raise InvalidInputError(f"{name} is empty ({text!r}); give {give}.")
     return text
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_rerank.checks import check_count, check_query, check_text
+from qwen_rerank.checks import check_count, check_query, check_text, kind_of
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.filters import matches, parse_filter
 from qwen_rerank.types import Candidate, Document
@@ -56,7 +56,7 @@ def _document(index: int, document: object) -> Document:
     if isinstance(document, str):
         document = Document.from_text(document)
     if not isinstance(document, Document):
-        raise InvalidInputError(f"documents[{index}] must be a string or a Document, not {type(document).__name__}.")
+        raise InvalidInputError(f"documents[{index}] must be a string or a Document, not {kind_of(document)}.")
     check_text(f"documents[{index}]", document.text)
     return document
 

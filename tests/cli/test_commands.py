@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from qwen_rerank import __version__
+from qwen_rerank import Calibration, Reranker, __version__
 from qwen_rerank.cli import app, options, show
 from qwen_rerank.errors import InvalidInputError, ScorerError
 from qwen_rerank.pipeline import TwoRounds
@@ -77,7 +79,12 @@ def test_a_server_is_named_as_any_model_is(monkeypatch, wanted):
     monkeypatch.setattr(options, "load_scorer", LOAD)
 
     assert runner.invoke(app, ["rerank", "red", "-", *wanted, "--dialect", "tei"], input="red").exit_code == 0
-    assert asked == [(("http://x",), {"dialect": "tei", "device": "auto"})]
+    [(name, given)] = asked
+    assert name == ("http://x",)
+    assert {option: value for option, value in given.items() if value is not None} == {
+        "dialect": "tei",
+        "device": "auto",
+    }
 
 
 @pytest.mark.parametrize(("given", "meant"), [("", None), (" ", None), ("Find fruit", "Find fruit")])
@@ -225,3 +232,102 @@ def test_help_loads_nothing_heavy():
     )
 
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "0 []\n"
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    """Halves log-odds, for the scorer of these tests."""
+    fitted = Calibration(kind="platt", fitted_for=Reranker(OverlapScorer()).calibration_key(), a=0.5, b=-1.0)
+    fitted.save(tmp_path / "fitted.json")
+    return fitted
+
+
+def test_a_calibration_reaches_search_and_rerank(texts, tmp_path, calibration):
+    runner.invoke(app, ["index", str(texts), "--store", str(tmp_path / "store")])
+    use = ["--calibration", str(tmp_path / "fitted.json"), "--json"]
+
+    for command in (["search", str(tmp_path / "store"), "程序员"], ["rerank", "程序员", str(texts)]):
+        rows = [json.loads(line) for line in runner.invoke(app, [*command, *use]).stdout.splitlines()]
+        assert [row["score"] for row in rows] == pytest.approx(
+            [float(calibration.probability(np.array([row["log_odds"]]))[0]) for row in rows], abs=1e-5
+        )
+
+
+def test_a_threshold_keeps_what_reaches_it_and_says_where_nothing_does(texts, tmp_path):
+    runner.invoke(app, ["index", str(texts), "--store", str(tmp_path / "store")])
+    search = ["search", str(tmp_path / "store"), "程序员"]
+    scores = [json.loads(line)["score"] for line in runner.invoke(app, [*search, "--json"]).stdout.splitlines()]
+
+    kept = runner.invoke(app, [*search, "--json", "--threshold", f"{scores[0]:.6f}"]).stdout.splitlines()
+    assert len(kept) <= 1 < len(scores)
+    assert (
+        "None of 2 candidates reaches the threshold of 1." in runner.invoke(app, [*search, "--threshold", "1"]).output
+    )
+
+
+@pytest.mark.parametrize(
+    ("use", "says"),
+    [(["--threshold", "2"], "--threshold must be a probability"), (["--calibration", "no.json"], "cannot be read")],
+)
+def test_a_wrong_threshold_or_calibration_is_refused_before_a_model_is_loaded(monkeypatch, use, says):
+    monkeypatch.setattr(options, "load_scorer", None)
+
+    with pytest.raises(InvalidInputError, match=says):
+        runner.invoke(app, ["rerank", "red", "-", *use], input="red", catch_exceptions=False)
+
+
+def test_json_lines_tell_which_window_decided(texts):
+    rows = runner.invoke(app, ["rerank", "程序员", str(texts), "--json"]).stdout.splitlines()
+
+    assert all("best_window" in json.loads(row) for row in rows)
+
+
+ENCODINGS = ("gbk", "cp1252", "ascii", "latin-1")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_console_of_another_encoding_shows_what_it_can(encoding):
+    for command in (["demo", "--top-n", "1"], ["doctor"], ["help", "--zh"]):
+        done = run_command(command, PYTHONIOENCODING=encoding)
+        assert b"Traceback" not in done.stderr
+        assert len(done.stdout) > 200
+
+
+def test_json_for_a_console_of_another_encoding_loses_nothing():
+    command = ["rerank", "键盘", "-", "--model", "pocket", "--json"]
+    done = run_command(command, PYTHONIOENCODING="cp1252", given="机械键盘")
+
+    assert "机械键盘" in json.loads(done.stdout)["text"]
+
+
+def run_command(command, *, given="", **env):
+    """Run a command as a program, away from the hub."""
+    code = "import sys; sys.stdin.reconfigure(encoding='utf-8'); from qwen_rerank.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *command],
+        input=given.encode(),
+        capture_output=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **env},
+    )
+
+
+def test_an_unreachable_hub_is_one_line_that_says_what_helps(tmp_path):
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    done = run_command(["rerank", "red", "-"], given="red", **hub)
+
+    first, *others = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert all(
+        word in first for word in ("http://127.0.0.1:9", "HF_ENDPOINT", "hf-mirror.com", "modelscope", "--model pocket")
+    )
+    assert others == ["What helps: qwen-rerank help model"], "no block of retries"
+
+
+def test_serve_needs_no_module_that_windows_lacks():
+    code = (
+        "import sys; sys.modules['resource'] = sys.modules['fcntl'] = None; from qwen_rerank.serve.process import *; "
+    )
+    code += "from qwen_rerank.serve import process; print(process._within_file_limit(ServeSettings()).max_connections)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.stdout == "2048\n", done.stderr

@@ -130,3 +130,23 @@ def test_a_traceback_ends_with_the_section_that_helps():
     assert traceback.format_exception(error)[-1] == "What helps: qwen-rerank help model\n"
     assert str(error) == "no such model"
     assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
+
+
+def test_the_hub_is_asked_and_not_only_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+
+    seen = doctor._hub()
+
+    assert seen.level == "note"
+    assert "cannot be reached (http://127.0.0.1:9: " in seen.seen
+    assert "HF_ENDPOINT=https://hf-mirror.com" in seen.cure
+
+
+def test_a_hub_that_does_not_answer_is_given_two_seconds(monkeypatch):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("qwen_rerank.models.names.why_no_hub", lambda *, timeout_s: asked.append(timeout_s))
+
+    assert doctor._hub().level == "ok"
+    assert asked == [2.0]

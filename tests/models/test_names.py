@@ -16,7 +16,7 @@ def hub(monkeypatch, tmp_path):
     """What the hub was asked for; every model is there, in an empty folder named after its revision."""
     asked = []
 
-    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns, local_files_only):
         asked.append((name, revision))
         assert not any("bin" in pattern or pattern in ("*", "*.py") for pattern in allow_patterns)
         return str(tmp_path / (revision or "main"))
@@ -94,7 +94,9 @@ def test_a_revision_is_for_hub_names_only(name):
 
 
 def test_a_hub_that_cannot_be_reached_says_the_way_out():
-    with pytest.raises(ModelNotFoundError, match=r"not in the local cache.*pass its folder, or set HF_ENDPOINT"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"not in the local cache.*set HF_ENDPOINT to a mirror.*give its folder"
+    ):
         find_model("nobody/no-such-model")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qwen_rerank import Calibration, Reranker
 from tests.serve.conftest import app_client
 from tests.serve.stubs import MAX_LENGTH, Oracle
 
@@ -206,3 +207,31 @@ async def test_a_folders_place_on_this_machine_is_not_told():
         body = await ask(client, "/v1/rerank", documents=["a"], model="my-reranker")
 
     assert body["model"] == "my-reranker"
+
+
+def fitted(**key) -> Calibration:
+    """Halves the log-odds of the oracle."""
+    return Calibration(kind="platt", fitted_for={**Reranker(Oracle()).calibration_key(), **key}, a=0.5, b=0.0)
+
+
+async def test_a_calibrated_server_answers_with_its_probabilities_and_drops_what_is_below_its_threshold():
+    async with app_client(calibration=fitted(), threshold=0.7) as client:
+        body = await ask(client, "/v1/rerank", documents=DOCUMENTS)
+        pairs = await client.post("/score", json={"text_1": "q", "text_2": DOCUMENTS})
+
+    assert [result["index"] for result in body["results"]] == [1, 2]
+    assert body["results"][0]["relevance_score"] == pytest.approx(1 / (1 + 2.718281828**-1.5))
+    assert len(pairs.json()["data"]) == 3, "a route that answers for every text keeps every text"
+
+
+async def test_a_request_that_the_calibration_does_not_hold_for_is_refused():
+    async with app_client(calibration=fitted()) as client:
+        refused = await client.rerank(instruction="something else")
+
+    assert refused.status_code == 422
+    assert "calibrated for its own instruction" in refused.json()["error"]["message"]
+
+
+async def test_a_calibration_of_another_model_ends_the_start():
+    async with app_client(calibration=fitted(scorer="another")) as client:
+        assert (await client.get("/health/ready")).status_code == 503

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -39,6 +40,9 @@ def common(
 
 def main() -> None:
     """Run the command line; one of our errors is a sentence on stderr, what helps, and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):  # a Windows console in GBK or cp1252 shows what it can
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except RerankError as exc:

@@ -219,6 +219,8 @@ def _fitting(where: str, n_bytes: int | None, *, dtype: str) -> Observation:
 
 
 def _hub() -> Observation:
+    from qwen_rerank.models.names import MIRROR, why_no_hub
+
     try:
         from huggingface_hub import constants
     except ImportError as exc:
@@ -230,4 +232,7 @@ def _hub() -> Observation:
     if constants.HF_HUB_OFFLINE:
         cure = "" if found else "unset HF_HUB_OFFLINE to download, or give --model a folder (qwen-rerank help hub)"
         return Observation("note", "model hub", f"offline by HF_HUB_OFFLINE; {cached}", cure)
+    if (reason := why_no_hub(timeout_s=2.0)) is not None:
+        cure = f"a mirror: export HF_ENDPOINT={MIRROR}; without any: --model pocket, or a folder (qwen-rerank help hub)"
+        return Observation("note", "model hub", f"cannot be reached ({reason}); {cached}", cure)
     return Observation("ok", "model hub", f"{constants.ENDPOINT}; {cached}", "" if found else "downloaded on first use")

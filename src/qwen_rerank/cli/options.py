@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from qwen_rerank.calibration import Calibration
     from qwen_rerank.protocols import Scorer
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
@@ -65,6 +66,13 @@ Instruction = Annotated[
 LongDocuments = Annotated[
     Literal["truncate", "windows", "error"], typer.Option("--long-documents", help="truncate, windows or error.")
 ]
+Calibrated = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="A file that `eval calibrate` wrote, for probabilities that mean something."),
+]
+Threshold = Annotated[
+    float | None, typer.Option("--threshold", help="Least score of a document that is kept, 0 to 1; all by default.")
+]
 MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", min=1, help="Tokens of one prompt, template included; the model's own by default."),
@@ -85,3 +93,13 @@ def load_scorer(
     from qwen_rerank.scorers.loading import load_scorer
 
     return load_scorer(server or model, dialect=dialect, device=device, max_length=max_length, quantize=quantize)
+
+
+def load_calibration(path: Path | None, threshold: float | None) -> Calibration | None:
+    """Return the calibration that the options name; both are checked before a model is loaded."""
+    from qwen_rerank.calibration import Calibration
+    from qwen_rerank.checks import check_probability
+
+    if threshold is not None:
+        check_probability("--threshold", threshold)
+    return None if path is None else Calibration.load(path)

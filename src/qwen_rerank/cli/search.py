@@ -71,6 +71,9 @@ def search(
     quantize: options.Quantize = None,
     instruction: options.Instruction = None,
     long_documents: options.LongDocuments = "truncate",
+    max_length: options.MaxLength = None,
+    calibration: options.Calibrated = None,
+    threshold: options.Threshold = None,
     top_k: Annotated[int, typer.Option("--top-k", help="Candidates of the first stage.")] = 100,
     top_n: Annotated[int, typer.Option("--top-n", help="Documents after reranking.")] = 10,
     path: Annotated[
@@ -92,16 +95,26 @@ def search(
     from qwen_rerank.reranker import Reranker
     from qwen_rerank.store import FaissStore, built_with
 
+    fitted = options.load_calibration(calibration, threshold)
     first_model = load_embedder(embedder or built_with(store) or options.DEFAULT_EMBEDDER)
     with FaissStore.open(store, embedder=first_model, read_only=True) as opened:
         wanted = file_filter(opened, paths=path or (), suffixes=suffix or (), since=since, until=until)
         with show.waiting(f"loading {server or model} …"):
-            scorer = options.load_scorer(model, server=server, dialect=dialect, device=device, quantize=quantize)
-            reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
+            scorer = options.load_scorer(
+                model, server=server, dialect=dialect, device=device, max_length=max_length, quantize=quantize
+            )
+            reranker = Reranker(
+                scorer,
+                calibration=fitted,
+                threshold=threshold,
+                instruction=instruction,
+                long_documents=long_documents,
+                on_error="last",
+            )
         # All are ranked: the table also shows where those went that are not among the best.
         retriever = TwoStageRetriever(opened, reranker, top_k=top_k, top_n=top_k)
         with show.waiting(f"searching {len(opened)} passages, reranking up to {min(top_k, len(opened))} …"):
-            rounds = retriever.retrieve_rounds(query, instruction=instruction, filter=wanted)
+            rounds = retriever.retrieve_rounds(query, filter=wanted)
         hits = [
             answers.Answer(hit, rounds.candidates[hit.index].rank, *around(opened, hit.document, context))
             for hit in rounds.ranked[:top_n]
@@ -116,7 +129,9 @@ def search(
         answers.as_blocks(query, hits, n_candidates=len(rounds.candidates))
     elif hits:
         show.console.print(show.two_rounds(query, rounds, n_rows=top_n))
-    if not hits:
+    if not hits and rounds.candidates:
+        show.errors.print(f"None of {len(rounds.candidates)} candidates reaches the threshold of {threshold:g}.")
+    elif not hits:
         reason = (
             "no passage of those files" if wanted else f"{store} is empty, or its embedder knows no word of the query"
         )
@@ -133,6 +148,9 @@ def rerank(
     quantize: options.Quantize = None,
     instruction: options.Instruction = None,
     long_documents: options.LongDocuments = "truncate",
+    max_length: options.MaxLength = None,
+    calibration: options.Calibrated = None,
+    threshold: options.Threshold = None,
     top_n: Annotated[int, typer.Option("--top-n", help="Documents to show.")] = 10,
     as_json: options.Json = False,
 ) -> None:
@@ -140,10 +158,20 @@ def rerank(
     from qwen_rerank.cli import show
     from qwen_rerank.reranker import Reranker
 
+    fitted = options.load_calibration(calibration, threshold)
     documents = _from_stdin() if source == [Path("-")] else _from_files(source)
-    scorer = options.load_scorer(model, server=server, dialect=dialect, device=device, quantize=quantize)
-    reranker = Reranker(scorer, long_documents=long_documents, on_error="last")
-    results = reranker.rerank(query, documents, top_n=top_n, instruction=instruction)
+    scorer = options.load_scorer(
+        model, server=server, dialect=dialect, device=device, max_length=max_length, quantize=quantize
+    )
+    reranker = Reranker(
+        scorer,
+        calibration=fitted,
+        threshold=threshold,
+        instruction=instruction,
+        long_documents=long_documents,
+        on_error="last",
+    )
+    results = reranker.rerank(query, documents, top_n=top_n)
     if as_json:
         show.as_json(results)
     else:

@@ -35,6 +35,8 @@ def serve(
     ] = None,
     instruction: options.Instruction = None,
     long_documents: options.LongDocuments = "truncate",
+    calibration: options.Calibrated = None,
+    threshold: options.Threshold = None,
     served_name: Annotated[
         list[str] | None, typer.Option(help="A name that requests may give as `model`; can be repeated.")
     ] = None,
@@ -85,6 +87,8 @@ def serve(
         instruction=instruction,
         long_documents=long_documents,
         cors_origins=tuple(cors_origin or ()),
+        calibration=options.load_calibration(calibration, threshold),
+        threshold=threshold,
         max_documents=max_documents,
         max_queue_wait_s=max_queue_wait,
         request_timeout_s=request_timeout,

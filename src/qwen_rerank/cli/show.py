@@ -153,7 +153,12 @@ def json_row(hit: RankedDocument) -> dict[str, Any]:
 
 def json_line(row: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, on one line."""
-    sys.stdout.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a console of another encoding: escaped, so that nothing is lost
+        text = json.dumps(row, default=str)
+    sys.stdout.write(text + "\n")
 
 
 @contextmanager

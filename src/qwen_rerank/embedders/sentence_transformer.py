@@ -19,6 +19,7 @@ from qwen_rerank.models.folder import (
     pickles,
     read_json,
     read_settings,
+    refuse_formats,
     weight_files,
     weight_names,
 )
@@ -144,6 +145,7 @@ class SentenceTransformerEmbedder(SharedCopies):
 def _check_modules(folder: Path) -> None:
     """Check that loading the folder runs no code of its own and unpickles nothing."""
     path = folder / "modules.json"
+    refuse_formats(folder)
     if not path.is_file():
         raise ModelIncompleteError(f"{folder} has no modules.json, so it is no sentence-transformers model.")
     modules = read_json(path, list)

@@ -69,21 +69,32 @@ def read_settings(folder: Path) -> dict[str, Any]:
         UnsafeModelError: If it names code.
         ModelError: If the folder holds a GGUF file in its place.
     """
-    # Transformers would load the base model that an adapter names, from wherever that is.
-    if (folder / "adapter_config.json").exists():
-        raise ModelIncompleteError(
-            f"{folder} holds an adapter (LoRA) and no whole model; merge it into its base model first, and save the "
-            "result where no adapter_config.json is."
-        )
     path = folder / "config.json"
+    refuse_formats(folder)
     if not path.exists():
-        _refuse_gguf(folder)
         raise ModelIncompleteError(
             f"{folder} has no config.json; give the folder of a whole model, or download it again."
         )
     settings: dict[str, Any] = read_json(path)
     refuse_code(settings, path)
     return settings
+
+
+def refuse_formats(folder: Path) -> None:
+    """Refuse a folder that holds an adapter, or a GGUF file instead of a model.
+
+    Raises:
+        ModelIncompleteError: If it is an adapter's.
+        ModelError: If it is a GGUF file's.
+    """
+    # Transformers would load the base model that an adapter names, from wherever that is.
+    if (folder / "adapter_config.json").exists():
+        raise ModelIncompleteError(
+            f"{folder} holds an adapter (LoRA) and no whole model; merge it into its base model first, and save the "
+            "result where no adapter_config.json is."
+        )
+    if not (folder / "config.json").exists():
+        _refuse_gguf(folder)
 
 
 def refuse_code(settings: Mapping[str, Any], path: Path) -> None:

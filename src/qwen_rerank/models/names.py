@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -29,6 +30,8 @@ GGUF_ADVICE = "serve it with llama.cpp's llama-server and give that server's URL
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _LEFT_OUT = ("openvino/*", "checkpoint-*/*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_PATIENCE_S = 5.0
+MIRROR = "https://hf-mirror.com"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -63,7 +66,11 @@ def find_model(
         ModelNotFoundError: If there is none, or the hub cannot be reached and the model is not in its cache.
         ModelError: If it is a GGUF file.
     """
-    path = _shipped(name, kind) if check_query(name, name="model") in SHIPPED else _local(name)
+    path = (
+        _shipped(name, kind)
+        if check_query(name, name="model", give="a hub name, a folder, or 'pocket'") in SHIPPED
+        else _local(name)
+    )
     if path.is_dir():
         if revision is not None:
             raise InvalidInputError(f"revision ({revision!r}) is for hub names only, and {name} is a local folder.")
@@ -114,12 +121,23 @@ def _download(name: str, revision: str | None, wanted: Sequence[str]) -> ModelFo
 
     # Next to graphs lie copies of the small files; they come only with a graph that is wanted.
     left_out = [*_LEFT_OUT] if any(pattern.startswith("onnx/") for pattern in wanted) else ["onnx/*", *_LEFT_OUT]
+    # Asked first: the hub's client tries each file five times, with a warning for each, before it gives up.
+    reason = why_no_hub(timeout_s=_HUB_PATIENCE_S)
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=left_out))
+        path = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(wanted),
+                ignore_patterns=left_out,
+                local_files_only=reason is not None,
+            )
+        )
     except LocalEntryNotFoundError as exc:
         raise ModelNotFoundError(
-            f"{name} is not in the local cache and the model hub cannot be reached ({first_line(exc)}); download the "
-            "model on a connected machine and pass its folder, or set HF_ENDPOINT to a mirror."
+            f"{name} is not in the local cache and the model hub cannot be reached ({reason or first_line(exc)}); set "
+            f"HF_ENDPOINT to a mirror such as {MIRROR}, or download the model elsewhere (`modelscope download --model "
+            f"{name}` has it too) and give its folder, or use the small model that is here: 'pocket' (--model pocket)."
         ) from exc
     except Exception as exc:  # the hub's client has no common base for its errors
         raise ModelNotFoundError(
@@ -127,6 +145,28 @@ def _download(name: str, revision: str | None, wanted: Sequence[str]) -> ModelFo
             "name and revision, or pass a local folder."
         ) from exc
     return ModelFolder(name, path, path.name if _COMMIT.fullmatch(path.name) else revision)
+
+
+def why_no_hub(*, timeout_s: float) -> str | None:
+    """Return why the model hub cannot be reached, with its address; None where it answers."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    found: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=timeout_s)
+            found.append(None)
+        except Exception as exc:  # of whichever HTTP library the client has
+            found.append(f"{constants.ENDPOINT}: {first_line(exc)}")
+
+    # In a thread, as looking an address up knows no time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return found[0] if found else f"{constants.ENDPOINT}: no answer within {timeout_s:g} s"
 
 
 def first_line(exc: BaseException) -> str:

@@ -137,7 +137,7 @@ def scorer_kind(name: str, *, revision: str | None = None) -> Kind:
         InvalidInputError: If the name is empty, or a revision is given for what is not on the hub.
         ModelError: If it is a model that cannot score, or none.
     """
-    if _ADDRESS.match(check_query(name, name="name")):
+    if _ADDRESS.match(check_query(name, name="name", give="a hub name, a folder, an address, or 'pocket'")):
         return "server"
     if name in PINNED:
         return "qwen"

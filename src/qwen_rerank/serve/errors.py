@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from qwen_rerank.errors import (
     BackendUnavailableError,
+    CalibrationMismatchError,
     DeviceOutOfMemoryError,
     DocumentScoringError,
     DocumentTooLongError,
@@ -131,6 +132,9 @@ def from_exception(exc: BaseException) -> ApiError:
         return ApiError(422, "invalid_unicode", "a text holds a lone surrogate, which UTF-8 cannot carry.")
     if isinstance(exc, QueryTooLongError):
         return ApiError(422, "query_too_long", "query and instruction leave no room for a document.", param="query")
+    if isinstance(exc, CalibrationMismatchError):
+        message = "the server's scores are calibrated for its own instruction and way of reading long documents; leave both out."
+        return ApiError(422, "calibration_mismatch", message, param="instruction")
     if isinstance(exc, InvalidInputError):
         return ApiError(422, "invalid_request", "the scorer refused the request's values.")
     if isinstance(exc, TimeoutError | RerankTimeoutError | asyncio.TimeoutError):

@@ -7,7 +7,6 @@ import gc
 import ipaddress
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -200,6 +199,10 @@ class Server(uvicorn.Server):
 
 def _within_file_limit(settings: ServeSettings) -> ServeSettings:
     """Return the settings with no more connections than there are file descriptors for."""
+    try:
+        import resource
+    except ImportError:  # Windows, where there is no such limit to keep
+        return settings
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(8, soft - _SPARE_FILES)
     return replace(settings, max_connections=min(settings.max_connections, most))

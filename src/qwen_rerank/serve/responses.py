@@ -153,7 +153,7 @@ class Health(TypedDict):
 
 def rerank(request: RerankRequest, result: RerankResult, *, request_id: str, model: str) -> RerankAnswer:
     """Return Jina's, Cohere's and vLLM's answer in one; with `data` too where the request speaks Voyage's language."""
-    hits = result.ranked[: request.limit]
+    hits = result.best(request.limit)
     answer = RerankAnswer(
         id=request_id,
         # Infinity's client takes no other word, and asks on the same path as all the others.
@@ -179,7 +179,7 @@ def infinity(request: RerankRequest, result: RerankResult, *, request_id: str, m
         id=request_id,
         model=model,
         created=int(time.time()),
-        results=[_result(hit, request, as_object=False) for hit in result.ranked[: request.limit]],
+        results=[_result(hit, request, as_object=False) for hit in result.best(request.limit)],
         usage=_usage(result.tokens),
     )
 
@@ -190,7 +190,7 @@ def voyage(request: RerankRequest, result: RerankResult, *, request_id: str, mod
         id=request_id,
         object="list",
         model=model,
-        data=[_result(hit, request, as_object=False) for hit in result.ranked[: request.limit]],
+        data=[_result(hit, request, as_object=False) for hit in result.best(request.limit)],
         usage=_usage(result.tokens),
     )
 
@@ -198,7 +198,7 @@ def voyage(request: RerankRequest, result: RerankResult, *, request_id: str, mod
 def tei(request: TeiRequest, result: RerankResult) -> list[TeiResult]:
     """Return Text Embeddings Inference's answer."""
     answer = []
-    for hit in result.ranked[: request.top_n]:
+    for hit in result.best(request.top_n):
         answer.append(TeiResult(index=hit.index, score=_score(hit, log_odds=request.wants_log_odds)))
         if request.return_text:
             answer[-1]["text"] = hit.document.text

@@ -45,6 +45,11 @@ class RerankResult:
 
     ranked: list[RankedDocument]
     tokens: int
+    threshold: float | None = None
+
+    def best(self, limit: int | None) -> list[RankedDocument]:
+        """Return what a ranked answer holds: at most `limit`, and none below the server's threshold."""
+        return [hit for hit in self.ranked[:limit] if self.threshold is None or hit.score >= self.threshold]
 
 
 class Scoring:
@@ -63,6 +68,14 @@ class Scoring:
         if settings.max_running_tokens is None and scorer.token_budget:
             queue.max_running_tokens = 2 * scorer.token_budget
         self._slot_tokens = max(1, queue.max_running_tokens // 4)
+        # A calibration of another model ends the start, and a threshold that this scorer's scores have no meaning for.
+        Reranker(
+            scorer,
+            long_documents=settings.long_documents,
+            instruction=settings.instruction,
+            calibration=settings.calibration,
+            threshold=settings.threshold,
+        )
 
     async def run(self, tenant: str, jobs: Sequence[RerankJob], *, timeout_s: float) -> list[RerankResult]:
         """Return the result of every job.
@@ -110,12 +123,13 @@ class Scoring:
             scorer,
             long_documents=job.long_documents or self._settings.long_documents,
             instruction=self.instruction(job.instruction),
+            calibration=self._settings.calibration,
         )
         documents = [Document(str(index), text) for index, text in enumerate(texts)]
         ranked = await reranker.arerank_checked(job.query, documents)
         if texts is not job.documents:
             ranked = [_mark_cut(hit, job.documents[hit.index]) for hit in ranked]
-        return RerankResult(ranked, scorer.tokens)
+        return RerankResult(ranked, scorer.tokens, self._settings.threshold)
 
     async def _cut(self, job: RerankJob) -> Sequence[str]:
         """Return the documents, cut where the request asks for less than the model could read."""

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import get_args
 
-from qwen_rerank.checks import check_choice, check_count
+from qwen_rerank.calibration import Calibration
+from qwen_rerank.checks import check_choice, check_count, check_probability
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.reranker import LongDocuments
 
@@ -24,6 +25,9 @@ class ServeSettings:
         instruction: Default instruction; None for the scorer's own.
         long_documents: What happens to an over-long document unless the request says otherwise.
         cors_origins: Origins of pages elsewhere that may ask from a browser, such as "https://app.example.org"; "*" is all.
+        calibration: Turns log-odds into the scores of answers; fitted for this scorer, instruction and long_documents. A
+            request for another instruction or way is refused.
+        threshold: Least score in a ranked answer; None for all. Routes that answer for every text keep every text.
         max_body_bytes: Largest request body.
         max_buffered_bytes: Request bodies in memory, all together.
         max_documents: Documents, or pairs, of one request.
@@ -51,6 +55,8 @@ class ServeSettings:
     instruction: str | None = None
     long_documents: LongDocuments = "truncate"
     cors_origins: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    threshold: float | None = None
     max_body_bytes: int = 8 * _MIB
     max_buffered_bytes: int = 256 * _MIB
     max_documents: int = 1_000
@@ -78,6 +84,8 @@ class ServeSettings:
                     f"cors_origins must hold origins such as https://app.example.org or http://localhost:3000, without a path, "
                     f"or '*', not {origin!r}."
                 )
+        if self.threshold is not None:
+            check_probability("threshold", self.threshold)
         check_choice("long_documents", self.long_documents, get_args(LongDocuments))
         for name in self.__slots__:
             value = getattr(self, name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_rerank.checks import check_choice, check_text
+from qwen_rerank.checks import check_choice, check_text, kind_of
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.store.errors import DimensionMismatchError, InvalidEmbeddingError
 from qwen_rerank.types import Document
@@ -93,7 +93,7 @@ def _check_document(name: str, document: object) -> Document:
     if isinstance(document, str):
         return Document.from_text(check_text(name, document))
     if not isinstance(document, Document):
-        raise InvalidInputError(f"{name} must be a Document or a string, not {type(document).__name__}.")
+        raise InvalidInputError(f"{name} must be a Document or a string, not {kind_of(document)}.")
     check_id(f"{name}.id", document.id)
     check_text(f"{name}.text", document.text)
     return document

@@ -50,7 +50,7 @@ class CrossEncoderConfig:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.graph is not None:
-            check_query(self.graph, name="graph")
+            check_query(self.graph, name="graph", give="the name of an ONNX file in the model's folder")
 
 
 class CrossEncoderScorer(BaseScorer):
