@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -74,7 +73,9 @@ def check(
         ),
     )
     if as_json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+        from qwen_rerank.cli.show import json_line
+
+        json_line(report.to_dict(), indent=2)
     else:
         _show(report, Console())
     raise typer.Exit(report.exit_code)

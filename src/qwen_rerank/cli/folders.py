@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -123,7 +121,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a store holds: its folders, how each is read, files and passages, and the embedder."""
-    from qwen_rerank.cli.show import console
+    from qwen_rerank.cli.show import console, json_line
     from qwen_rerank.folders.records import folders_of
     from qwen_rerank.store import FaissStore
 
@@ -144,7 +142,7 @@ def status(
     ]
     whole = {"documents": facts.documents, "embedder": facts.embedder, "words": facts.words, "folders": rows}
     if as_json:
-        sys.stdout.write(json.dumps(whole, ensure_ascii=False) + "\n")
+        json_line(whole)
         return
     console.print(f"{facts.documents} documents, embedder {facts.embedder or '(none)'}", highlight=False)
     for row in rows:

@@ -151,13 +151,13 @@ def json_row(hit: RankedDocument) -> dict[str, Any]:
     }
 
 
-def json_line(row: Mapping[str, Any]) -> None:
-    """Print one JSON object on stdout, on one line."""
-    text = json.dumps(row, ensure_ascii=False, default=str)
+def json_line(row: Mapping[str, Any], *, indent: int | None = None) -> None:
+    """Print one JSON object on stdout, on one line unless it is indented."""
+    text = json.dumps(row, ensure_ascii=False, default=str, indent=indent)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # a console of another encoding: escaped, so that nothing is lost
-        text = json.dumps(row, default=str)
+        text = json.dumps(row, default=str, indent=indent)
     sys.stdout.write(text + "\n")
 
 

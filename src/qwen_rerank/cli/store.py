@@ -88,7 +88,9 @@ def info(store: Folder, as_json: options.Json = False) -> None:
     with _open(store, read_only=True) as opened:
         found = asdict(opened.statistics())
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        from qwen_rerank.cli.show import json_line
+
+        json_line(found)
         return
     found["file_bytes"] = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in found["file_bytes"].items())
     for name, value in found.items():
