@@ -1,0 +1,168 @@
+"""Measure the shipped files on test splits: BM25, hybrid search, and what the mini reranker makes of their first 50.
+
+    python eval/pocket/mini/measure.py --data COLLECTIONS --cache build/mini/scores --output eval/pocket/mini/results
+
+Scores are kept in `--cache`, so a run that was stopped, or one over more queries, goes on where the last one ended; results
+are written after every collection. The embedder reads whole corpora, which takes an hour on two cores: `--stages bm25`
+leaves it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from candidates import DEPTH, MEASURED, QUERIES
+from tokenizers import Tokenizer
+
+import qwen_rerank
+from qwen_rerank import BM25Index, QwenScorer
+from qwen_rerank.evaluation.collection import Collection, load_beir
+from qwen_rerank.evaluation.experiment import fuse, recall, rerank_run
+from qwen_rerank.evaluation.measures import measure
+from qwen_rerank.evaluation.significance import compare
+
+MEASURE = f"nDCG@{10}"
+SHIPPED = Path(qwen_rerank.__file__).parent / "mini"
+LONGEST, TOKENS = 256, 4096  # tokens of a pair, and of one pass
+
+
+class Session:
+    """One of the shipped graphs."""
+
+    def __init__(self, folder: Path, name: str, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others use these cores too
+        self._session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(LONGEST, strategy="only_second" if name == "reranker" else "longest_first")
+
+    def run(self, inputs: Sequence, *, passages: bool = False) -> np.ndarray:
+        """Return the graph's output for pairs of texts, queries, or passages, in batches of like length.
+
+        The tokenizer's template writes a single text as a query. A passage is the second half of a pair.
+        """
+        encoded = self._tokenizer.encode_batch([("", text) for text in inputs] if passages else list(inputs))
+        rows = [e.ids[e.type_ids.index(1) :] if passages else e.ids for e in encoded]
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        found: list = [None] * len(rows)
+        while order:
+            width = len(rows[order[0]])
+            part, order = order[: max(1, TOKENS // width)], order[max(1, TOKENS // width) :]
+            ids = np.ones((len(part), width), np.int64)
+            mask = np.zeros((len(part), width), np.int64)
+            for row, i in enumerate(part):
+                n = len(rows[i])
+                ids[row, :n], mask[row, :n] = rows[i], 1
+            for i, value in zip(part, self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0], strict=True):
+                found[i] = value
+        return np.array(found)
+
+
+class Kept:
+    """Scores of pairs, kept in one JSON file a collection."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.scores: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def fill(self, collection: Collection, run: dict, score) -> None:
+        """Score what is missing of a run's pairs, and write the file every 20 queries."""
+        texts = {document.id: document.text for document in collection.documents}
+        for n, (query, hits) in enumerate(run.items()):
+            have = self.scores.setdefault(query, {})
+            missing = [d for d, _ in hits if d not in have]
+            if missing:
+                values = score(collection.queries[query], [texts[d] for d in missing])
+                have.update(zip(missing, map(float, values), strict=True))
+            if n % 20 == 19:
+                self._path.write_text(json.dumps(self.scores))
+        self._path.write_text(json.dumps(self.scores))
+
+
+def hybrid(collection: Collection, lexical: dict, embedder: Session, cache: Path) -> tuple[dict, dict]:
+    """Return the embedder's run and its reciprocal rank fusion with BM25's."""
+    path = cache / f"{collection.name}.npy"
+    if not path.exists():
+        texts = [document.text for document in collection.documents]
+        np.save(path, embedder.run(texts, passages=True).astype(np.float32))
+    vectors = np.load(path)
+    dense = {}
+    for query, text in collection.queries.items():
+        alike = vectors @ embedder.run([text])[0]
+        best = np.argsort(-alike, kind="stable")[:DEPTH]
+        dense[query] = [(collection.documents[i].id, float(alike[i])) for i in best]
+    return dense, fuse([lexical, dense], collection, top_k=DEPTH)
+
+
+def row_of(collection: Collection, runs: dict[str, dict], scores: dict[str, Kept]) -> dict:
+    """Return nDCG@10 of first stages and of what each reranker makes of them, with gains and 95 % intervals."""
+    row: dict = {"collection": collection.name, "queries": len(collection.queries)}
+    for stage, run in runs.items():
+        values = {"first stage": measure(run, collection.qrels, [MEASURE, f"R@{DEPTH}"])}
+        for name, kept in scores.items():
+            ranked = rerank_run(run, kept.scores, depth=DEPTH)
+            values[name] = measure(ranked, collection.qrels, [MEASURE])
+        per_query = {name: value.per_query[MEASURE] for name, value in values.items()}
+        row[stage] = {name: round(value.means[MEASURE], 4) for name, value in values.items()}
+        row[stage][f"R@{DEPTH}"] = round(values["first stage"].means[f"R@{DEPTH}"], 4)
+        for base in ("first stage", "pocket"):
+            if base in per_query and "mini" in per_query:
+                found = compare(per_query[base], {"mini": per_query["mini"]})["mini"]
+                row[stage][f"mini over {base}"] = [round(x, 4) for x in (found.difference, found.low, found.high)]
+    return row
+
+
+def main() -> None:
+    """Measure, and write `results.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=SHIPPED)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--only", nargs="*", default=list(MEASURED))
+    parser.add_argument("--stages", nargs="*", default=["bm25", "hybrid"], choices=["bm25", "hybrid"])
+    parser.add_argument("--pocket", action="store_true", help="the pocket reranker on the same candidates too")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    reranker = Session(options.model, "reranker", options.threads)
+    embedder = Session(options.model, "embedder", options.threads) if "hybrid" in options.stages else None
+    pocket = QwenScorer("pocket", max_length=1024) if options.pocket else None
+    report = {
+        "hardware": {"machine": platform.machine(), "threads": options.threads},
+        "versions": {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "rows": [],
+    }
+    for name in options.only:
+        collection = load_beir(options.data / name).head(options.queries)
+        lexical = recall(BM25Index(collection.documents), collection, top_k=DEPTH, name="bm25").run
+        runs = {"bm25": lexical}
+        if embedder is not None:
+            runs["embedder"], runs["hybrid"] = hybrid(collection, lexical, embedder, options.cache)
+        scores = {"mini": Kept(options.cache / f"{name}.mini.json")}
+        if pocket is not None:
+            scores["pocket"] = Kept(options.cache / f"{name}.pocket.json")
+        for stage, run in runs.items():
+            if stage != "embedder":
+                scores["mini"].fill(collection, run, lambda q, texts: reranker.run([(q, t) for t in texts])[:, 0])
+                if pocket is not None:
+                    scores["pocket"].fill(collection, run, pocket.score)
+        row = row_of(collection, {s: r for s, r in runs.items() if s != "embedder"}, scores)
+        if embedder is not None:
+            row["embedder"] = round(measure(runs["embedder"], collection.qrels, [MEASURE]).means[MEASURE], 4)
+        report["rows"].append(row)
+        print(json.dumps(row), flush=True)
+        (options.output / "results.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
