@@ -32,7 +32,7 @@ def tokenized(folder: Path, texts: Sequence[str], *, query: bool, longest: int, 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     pair = tokenizer.encode("", "")
     first = pair.type_ids.count(0)
-    prefix = pair.ids[: QUERY_PREFIX] if query else pair.ids[first : first + PASSAGE_PREFIX]
+    prefix = pair.ids[:QUERY_PREFIX] if query else pair.ids[first : first + PASSAGE_PREFIX]
     room = longest - len(prefix) - 1
     rows: list[list[int]] = []
     for at in range(0, len(texts), 20_000):
@@ -41,7 +41,9 @@ def tokenized(folder: Path, texts: Sequence[str], *, query: bool, longest: int, 
     return Texts(rows, device)
 
 
-def batch(first: Texts, second: Texts | None, a: np.ndarray, b: np.ndarray, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(
+    first: Texts, second: Texts | None, a: np.ndarray, b: np.ndarray, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask of pairs (or of single texts), padded to the longest of them and cut to `longest` tokens."""
     device = first.ids.device
     a_ = torch.as_tensor(a, device=device)

@@ -50,7 +50,9 @@ def main() -> None:
     rows = []
     for role, spec, language in roles():
         name, _, split = spec.partition(":")
-        collection = load_beir(options.data / name, split=split or "test").head(QUERIES if role == "measured" else FEWER)
+        collection = load_beir(options.data / name, split=split or "test").head(
+            QUERIES if role == "measured" else FEWER
+        )
         place = {document.id: i for i, document in enumerate(collection.documents)}
         stages = {"bm25": BM25Index(collection.documents), "pocket": EmbeddedDocuments(collection.documents, embedder)}
         runs = {stage: recall(index, collection, top_k=DEPTH, name=stage).run for stage, index in stages.items()}

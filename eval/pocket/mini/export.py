@@ -3,10 +3,10 @@
     python eval/pocket/mini/export.py --work build/mini --name mini --output src/qwen_rerank/mini
 
 The vocabulary's four-bit rows lie in `vocabulary.bin`, which both graphs read. Products run in eight bits
-(DynamicQuantizeMatMul). The embedder's matrices are e5's own four-bit blocks, copied, which a session turns into eight bits
-once, when it loads. The reranker's are rounded to `LEVELS` steps a row: seven bits, so that CPUs without VNNI, whose sums of
-two products have 16 bits, compute the same. ONNX Runtime's fused normalisation is four times slower on CPUs than its parts
-written out, so it is written out.
+(DynamicQuantizeMatMul), whose inputs share one scale a batch, but for the last product of a layer: a few tokens have states
+far larger than all others there, so each token has its own. The embedder's matrices are e5's own four-bit blocks, copied,
+which a session turns into eight bits a row once, when it loads. ONNX Runtime's fused normalisation is four times slower on
+CPUs than its parts written out, so it is written out.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from model import APART, END, HEADS, HIDDEN, PASSAGE_PREFIX, QUERY_PREFIX, START
+from model import APART, END, HEADS, HIDDEN, PAD, PASSAGE_PREFIX, QUERY_PREFIX, START
 from onnx import TensorProto, helper, numpy_helper
 from origin import unpacked
 
-LEVELS = 63
+LEVELS = 127
+LONGEST = 256  # tokens of a pair in training
 OPSET, CONTRIB, IR = 20, "com.microsoft", 9
 
 
@@ -39,7 +40,9 @@ class Graph:
         """Add a node and return the name of its output (or names)."""
         self._names += 1
         names = [f"{op}_{self._names}" + (f"_{i}" if i else "") for i in range(outputs)]
-        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"{op}_{self._names}", domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(op, list(inputs), names, name=f"{op}_{self._names}", domain=domain, **attributes)
+        )
         return names[0] if outputs == 1 else names
 
     def constant(self, value, name: str = "") -> str:
@@ -68,16 +71,19 @@ def nibbles(values: np.ndarray) -> np.ndarray:
     return moved[..., ::2] | (moved[..., 1::2] << 4)
 
 
-def product(g: Graph, x: str, weight: str, scales: np.ndarray, bias: np.ndarray) -> str:
+def product(g: Graph, x: str, weight: str, scales: np.ndarray, bias: np.ndarray, *, after_gelu: bool) -> str:
     """Add `x @ weight * scales + bias` in eight bits; `weight` is int8 `(in, out)`."""
-    zeros = np.zeros(len(scales), np.int8)
-    return g.add(
-        "DynamicQuantizeMatMul", x, weight, g.constant(scales.astype(np.float32)), g.constant(zeros),
-        g.constant(bias.astype(np.float32)), domain=CONTRIB,
-    )  # fmt: skip
+    parts = [weight, g.constant(scales.astype(np.float32)), g.constant(np.zeros(len(scales), np.int8))]
+    added = g.constant(bias.astype(np.float32))
+    if not after_gelu:
+        return g.add("DynamicQuantizeMatMul", x, *parts, added, domain=CONTRIB)
+    # GELU gives no less than -0.17, so the largest value tells the size of a token's states.
+    top = g.add("Max", g.add("ReduceMax", x, g.constant(np.array([-1])), keepdims=1), g.constant(np.float32(0.25)))
+    found = g.add("DynamicQuantizeMatMul", g.add("Div", x, top), *parts, domain=CONTRIB)
+    return g.add("Add", g.add("Mul", found, top), added)
 
 
-def linear_four(g: Graph, x: str, blocks: list[np.ndarray], bias: np.ndarray) -> str:
+def linear_four(g: Graph, x: str, blocks: list[np.ndarray], bias: np.ndarray, *, after_gelu: bool) -> str:
     """Add a product with e5's own four-bit rows, which constant folding turns into eight bits a row on loading."""
     values, scales = (np.concatenate(parts) for parts in zip(*(unpacked(b) for b in blocks), strict=True))
     n, k = values.shape
@@ -91,13 +97,14 @@ def linear_four(g: Graph, x: str, blocks: list[np.ndarray], bias: np.ndarray) ->
     share = g.constant((scales / whole[:, None]).astype(np.float16)[..., None])
     both = g.add("Mul", both, g.add("Cast", share, to=TensorProto.FLOAT))
     both = g.add("Transpose", g.add("Reshape", both, g.constant(np.array([n, k]))), perm=[1, 0])
-    return product(g, x, g.add("Cast", g.add("Round", both), to=TensorProto.INT8), whole, bias)
+    return product(g, x, g.add("Cast", g.add("Round", both), to=TensorProto.INT8), whole, bias, after_gelu=after_gelu)
 
 
-def linear_eight(g: Graph, x: str, weight: np.ndarray, bias: np.ndarray) -> str:
+def linear_eight(g: Graph, x: str, weight: np.ndarray, bias: np.ndarray, *, after_gelu: bool) -> str:
     """Add a product with rows rounded to `LEVELS` steps."""
     scales = np.abs(weight).max(1) / LEVELS + 1e-12
-    return product(g, x, g.constant(np.round(weight / scales[:, None]).astype(np.int8).T.copy()), scales, bias)
+    values = np.round(weight / scales[:, None]).astype(np.int8).T.copy()
+    return product(g, x, g.constant(values), scales, bias, after_gelu=after_gelu)
 
 
 def vocabulary(folder: Path, output: Path) -> tuple[onnx.TensorProto, onnx.TensorProto]:
@@ -148,7 +155,9 @@ def layer(g: Graph, x: str, bias: str, weights, linear) -> str:
     qkv = linear("qkv", x)
     q, k, v = g.add("Split", qkv, outputs=3, axis=-1, num_outputs=3)
     mixed = g.add("MultiHeadAttention", q, k, v, "", "", bias, domain=CONTRIB, num_heads=HEADS)
-    x = normalised(g, g.add("Add", x, linear("out", mixed)), weights("attention_norm.weight"), weights("attention_norm.bias"))
+    x = normalised(
+        g, g.add("Add", x, linear("out", mixed)), weights("attention_norm.weight"), weights("attention_norm.bias")
+    )
     up = g.add("Gelu", linear("up", x), domain=CONTRIB)
     return normalised(g, g.add("Add", x, linear("down", up)), weights("norm.weight"), weights("norm.bias"))
 
@@ -176,32 +185,55 @@ def reranker(state: dict[str, np.ndarray], words, *, layers: int, scale: float, 
     weights = state.__getitem__
     one = g.constant(np.float32(1))
     mask = g.add("Cast", "attention_mask", to=TensorProto.FLOAT)
-    starts = g.add("CumSum", g.add("Cast", g.add("Equal", "input_ids", g.constant(np.int64(START))), to=TensorProto.INT64), g.constant(np.int64(1)))
+    starts = g.add(
+        "CumSum",
+        g.add("Cast", g.add("Equal", "input_ids", g.constant(np.int64(START))), to=TensorProto.INT64),
+        g.constant(np.int64(1)),
+    )
     kind = g.add("Cast", g.add("Greater", starts, g.constant(np.int64(1))), to=TensorProto.INT64)
     document = g.add("Cast", kind, to=TensorProto.FLOAT)
     of_query, of_document = g.add("Mul", mask, g.add("Sub", one, document)), g.add("Mul", mask, document)
     # Places: in the document they begin at 0 again.
-    at = g.add("Sub", g.add("CumSum", g.add("Add", g.add("Mul", kind, g.constant(np.int64(0))), g.constant(np.int64(1))), g.constant(np.int64(1))), g.constant(np.int64(1)))
+    at = g.add(
+        "Sub",
+        g.add(
+            "CumSum",
+            g.add("Add", g.add("Mul", kind, g.constant(np.int64(0))), g.constant(np.int64(1))),
+            g.constant(np.int64(1)),
+        ),
+        g.constant(np.int64(1)),
+    )
     begin = g.add("Cast", g.add("ReduceSum", of_query, g.constant(np.array([1])), keepdims=1), to=TensorProto.INT64)
     place = g.add("Sub", at, g.add("Mul", begin, kind))
     limits = [g.constant(np.int64(0)), g.constant(np.int64(len(weights("positions.weight")) - 1))]
     x = embedded(g, words, g.add("Clip", place, *limits), kind, weights)
     # Attention between the texts: +1 where query and document differ.
     side = g.add("Sub", g.add("Mul", document, g.constant(np.float32(2))), one)
-    product = g.add("MatMul", g.add("Unsqueeze", side, g.constant(np.array([2]))), g.add("Unsqueeze", side, g.constant(np.array([1]))))
-    differ = g.add("Unsqueeze", g.add("Mul", g.add("Sub", one, product), g.constant(np.float32(0.5))), g.constant(np.array([1])))
+    product = g.add(
+        "MatMul",
+        g.add("Unsqueeze", side, g.constant(np.array([2]))),
+        g.add("Unsqueeze", side, g.constant(np.array([1]))),
+    )
+    differ = g.add(
+        "Unsqueeze", g.add("Mul", g.add("Sub", one, product), g.constant(np.float32(0.5))), g.constant(np.array([1]))
+    )
     hidden = absent(g, mask)
     for i in range(layers):
+
         def own(name: str, i: int = i) -> np.ndarray:
             return state[f"layers.{i}.{name}"]
 
         def linear(name: str, x: str, own=own) -> str:
-            return linear_eight(g, x, own(f"{name}.weight"), own(f"{name}.bias"))
+            return linear_eight(g, x, own(f"{name}.weight"), own(f"{name}.bias"), after_gelu=name == "down")
 
         bias = g.add("Add", g.add("Mul", differ, g.constant(own("between").reshape(()).astype(np.float32))), hidden)
         x = layer(g, x, bias, own, linear)
     # The score: MaxSim over the words, the cosine of the means, and a line over both <s>.
-    word = g.add("Mul", mask, g.add("Sub", one, g.add("Cast", g.add("Equal", "input_ids", g.constant(np.int64(END))), to=TensorProto.FLOAT)))
+    word = g.add(
+        "Mul",
+        mask,
+        g.add("Sub", one, g.add("Cast", g.add("Equal", "input_ids", g.constant(np.int64(END))), to=TensorProto.FLOAT)),
+    )
 
     def beyond(first: int, of: str) -> str:
         real = g.add("Cast", g.add("GreaterOrEqual", place, g.constant(np.int64(first))), to=TensorProto.FLOAT)
@@ -211,8 +243,14 @@ def reranker(state: dict[str, np.ndarray], words, *, layers: int, scale: float, 
     units = unit(g, x)
     near = g.add("MatMul", units, g.add("Transpose", units, perm=[0, 2, 1]))
     known = g.add("Cast", g.add("Unsqueeze", document_word, g.constant(np.array([1]))), to=TensorProto.BOOL)
-    near = g.add("ReduceMax", g.add("Where", known, near, g.constant(np.float32(-1))), g.constant(np.array([2])), keepdims=0)
-    gate = g.add("Squeeze", g.add("MatMul", x, g.constant(weights("weigh.weight").T.astype(np.float32))), g.constant(np.array([2])))
+    near = g.add(
+        "ReduceMax", g.add("Where", known, near, g.constant(np.float32(-1))), g.constant(np.array([2])), keepdims=0
+    )
+    gate = g.add(
+        "Squeeze",
+        g.add("MatMul", x, g.constant(weights("weigh.weight").T.astype(np.float32))),
+        g.constant(np.array([2])),
+    )
     gate = g.add("Where", g.add("Cast", query_word, to=TensorProto.BOOL), gate, g.constant(np.float32(APART)))
     weight = g.add("Softmax", gate, axis=1)
     maxsim = g.add("ReduceSum", g.add("Mul", near, weight), g.constant(np.array([1])), keepdims=1)
@@ -249,16 +287,24 @@ def embedder(folder: Path, words, *, layers: int) -> onnx.ModelProto:
     place = g.add("Sub", g.add("CumSum", ones, g.constant(np.int64(1))), g.constant(np.int64(1)))
     x = embedded(g, words, place, kind, names.__getitem__)
     side = g.add("Add", g.add("Mul", mask, g.constant(np.float32(0))), g.constant(np.float32(0)))
-    zeros = g.add("Unsqueeze", g.add("MatMul", g.add("Unsqueeze", side, g.constant(np.array([2]))), g.add("Unsqueeze", side, g.constant(np.array([1])))), g.constant(np.array([1])))
+    zeros = g.add(
+        "Unsqueeze",
+        g.add(
+            "MatMul",
+            g.add("Unsqueeze", side, g.constant(np.array([2]))),
+            g.add("Unsqueeze", side, g.constant(np.array([1]))),
+        ),
+        g.constant(np.array([1])),
+    )
     bias = g.add("Add", zeros, absent(g, mask))
+    parts = {"qkv": ("q", "k", "v"), "out": ("ao",), "up": ("fi",), "down": ("fo",)}
+    norms = {"attention_norm": "aln", "norm": "oln"}
     for i in range(layers):
-        parts = {"qkv": ("q", "k", "v"), "out": ("ao",), "up": ("fi",), "down": ("fo",)}
-        norms = {"attention_norm": "aln", "norm": "oln"}
 
         def linear(name: str, x: str, i: int = i) -> str:
             pieces = parts[name]
             bias = np.concatenate([stored[f"l{i}.{p}.b"] for p in pieces])
-            return linear_four(g, x, [stored[f"l{i}.{p}.w"] for p in pieces], bias)
+            return linear_four(g, x, [stored[f"l{i}.{p}.w"] for p in pieces], bias, after_gelu=name == "down")
 
         def own(name: str, i: int = i) -> np.ndarray:
             part, kind = name.split(".")
@@ -274,6 +320,23 @@ def state_of(folder: Path, name: str) -> dict[str, np.ndarray]:
     if not parts:
         raise SystemExit(f"{folder} has no {name}.0.npz; run train.py first.")
     return {key: part[key].astype(np.float32) for part in parts for key in part}
+
+
+def settings(facts: dict) -> dict[str, dict]:
+    """Return what loaders read beside the graphs: the kind of model and its limits, and the embedder's prompts."""
+    config = {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": "bert",
+        "id2label": {"0": "LABEL_0"},
+        "num_hidden_layers": facts["layers"],
+        "hidden_size": facts["hidden"],
+        "max_position_embeddings": facts["positions"],
+        "vocab_size": facts["kept"],
+        "pad_token_id": PAD,
+    }
+    limit = {"model_max_length": LONGEST}
+    prompts = {"prompts": {"query": "query: ", "document": "passage: "}, "similarity_fn_name": "cosine"}
+    return {"config.json": config, "tokenizer_config.json": limit, "config_sentence_transformers.json": prompts}
 
 
 def main() -> None:
@@ -297,6 +360,8 @@ def main() -> None:
         onnx.save(model, path)
         print(path, round(path.stat().st_size / 1e6, 2), "MB")
     shutil.copy(options.work / "e5" / "tokenizer.json", options.output / "tokenizer.json")
+    for name, content in settings(facts).items():
+        (options.output / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -69,12 +69,17 @@ class Lexical:
         n, lengths = len(found), np.array([sum(c.values()) for c in found], float)
         norm = K1 * (1 - B + B * lengths / max(1.0, lengths.mean()))
         idf = {t: math.log(1 + (n - frequency[t] + 0.5) / (frequency[t] + 0.5)) for t in self.place}
-        rows = [[(self.place[t], idf[t] * f / (f + norm[i])) for t, f in c.items() if t in self.place] for i, c in enumerate(found)]
+        rows = [
+            [(self.place[t], idf[t] * f / (f + norm[i])) for t, f in c.items() if t in self.place]
+            for i, c in enumerate(found)
+        ]
         counts = np.array([len(row) for row in rows])
         columns = np.array([c for row in rows for c, _ in row], np.int64)
         values = np.array([v for row in rows for _, v in row], np.float32)
         crow = torch.tensor(np.concatenate([[0], np.cumsum(counts)]))
-        self.matrix = torch.sparse_csr_tensor(crow, torch.tensor(columns), torch.tensor(values), (n, len(self.place))).to(device)
+        self.matrix = torch.sparse_csr_tensor(
+            crow, torch.tensor(columns), torch.tensor(values), (n, len(self.place))
+        ).to(device)
         self.device = device
 
     def scores(self, queries: Sequence[Sequence[str]]) -> torch.Tensor:
@@ -88,7 +93,9 @@ class Lexical:
 
 
 @torch.inference_mode()
-def encoded(model: Mini, texts: Texts, prefix: int, *, longest: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def encoded(
+    model: Mini, texts: Texts, prefix: int, *, longest: int, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Return vectors of texts (mean of states), the unit states of their words one behind the other, and where each begins."""
     device = str(texts.ids.device)
     vectors = torch.zeros(len(texts), model.words.weight.shape[1], device=device)
@@ -103,7 +110,11 @@ def encoded(model: Mini, texts: Texts, prefix: int, *, longest: int, tokens: int
         vectors[part] = F.normalize((found * mask[..., None]).sum(1), dim=-1)
         word = (mask * (ids != END)).bool()
         word[:, :prefix] = False
-        at = torch.as_tensor(begins[part], device=device)[:, None] + torch.arange(ids.shape[1], device=device)[None] - prefix
+        at = (
+            torch.as_tensor(begins[part], device=device)[:, None]
+            + torch.arange(ids.shape[1], device=device)[None]
+            - prefix
+        )
         states[at[word]] = F.normalize(found, dim=-1)[word].half()
     return vectors, states, begins
 
@@ -143,10 +154,14 @@ class MiniLM:
         from transformers import BertConfig, BertModel
 
         stored = np.load(folder / "minilm.npz")
-        config = BertConfig(vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+        config = BertConfig(
+            vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+        )
         self.model = BertModel(config, add_pooling_layer=False)
         state = {
-            name: torch.from_numpy(stored[name].astype(np.float32) * (stored[f"{name}.scale"][:, None] if f"{name}.scale" in stored else 1))
+            name: torch.from_numpy(
+                stored[name].astype(np.float32) * (stored[f"{name}.scale"][:, None] if f"{name}.scale" in stored else 1)
+            )
             for name in stored
             if not name.endswith(".scale")
         }

@@ -10,59 +10,24 @@ leaves it out.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from candidates import DEPTH, MEASURED, QUERIES
-from tokenizers import Tokenizer
 
 import qwen_rerank
-from qwen_rerank import BM25Index, QwenScorer
+from qwen_rerank import BM25Index, CrossEncoderScorer, QwenScorer, load_embedder
 from qwen_rerank.evaluation.collection import Collection, load_beir
 from qwen_rerank.evaluation.experiment import fuse, recall, rerank_run
 from qwen_rerank.evaluation.measures import measure
+from qwen_rerank.evaluation.provenance import environment
 from qwen_rerank.evaluation.significance import compare
 
-MEASURE = f"nDCG@{10}"
+MEASURE = "nDCG@10"
 SHIPPED = Path(qwen_rerank.__file__).parent / "mini"
-LONGEST, TOKENS = 256, 4096  # tokens of a pair, and of one pass
-
-
-class Session:
-    """One of the shipped graphs."""
-
-    def __init__(self, folder: Path, name: str, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others use these cores too
-        self._session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(LONGEST, strategy="only_second" if name == "reranker" else "longest_first")
-
-    def run(self, inputs: Sequence, *, passages: bool = False) -> np.ndarray:
-        """Return the graph's output for pairs of texts, queries, or passages, in batches of like length.
-
-        The tokenizer's template writes a single text as a query. A passage is the second half of a pair.
-        """
-        encoded = self._tokenizer.encode_batch([("", text) for text in inputs] if passages else list(inputs))
-        rows = [e.ids[e.type_ids.index(1) :] if passages else e.ids for e in encoded]
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        found: list = [None] * len(rows)
-        while order:
-            width = len(rows[order[0]])
-            part, order = order[: max(1, TOKENS // width)], order[max(1, TOKENS // width) :]
-            ids = np.ones((len(part), width), np.int64)
-            mask = np.zeros((len(part), width), np.int64)
-            for row, i in enumerate(part):
-                n = len(rows[i])
-                ids[row, :n], mask[row, :n] = rows[i], 1
-            for i, value in zip(part, self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0], strict=True):
-                found[i] = value
-        return np.array(found)
 
 
 class Kept:
@@ -86,16 +51,14 @@ class Kept:
         self._path.write_text(json.dumps(self.scores))
 
 
-def hybrid(collection: Collection, lexical: dict, embedder: Session, cache: Path) -> tuple[dict, dict]:
+def hybrid(collection: Collection, lexical: dict, embedder, cache: Path) -> tuple[dict, dict]:
     """Return the embedder's run and its reciprocal rank fusion with BM25's."""
     path = cache / f"{collection.name}.npy"
     if not path.exists():
-        texts = [document.text for document in collection.documents]
-        np.save(path, embedder.run(texts, passages=True).astype(np.float32))
-    vectors = np.load(path)
-    dense = {}
-    for query, text in collection.queries.items():
-        alike = vectors @ embedder.run([text])[0]
+        np.save(path, embedder.embed_documents([document.text for document in collection.documents]))
+    vectors, dense = np.load(path), {}
+    for query, asked in zip(collection.queries, embedder.embed_queries(list(collection.queries.values())), strict=True):
+        alike = vectors @ asked
         best = np.argsort(-alike, kind="stable")[:DEPTH]
         dense[query] = [(collection.documents[i].id, float(alike[i])) for i in best]
     return dense, fuse([lexical, dense], collection, top_k=DEPTH)
@@ -123,7 +86,6 @@ def main() -> None:
     """Measure, and write `results.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=SHIPPED)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--queries", type=int, default=QUERIES)
@@ -134,12 +96,14 @@ def main() -> None:
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    reranker = Session(options.model, "reranker", options.threads)
-    embedder = Session(options.model, "embedder", options.threads) if "hybrid" in options.stages else None
+    reranker = CrossEncoderScorer("mini", backend="onnx", threads=options.threads)
+    embedder = load_embedder("mini") if "hybrid" in options.stages else None
     pocket = QwenScorer("pocket", max_length=1024) if options.pocket else None
     report = {
-        "hardware": {"machine": platform.machine(), "threads": options.threads},
-        "versions": {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **environment(),
+        "onnxruntime": onnxruntime.__version__,
+        "threads": options.threads,
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(SHIPPED.iterdir())},
         "rows": [],
     }
     for name in options.only:
@@ -153,7 +117,7 @@ def main() -> None:
             scores["pocket"] = Kept(options.cache / f"{name}.pocket.json")
         for stage, run in runs.items():
             if stage != "embedder":
-                scores["mini"].fill(collection, run, lambda q, texts: reranker.run([(q, t) for t in texts])[:, 0])
+                scores["mini"].fill(collection, run, reranker.score)
                 if pocket is not None:
                     scores["pocket"].fill(collection, run, pocket.score)
         row = row_of(collection, {s: r for s, r in runs.items() if s != "embedder"}, scores)

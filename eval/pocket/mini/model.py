@@ -115,8 +115,13 @@ class Mini(nn.Module):
         near = (unit @ unit.transpose(1, 2)).masked_fill(document_word[:, None] == 0, -1.0).amax(2)
         weight = torch.softmax(self.weigh(states)[..., 0].masked_fill(query_word == 0, APART), 1)
         mean_q, mean_d = (F.normalize((states * m[..., None]).sum(1), dim=-1) for m in (of_query, of_document))
-        ends = torch.cat([states[:, 0], states.gather(1, begin.clamp(max=ids.shape[1] - 1)[..., None].expand(-1, -1, HIDDEN))[:, 0]], -1)
-        return self.scale[0] * (near * weight).sum(1) + self.scale[1] * (mean_q * mean_d).sum(1) + self.extra(ends)[:, 0]
+        ends = torch.cat(
+            [states[:, 0], states.gather(1, begin.clamp(max=ids.shape[1] - 1)[..., None].expand(-1, -1, HIDDEN))[:, 0]],
+            -1,
+        )
+        return (
+            self.scale[0] * (near * weight).sum(1) + self.scale[1] * (mean_q * mean_d).sum(1) + self.extra(ends)[:, 0]
+        )
 
 
 def from_origin(folder: Path) -> Mini:

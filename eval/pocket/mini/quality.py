@@ -55,7 +55,9 @@ class Measured:
         return np.array(values)
 
 
-def load(path: Path, folder: Path, *, longest: int, device: str, only: list[str] | None = None, queries: int = 400) -> list[Measured]:
+def load(
+    path: Path, folder: Path, *, longest: int, device: str, only: list[str] | None = None, queries: int = 400
+) -> list[Measured]:
     """Return the collections of `candidates.py`."""
     with lzma.open(path, "rt", encoding="utf-8") as file:
         rows = json.load(file)
@@ -82,7 +84,9 @@ def load(path: Path, folder: Path, *, longest: int, device: str, only: list[str]
 
 
 @torch.inference_mode()
-def scored(model, first: Texts, second: Texts, a: np.ndarray, b: np.ndarray, *, longest: int, tokens: int) -> np.ndarray:
+def scored(
+    model, first: Texts, second: Texts, a: np.ndarray, b: np.ndarray, *, longest: int, tokens: int
+) -> np.ndarray:
     """Return the model's log-odds of pairs."""
     device = str(first.ids.device)
     out = np.zeros(len(a), np.float32)
@@ -100,7 +104,9 @@ def interval(difference: np.ndarray, *, seed: int = 0) -> tuple[float, float, fl
     return float(difference.mean()), float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
 
 
-def report(collections: list[Measured], model, *, longest: int, tokens: int, stages: tuple[str, ...] = ("bm25",)) -> dict:
+def report(
+    collections: list[Measured], model, *, longest: int, tokens: int, stages: tuple[str, ...] = ("bm25",)
+) -> dict:
     """Return nDCG@10 before and after the model orders first stages' candidates, with the gain's interval."""
     result: dict = {}
     for stage in stages:

@@ -1,6 +1,6 @@
 """Write the weights of the English teacher, all-MiniLM-L6-v2 (Apache-2.0), in eight bits a row: it travels to another machine.
 
-    python eval/pocket/mini/teacher.py --output build/mini/minilm
+python eval/pocket/mini/teacher.py --output build/mini/minilm
 """
 
 from __future__ import annotations

@@ -43,7 +43,17 @@ DOCUMENTATION = {
 WORDNET = ("wordnet-base", "WordNet 3.0 licence")
 # More packages whose functions are read, with their licences.
 CODE = {"networkx": "BSD-3-Clause", "sympy": "BSD-3-Clause", "pandas": "BSD-3-Clause", "nltk": "Apache-2.0"}
-HELD_OUT = ("vaswani_npl", "cosqa", "dbpedia_entity_subset", "xquad_r_en", "xquad_r_zh", "rgb_zh_dev", "cacm", "cisi", "noveleval")
+HELD_OUT = (
+    "vaswani_npl",
+    "cosqa",
+    "dbpedia_entity_subset",
+    "xquad_r_en",
+    "xquad_r_zh",
+    "rgb_zh_dev",
+    "cacm",
+    "cisi",
+    "noveleval",
+)
 SHORTEST = {"en": 60, "zh": 20}  # characters of a passage
 SCALES = {"en": (1, 220, 450, 900), "zh": (1, 80, 160, 330)}  # characters of a passage; 1 = one sentence
 MEETING = 9000  # characters of a meeting that are read
@@ -141,7 +151,16 @@ def crop(pool: Pool, text: str) -> str:
 
 
 QUESTIONS = {
-    "en": ("what is {}", "how does {} work", "{}", "how to use {}", "explain {}", "{} example", "What is {}?", "Describe {}."),
+    "en": (
+        "what is {}",
+        "how does {} work",
+        "{}",
+        "how to use {}",
+        "explain {}",
+        "{} example",
+        "What is {}?",
+        "Describe {}.",
+    ),
     "zh": ("{}是什么", "什么是{}", "{}", "如何使用{}", "{}怎么用", "{}介绍", "请介绍一下{}", "{}？"),
 }
 
@@ -151,10 +170,12 @@ def without(pool: Pool, text: str, sentence: str) -> str:
     return text if pool.generator.random() < 0.1 else text.replace(sentence, " ", 1)
 
 
-def self_supervise(pool: Pool, body: str, document: str, source: str, titles: Iterable[str], *, chars: int, limit: int) -> None:
+def self_supervise(
+    pool: Pool, body: str, document: str, source: str, titles: Iterable[str], *, chars: int, limit: int
+) -> None:
     """Cut a text into passages and ask for them: by title, by a sentence of their own, by keywords, by a span."""
     g, language = pool.generator, pool.language
-    parts = [s for s in sentences(body)] if chars == 1 else passages(body, chars=chars)
+    parts = sentences(body) if chars == 1 else passages(body, chars=chars)
     parts = [p for p in parts if len(p) >= SHORTEST[language]]
     titles = [t for t in titles if len(t) > (1 if language == "zh" else 3)]
     chosen = set(g.sample(range(len(parts)), min(limit, len(parts))))
@@ -250,6 +271,7 @@ class Sections(HTMLParser):
         self._skip = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Begin a heading or a line."""
         if tag in self.SKIPPED:
             self._skip += 1
         elif tag in self.HEADINGS:
@@ -259,6 +281,7 @@ class Sections(HTMLParser):
             self._text.append("\n" if tag != "br" else " ")
 
     def handle_endtag(self, tag: str) -> None:
+        """End a heading, which replaces those of its level and below."""
         if tag in self.SKIPPED:
             self._skip = max(0, self._skip - 1)
         elif tag in self.HEADINGS and self._heading is not None:
@@ -268,6 +291,7 @@ class Sections(HTMLParser):
             self._heading = None
 
     def handle_data(self, data: str) -> None:
+        """Keep text."""
         if not self._skip:
             (self._heading if self._heading is not None else self._text).append(data)
 
@@ -288,7 +312,9 @@ def html_sections(path: Path) -> list[tuple[tuple[str, ...], str]]:
     return parser.found
 
 
-SKIPPED_PAGES = re.compile(r"(genindex|modindex|_modules|_sources|search|whatsnew|releases?/|changelog|/all\.html|bookmarks|contents\.html)")
+SKIPPED_PAGES = re.compile(
+    r"(genindex|modindex|_modules|_sources|search|whatsnew|releases?/|changelog|/all\.html|bookmarks|contents\.html)"
+)
 
 
 def documentation_rows(pool: Pool, folder: Path, source: str, *, pages: int) -> None:
@@ -310,7 +336,9 @@ def wordnet_rows(pool: Pool, folder: Path, *, limit: int) -> None:
         text, draw = f"{', '.join(words)}: {gloss.strip()}", pool.generator.random()
         place = pool.add(text if draw < 0.5 else gloss.strip(), f"wordnet:{fields[0]}", "wordnet")
         if place is not None and draw < 0.75:
-            pool.ask(pool.generator.choice(QUESTIONS["en"]).format(words[0]), place, "definition", f"wordnet:{fields[0]}")
+            pool.ask(
+                pool.generator.choice(QUESTIONS["en"]).format(words[0]), place, "definition", f"wordnet:{fields[0]}"
+            )
         elif place is not None:
             pool.ask(keywords(pool, gloss, FREQUENCY["en"]), place, "keywords", f"wordnet:{fields[0]}")
 
@@ -336,10 +364,20 @@ def code_rows(pool: Pool, *, limit: int, seed: int) -> None:
             pool.ask(pair.query, place, "docstring", f"{pair.source}:{i}")
         elif draw < 0.7:
             short = " ".join(w for w in summary.split() if g.random() < 0.85)
-            pool.ask(g.choice(CODE_QUESTIONS).format(re.sub(r"^(return|returns|compute|computes) ", "get ", short)), place, "code", f"{pair.source}:{i}")
+            pool.ask(
+                g.choice(CODE_QUESTIONS).format(re.sub(r"^(return|returns|compute|computes) ", "get ", short)),
+                place,
+                "code",
+                f"{pair.source}:{i}",
+            )
         else:
             rare = keywords(pool, summary, FREQUENCY["en"])
-            pool.ask(g.choice(CODE_QUESTIONS[:2]).format(f"{words} {rare}" if draw < 0.85 else rare), place, "code", f"{pair.source}:{i}")
+            pool.ask(
+                g.choice(CODE_QUESTIONS[:2]).format(f"{words} {rare}" if draw < 0.85 else rare),
+                place,
+                "code",
+                f"{pair.source}:{i}",
+            )
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------

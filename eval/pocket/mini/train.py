@@ -92,7 +92,12 @@ def make_lists(options: argparse.Namespace) -> None:
         best = z.argmax(1)[found.positives == 0]
         kinds = np.array(found.kinds)[found.positives == 0]
         first = {kind: [round(float(x), 3) for x in (best[kinds == kind] == 0).mean(0)] for kind in sorted(set(kinds))}
-        note = {"language": language, "queries": len(real), "seconds": round(time.time() - began, 1), "positive first": first}
+        note = {
+            "language": language,
+            "queries": len(real),
+            "seconds": round(time.time() - began, 1),
+            "positive first": first,
+        }
         print(json.dumps(note), flush=True)
 
 
@@ -167,15 +172,29 @@ def train(options: argparse.Namespace) -> None:
     other = [p for n, p in model.named_parameters() if n.startswith(("positions", "kinds", "embedding_norm"))]
     gates = [layer.between for layer in model.layers]
     head = [*model.weigh.parameters(), *model.extra.parameters()]
-    groups = [(body, 1.0, 0.01), (other, 0.3, 0.0), (gates, 100.0, 0.0), (head, 10.0, 0.01), ([model.scale], 2000.0, 0.0)]
+    groups = [
+        (body, 1.0, 0.01),
+        (other, 0.3, 0.0),
+        (gates, 100.0, 0.0),
+        (head, 10.0, 0.01),
+        ([model.scale], 2000.0, 0.0),
+    ]
     optimizer = torch.optim.AdamW(
-        [{"params": p, "lr": options.rate * factor, "weight_decay": decay} for p, factor, decay in groups], betas=(0.9, 0.98)
+        [{"params": p, "lr": options.rate * factor, "weight_decay": decay} for p, factor, decay in groups],
+        betas=(0.9, 0.98),
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     generator = np.random.default_rng(options.seed)
     queues = {language: np.array([], np.int64) for language in LANGUAGES}
-    share = {language: len(c.usable) / sum(len(c.usable) for c in choosers.values()) for language, c in choosers.items()}
-    log: dict = {"options": {k: str(v) for k, v in vars(options).items()}, "weights": weights, "loss": [], "measured": []}
+    share = {
+        language: len(c.usable) / sum(len(c.usable) for c in choosers.values()) for language, c in choosers.items()
+    }
+    log: dict = {
+        "options": {k: str(v) for k, v in vars(options).items()},
+        "weights": weights,
+        "loss": [],
+        "measured": [],
+    }
     step, tokens, pairs, started, paused, last = 0, 0, 0, time.time(), 0.0, time.time()
     print(json.dumps({"ready after": round(started - began, 1), "share": share}), flush=True)
     losses: list[torch.Tensor] = []
@@ -203,7 +222,9 @@ def train(options: argparse.Namespace) -> None:
         s = torch.cat(scores)[back].view(candidates.shape)
         goal = torch.as_tensor(target, device=device)
         likely = goal / goal.amax(1, keepdim=True)
-        loss = -(goal * F.log_softmax(s, 1)).sum(1).mean() + 0.05 * F.binary_cross_entropy_with_logits(s - MIDDLE, likely)
+        loss = -(goal * F.log_softmax(s, 1)).sum(1).mean() + 0.05 * F.binary_cross_entropy_with_logits(
+            s - MIDDLE, likely
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -215,7 +236,13 @@ def train(options: argparse.Namespace) -> None:
             value = round(float(torch.stack(losses).mean()), 4)
             losses = []
             log["loss"].append([step, value])
-            note = {"step": step, "loss": value, "tokens": tokens, "tokens/s": round(tokens / (last - started - paused)), "s": round(last - started)}
+            note = {
+                "step": step,
+                "loss": value,
+                "tokens": tokens,
+                "tokens/s": round(tokens / (last - started - paused)),
+                "s": round(last - started),
+            }
             print(json.dumps(note), flush=True)
         if time.time() - started - paused > (len(log["measured"]) + 1) * options.every:
             at = time.time()
@@ -241,7 +268,9 @@ def load_measured(options: argparse.Namespace) -> list[quality.Measured]:
     )  # fmt: skip
 
 
-def measure(model: Mini, measured: list, options: argparse.Namespace, step: int, stages: tuple[str, ...] = ("bm25",)) -> dict:
+def measure(
+    model: Mini, measured: list, options: argparse.Namespace, step: int, stages: tuple[str, ...] = ("bm25",)
+) -> dict:
     """Return and print nDCG@10 over first stages' candidates."""
     model.eval()
     found = quality.report(measured, model, longest=options.longest, tokens=4 * options.tokens, stages=stages)
@@ -280,10 +309,12 @@ def combine(options: argparse.Namespace) -> None:
     states = [restored(options.output, name) for name in options.runs]
     begin = {k: v.clone() for k, v in start.state_dict().items() if not k.startswith("words")}
     mean = {k: torch.stack([state[k] for state in states]).mean(0) for k in begin}
-    mixtures = {name: state for name, state in zip(options.runs, states, strict=True)}
+    mixtures = dict(zip(options.runs, states, strict=True))
     mixtures["mean"] = mean
     for share in (0.85, 0.7, 0.5):
-        mixtures[f"mean {share}, start {round(1 - share, 2)}"] = {k: share * mean[k] + (1 - share) * begin[k] for k in begin}
+        mixtures[f"mean {share}, start {round(1 - share, 2)}"] = {
+            k: share * mean[k] + (1 - share) * begin[k] for k in begin
+        }
     measured = load_measured(options)
     stages = quality.with_e5(measured, options.work / "teachers.npz")
     log: dict = {}
@@ -338,7 +369,9 @@ def teachers(options: argparse.Namespace) -> None:
             sums[c.language].update(grid)
         cosine = q_vectors @ d_vectors.T
         top = cosine.topk(min(50, cosine.shape[1]), dim=1)
-        c.runs["e5"] = [list(zip(i, s, strict=True)) for i, s in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+        c.runs["e5"] = [
+            list(zip(i, s, strict=True)) for i, s in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
         hits = [len({d for d, _ in run} & {d for d, g in grades.items() if g > 0}) / sum(g > 0 for g in grades.values())
                 for run, grades in zip(c.runs["e5"], c.grades, strict=True)]  # fmt: skip
         result[c.name] = {
@@ -355,7 +388,10 @@ def teachers(options: argparse.Namespace) -> None:
         result[c.name] |= single
         print(json.dumps({"name": c.name, **{k: v for k, v in result[c.name].items() if k != "gains"}}), flush=True)
         kept[f"{c.name} e5"] = top.indices.cpu().numpy().astype(np.uint16)
-    weights = {language: [float(w) for w in max(sums[language], key=sums[language].__getitem__).split()] for language in LANGUAGES}
+    weights = {
+        language: [float(w) for w in max(sums[language], key=sums[language].__getitem__).split()]
+        for language in LANGUAGES
+    }
     top_five = {language: sums[language].most_common(5) for language in LANGUAGES}
     print(json.dumps({"weights": weights, "best": top_five}), flush=True)
     (options.output / "weights.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
