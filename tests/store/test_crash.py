@@ -104,6 +104,8 @@ SCRIPT = [
     ["add", [["new1", "apple new1"], ["new2", "pear new2"]]],
     ["upsert", [["d1", "apple again"], ["d2", "pear again"]]],
     ["delete", ["d3", "d4"]],
+    ["metadata", ["d5", "d6"]],
+    ["declare", ["length"]],
     ["save", []],
     ["compact", []],
 ]

@@ -23,12 +23,15 @@ def say(*parts: Any) -> None:
 
 
 def random_operation(rng: random.Random, round: int, step: int) -> list[Any]:
-    kind = rng.choices(["upsert", "add", "delete", "save", "compact", "reopen"], [8, 6, 5, 2, 1, 1])[0]
+    kinds = {"upsert": 8, "add": 6, "delete": 5, "save": 2, "metadata": 2, "declare": 1, "compact": 1, "reopen": 1}
+    [kind] = rng.choices(list(kinds), list(kinds.values()))
     if kind == "add":
         return [kind, [[f"r{round}-{step}-{i}", f"apple {step} {rng.random()}"] for i in range(rng.randint(1, 3))]]
     if kind == "upsert":
         return [kind, [[name, f"pear {round} {rng.random()}"] for name in rng.sample(POOL, rng.randint(1, 4))]]
-    return [kind, rng.sample(POOL, rng.randint(1, 4)) if kind == "delete" else []]
+    if kind == "declare":
+        return [kind, [f"field{rng.randrange(5)}"]]
+    return [kind, rng.sample(POOL, rng.randint(1, 4)) if kind in ("delete", "metadata") else []]
 
 
 def apply(store: FaissStore, operation: list[Any]) -> FaissStore:
@@ -37,6 +40,10 @@ def apply(store: FaissStore, operation: list[Any]) -> FaissStore:
         getattr(store, kind)([Document(id, text, {"length": len(text)}) for id, text in argument])
     elif kind == "delete":
         store.delete(argument)
+    elif kind == "metadata":
+        store.update_metadata({id: {"changed": True} for id in argument})
+    elif kind == "declare":
+        store.declare(argument)
     elif kind == "reopen":
         store.close()
         return FaissStore.open(store.path, HashEmbedder(16))
