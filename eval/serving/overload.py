@@ -8,13 +8,19 @@ the figures tell of admission, not of the machine or of the load generator, whos
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
+import socket
 import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from eval.serving.load import Connection, Pool, Question, Reply, memory_mib, percentiles_ms, question
-from tests.serve.process import stub_server
+from tests.serve.process import ServerProcess, stub_server
+from tests.serve.raw import read_one
 
 N_DOCUMENTS = 10
 CLOSED_LOOP_CLIENTS = 8  # as many as are let in however long they would wait (`patience_requests`)
@@ -22,6 +28,8 @@ OVERLOAD = 4.0
 MIN_GOODPUT = 0.95  # of its peak
 MAX_REJECTION_MS = 50.0  # 99th percentile
 MAX_RECOVERY_S = 2.0
+MAX_REFUSAL_CPU_MS = 5.0
+N_REFUSALS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ def measure(*, service_s: float, factors: tuple[float, ...], seconds: float) -> 
         after = memory_mib(server.process.pid)
         exit_status = server.stop()
     found = {
+        "refusal_cpu_ms": refusal_cpu_ms(),
         "service_s": service_s,
         "http_ceiling_per_s": ceiling,
         "capacity_per_s": round(capacity, 2),
@@ -78,6 +87,7 @@ def _verdict(found: dict[str, Any]) -> dict[str, Any]:
         "goodput": share >= MIN_GOODPUT,
         "rejections": rejection_ms <= MAX_REJECTION_MS,
         "recovery": last["admitted_again_after_s"] <= MAX_RECOVERY_S,
+        "refusal_cpu": max(found["refusal_cpu_ms"].values()) <= MAX_REFUSAL_CPU_MS,
     }
     return {
         "peak_goodput_per_s": peak,
@@ -86,6 +96,69 @@ def _verdict(found: dict[str, Any]) -> dict[str, Any]:
         "bars": bars,
         "met": all(bars.values()) and found["exit_status"] == 0,
     }
+
+
+def refusal_cpu_ms() -> dict[str, float]:
+    """Return the CPU time that the server's process takes for one refusal of each kind, on a connection that stays.
+
+    The bodies that are refused as such have a hundred documents of some 250 characters, as an honest client's.
+    """
+    body = {"query": "q", "documents": ["word " * 50 + str(number) for number in range(100)]}
+    many = {"query": "q", "documents": ["a"] * 1_001}
+    key = "k" * 16
+    right, wrong = f"Bearer {key}", "Bearer wrong"
+    with stub_server(
+        "Slow",
+        ready=True,
+        arguments=[3_600],
+        settings={"max_queued_requests": 1, "patience_requests": 1},
+        api_keys=[key],
+    ) as server:
+        held = socket.create_connection(("127.0.0.1", server.port))
+        held.sendall(_refused(body, right))
+        found = {
+            "429, the queue is full": _cpu_ms(server, _refused(body, right), 429),
+            "401, a wrong key": _cpu_ms(server, _refused(body, wrong), 401),
+            "413, too many documents": _cpu_ms(server, _refused(many, right), 413),
+            "422, a wrong document": _cpu_ms(server, _refused({**body, "documents": [1] * 100}, right), 422),
+            "404, no such route": _cpu_ms(server, _refused(body, right, path="/nowhere"), 404),
+        }
+        held.close()
+    with stub_server("slow_load", ready=False, arguments=[3_600], api_keys=[key]) as server:
+        server.wait_for(message="loading")
+        found["503, the model is loading"] = _cpu_ms(server, _refused(body, right), 503)
+    return found
+
+
+def _refused(body: dict[str, Any], authorization: str, *, path: str = "/v1/rerank") -> bytes:
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: server\r\ncontent-type: application/json\r\nauthorization: {authorization}\r\n"
+    )
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
+
+
+def _cpu_ms(server: ServerProcess, request: bytes, status: int) -> float:
+    """Return the mean of many refusals, one after another; the log line of each is in it."""
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        refuse = partial(_exchange, sock, request)
+        for _ in range(10):
+            if (answered := refuse()) != status:
+                raise SystemExit(f"expected {status}, and the server answered {answered}.")
+        before = _cpu_s(server.process.pid)
+        for _ in range(N_REFUSALS):
+            refuse()
+        return round(1e3 * (_cpu_s(server.process.pid) - before) / N_REFUSALS, 2)
+
+
+def _exchange(sock: socket.socket, request: bytes) -> int:
+    sock.sendall(request)
+    return read_one(sock).status
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _http_ceiling(seconds: float) -> float:

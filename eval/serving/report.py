@@ -42,8 +42,14 @@ def _overload(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     return [
         (f"goodput at {load}, of its peak", f"{found['goodput_at_overload_of_peak']:.1%}", ">= 95 %", bars["goodput"]),
         (f"rejections at {load}, p99", f"{found['rejected_p99_ms_at_overload']} ms", "<= 50 ms", bars["rejections"]),
+        *_refusals(found),
         ("after it, a request is let in within", f"{last['admitted_again_after_s']} s", "<= 2 s", bars["recovery"]),
     ]
+
+
+def _refusals(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    kinds = found.get("refusal_cpu_ms", {})  # older reports have none
+    return [(f"CPU time of a refusal: {kind}", f"{ms} ms", "<= 5 ms", ms <= 5) for kind, ms in kinds.items()]
 
 
 def _sigterm(found: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
