@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.clients.environments import REQUIREMENTS, ROOT
@@ -61,7 +61,7 @@ def _haystack(name: str, package: str, setting: str, *calls: str) -> Client:
 
 
 def _rerankers(provider: str, path: str) -> Client:
-    call = {"text-embeddings-inference": "tei"}.get(provider, provider)
+    call = {"text-embeddings-inference": "tei", "mixedbread.ai": "mixedbread"}.get(provider, provider)
     return Client(
         group="plain",
         calls=(f"rerankers_{call}",),
@@ -147,6 +147,11 @@ CLIENTS = (
     _rerankers("jina", "/v1/rerank"),
     _rerankers("voyage", "/v1/rerank"),
     _rerankers("text-embeddings-inference", "/rerank"),
+    replace(
+        _rerankers("mixedbread.ai", "/v1/reranking"),
+        title='rerankers, `APIRanker("NAME", KEY, "mixedbread.ai")`',
+    ),
+    _rerankers("pinecone", "/rerank"),
 )
 
 # Their request is tried as their source sends it, see test_applications.py.

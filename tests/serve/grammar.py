@@ -21,7 +21,7 @@ _FIELDS = (
     "model", "top_n", "top_k", "return_documents", "return_text", "raw_scores", "use_activation", "truncate",
     "truncation", "truncation_side", "truncation_direction", "truncate_prompt_tokens", "max_tokens_per_doc",
     "instruction", "instruct", "kwargs", "chat_template_kwargs", "long_documents", "return_details", "user", "priority",
-    "texts", "passages", "documents", "query", "queries", "items", "text_1", "text_2", "collection", "unknown",
+    "texts", "passages", "input", "documents", "query", "queries", "items", "text_1", "text_2", "collection", "unknown",
 )  # fmt: skip
 _LITERALS = (
     b"NaN",

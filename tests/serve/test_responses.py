@@ -217,10 +217,12 @@ def fitted(**key) -> Calibration:
 async def test_a_calibrated_server_answers_with_its_probabilities_and_drops_what_is_below_its_threshold():
     async with app_client(calibration=fitted(), threshold=0.7) as client:
         body = await ask(client, "/v1/rerank", documents=DOCUMENTS)
+        mixedbread = await ask(client, "/v1/reranking", input=DOCUMENTS)
         pairs = await client.post("/score", json={"text_1": "q", "text_2": DOCUMENTS})
 
     assert [result["index"] for result in body["results"]] == [1, 2]
     assert body["results"][0]["relevance_score"] == pytest.approx(1 / (1 + 2.718281828**-1.5))
+    assert [hit["index"] for hit in mixedbread["data"]] == [1, 2]
     assert len(pairs.json()["data"]) == 3, "a route that answers for every text keeps every text"
 
 
@@ -235,3 +237,24 @@ async def test_a_request_that_the_calibration_does_not_hold_for_is_refused():
 async def test_a_calibration_of_another_model_ends_the_start():
     async with app_client(calibration=fitted(scorer="another")) as client:
         assert (await client.get("/health/ready")).status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/v1/reranking", "/v1/rerank"])
+async def test_input_is_answered_as_mixedbread_does(client, path):
+    body = await ask(client, path, input=DOCUMENTS, top_k=1, return_input=True)
+
+    assert body["data"] == [{"index": 1, "score": P3, "object": "rank_result", "input": "b 3"}]
+    assert (body["object"], body["top_k"], body["return_input"]) == ("list", 1, True)
+    assert "input" not in (await ask(client, path, input=DOCUMENTS))["data"][0]
+
+
+async def test_pinecones_header_is_answered_as_pinecone_does(client):
+    request = {"query": "q", "documents": [{"text": text} for text in DOCUMENTS], "top_n": 1, "return_documents": True}
+
+    response = await client.post("/rerank", json=request, headers={"X-Pinecone-API-Version": "2024-10"})
+
+    assert response.json() == {
+        "model": "oracle",
+        "data": [{"index": 1, "score": P3, "document": {"text": "b 3"}}],
+        "usage": {"rerank_units": 1},
+    }

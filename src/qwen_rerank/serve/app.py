@@ -22,6 +22,7 @@ from qwen_rerank.serve.middleware import RequestContext, RequestMiddleware
 from qwen_rerank.serve.playground import Playground
 from qwen_rerank.serve.responses import json_response
 from qwen_rerank.serve.schemas import (
+    MixedbreadRequest,
     PairsRequest,
     RankingRequest,
     RequestT,
@@ -37,6 +38,7 @@ from qwen_rerank.serve.telemetry import METRICS_TYPE, Metrics
 
 _LARGE_BODY_BYTES = 1 << 18  # above it, reading and answering take milliseconds and go to a thread
 _TIMEOUT_HEADER = "x-request-timeout-ms"
+_PINECONE_HEADER = "x-pinecone-api-version"
 
 RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking")
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
@@ -137,7 +139,10 @@ class _Server:
 
     def _add_routes(self, *, with_keys: bool) -> None:
         app, extra = self.app, openapi.extra
-        rerank = {"openapi_extra": extra(RerankRequest, TeiRequest, RankingRequest), "tags": ["rerank"]}
+        rerank = {
+            "openapi_extra": extra(RerankRequest, TeiRequest, RankingRequest, MixedbreadRequest),
+            "tags": ["rerank"],
+        }
         for path in RERANK_PATHS:
             app.add_api_route(path, self.rerank, methods=["POST"], **openapi.documented(rerank, path))
         for path, handler, kind in (
@@ -168,21 +173,29 @@ class _Server:
         openapi.install(app, with_keys=with_keys, public=HEALTH_PATHS)
 
     async def rerank(self, request: Request) -> Response:
-        """Rank documents by relevance. `texts` instead of `documents` answers as TEI, `passages` as NIM."""
+        """Rank documents by relevance; answers in the shape of the request.
+
+        `texts` instead of `documents` is TEI's, `passages` NIM's, `input` Mixedbread's; Pinecone's clients send a header.
+        """
         context: RequestContext = request.state.context
 
-        def kind(body: dict[str, Any]) -> type[RerankRequest | TeiRequest | RankingRequest]:
+        def kind(body: dict[str, Any]) -> type[RerankRequest | TeiRequest | RankingRequest | MixedbreadRequest]:
             context.tei = "texts" in body and "documents" not in body
             if context.tei:
                 return TeiRequest
-            return RankingRequest if "passages" in body and "documents" not in body else RerankRequest
+            if "documents" in body:
+                return RerankRequest
+            return RankingRequest if "passages" in body else MixedbreadRequest if "input" in body else RerankRequest
 
         wanted = await self.read(request, kind)
         if isinstance(wanted, TeiRequest):
             return await self._texts(request, wanted)
         if isinstance(wanted, RankingRequest):
             return await self._passages(request, wanted)
-        return await self._listed(request, wanted, responses.rerank)
+        if isinstance(wanted, MixedbreadRequest):
+            return await self._inputs(request, wanted)
+        answer = responses.pinecone if _PINECONE_HEADER in request.headers else responses.rerank
+        return await self._listed(request, wanted, answer)
 
     async def infinity(self, request: Request) -> Response:
         """As /rerank, with documents as plain strings: Infinity's shape."""
@@ -275,6 +288,11 @@ class _Server:
     async def _texts(self, request: Request, wanted: TeiRequest) -> Response:
         result = await self._rank(request, wanted, wanted.query, wanted.texts)
         return await _sized(request, lambda: responses.tei(wanted, result))
+
+    async def _inputs(self, request: Request, wanted: MixedbreadRequest) -> Response:
+        result = await self._rank(request, wanted, wanted.query, wanted.input)
+        model = self._backend.names.reported
+        return await _sized(request, lambda: responses.mixedbread(wanted, result, model=model))
 
     async def _passages(self, request: Request, wanted: RankingRequest) -> Response:
         return json_response(responses.ranking(await self._rank(request, wanted, wanted.query, wanted.passages)))

@@ -19,7 +19,7 @@ from qwen_rerank.serve.responses import page_response
 DESCRIPTION = (
     "Ranks documents by relevance to a query. `/v1/rerank`, `/v2/rerank` and `/rerank` are one route that answers in "
     "the shape of the request: `documents` as Jina, Cohere and vLLM do (with `top_k` also Voyage's `data`), `texts` as "
-    "Text Embeddings Inference, `passages` as NVIDIA NIM. Unknown fields are ignored, optional fields may be null. "
+    "Text Embeddings Inference, `passages` as NVIDIA NIM, `input` as Mixedbread. Unknown fields are ignored, optional fields may be null. "
     "Documents are not repeated unless `return_documents` is true. `X-Request-Timeout-Ms` shortens the deadline."
 )
 
@@ -57,7 +57,14 @@ _ANSWERS: dict[str, Any] = {
     "/health/ready": responses.Health,
     "/playground/search": dict[str, Any],
 }
-_RERANK_ANSWER = responses.RerankAnswer | list[responses.TeiResult] | responses.RankingAnswer
+_LISTS = ("documents", "texts", "passages")  # of the requests of one route, the first that is there decides
+_RERANK_ANSWER = (
+    responses.RerankAnswer
+    | list[responses.TeiResult]
+    | responses.RankingAnswer
+    | responses.MixedbreadAnswer
+    | responses.PineconeAnswer
+)
 _TEXT_PAGES = {"/metrics": "text/plain", "/docs": "text/html"}
 
 
@@ -65,10 +72,8 @@ _TEXT_PAGES = {"/metrics": "text/plain", "/docs": "text/html"}
 def extra(*requests: type[BaseModel]) -> dict[str, Any]:
     """Return the description of a body that is one of `requests`; the first wins where several would fit."""
     schemas = [request.model_json_schema() for request in requests]
-    for schema in schemas[1:]:
-        schema["properties"]["documents"] = False
-    if len(schemas) == 3:
-        schemas[2]["properties"]["texts"] = False
+    for place, schema in enumerate(schemas):
+        schema["properties"] |= dict.fromkeys(_LISTS[:place], False)
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 

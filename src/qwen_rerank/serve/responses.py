@@ -14,7 +14,7 @@ from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from qwen_rerank.serve.schemas import RerankRequest, TeiRequest
+from qwen_rerank.serve.schemas import MixedbreadRequest, RerankRequest, TeiRequest
 from qwen_rerank.serve.scoring import RerankResult
 from qwen_rerank.types import RankedDocument
 
@@ -82,6 +82,35 @@ class TeiResult(TypedDict):
     index: int
     score: float
     text: NotRequired[str]
+
+
+class Ranked(TypedDict):
+    """One document's place, as Mixedbread and Pinecone give it."""
+
+    index: int
+    score: float
+    object: NotRequired[str]
+    input: NotRequired[str]
+    document: NotRequired[DocumentText]
+
+
+class MixedbreadAnswer(TypedDict):
+    """Best first, under `data`."""
+
+    object: str
+    model: str
+    data: list[Ranked]
+    usage: Usage
+    top_k: int | None
+    return_input: bool
+
+
+class PineconeAnswer(TypedDict):
+    """Best first, under `data`."""
+
+    model: str
+    data: list[Ranked]
+    usage: dict[str, int]
 
 
 class Ranking(TypedDict):
@@ -193,6 +222,34 @@ def voyage(request: RerankRequest, result: RerankResult, *, request_id: str, mod
         data=[_result(hit, request, as_object=False) for hit in result.best(request.limit)],
         usage=_usage(result.tokens),
     )
+
+
+def mixedbread(request: MixedbreadRequest, result: RerankResult, *, model: str) -> MixedbreadAnswer:
+    """Return Mixedbread's answer."""
+    data = []
+    for hit in result.best(request.top_k):
+        score = _score(hit, log_odds=request.wants_log_odds)
+        data.append(Ranked(index=hit.index, score=score, object="rank_result"))
+        if request.return_input:
+            data[-1]["input"] = hit.document.text
+    return MixedbreadAnswer(
+        object="list",
+        model=model,
+        data=data,
+        usage=_usage(result.tokens),
+        top_k=request.top_k,
+        return_input=request.return_input is True,
+    )
+
+
+def pinecone(request: RerankRequest, result: RerankResult, *, request_id: str, model: str) -> PineconeAnswer:
+    """Return Pinecone's answer."""
+    data = []
+    for hit in result.best(request.limit):
+        data.append(Ranked(index=hit.index, score=_score(hit, log_odds=request.wants_log_odds)))
+        if request.return_documents:
+            data[-1]["document"] = DocumentText(text=hit.document.text)
+    return PineconeAnswer(model=model, data=data, usage={"rerank_units": 1})
 
 
 def tei(request: TeiRequest, result: RerankResult) -> list[TeiResult]:

@@ -281,6 +281,15 @@ class RankingRequest(ScoringBody):
         return self.long_documents or ("error" if self.truncate == "NONE" else None)
 
 
+class MixedbreadRequest(ScoringBody):
+    """Mixedbread's request."""
+
+    query: Query
+    input: Texts = Field(min_length=1)
+    top_k: Count | None = None
+    return_input: Flag | None = None
+
+
 class PairsRequest(ScoringBody):
     """vLLM's request for the scores of pairs: 1:1, 1:N or N:N."""
 
@@ -301,7 +310,7 @@ RequestT = TypeVar("RequestT", bound=ScoringBody)
 
 
 # The names under which routes take lists of texts; a client may send others of these, which are ignored.
-_TEXT_FIELDS = ("documents", "texts", "passages", "queries", "items", "data_1", "data_2", "text_1", "text_2")
+_TEXT_FIELDS = ("documents", "texts", "passages", "input", "queries", "items", "data_1", "data_2", "text_1", "text_2")
 
 
 def read(kind: type[RequestT], body: dict[str, Any], *, max_documents: int) -> RequestT:

@@ -6,6 +6,7 @@ import voyageai
 import xinference_client
 from agno.knowledge.reranker.cohere import CohereReranker
 from rerankers import Reranker
+from rerankers.models.api_rankers import APIRanker
 from told import DOCUMENTS, KEY, MODEL, QUERY, TOP_N, URL, answer, client
 
 
@@ -42,8 +43,21 @@ def rerankers_tei():
     return by_rerankers("text-embeddings-inference", "/rerank")
 
 
+@client()
+def rerankers_mixedbread():
+    return found_by(APIRanker(MODEL, KEY, "mixedbread.ai", url=f"{URL}/v1/reranking"))
+
+
+@client()
+def rerankers_pinecone():
+    return by_rerankers("pinecone", "/rerank")
+
+
 def by_rerankers(provider, path):
-    ranker = Reranker(MODEL, model_type=provider, api_key=KEY, url=URL + path)
+    return found_by(Reranker(MODEL, model_type=provider, api_key=KEY, url=URL + path))
+
+
+def found_by(ranker):
     found = ranker.rank(QUERY, DOCUMENTS, doc_ids=list(range(len(DOCUMENTS)))).top_k(TOP_N)
     return [(hit.document.doc_id, hit.score, hit.document.text) for hit in found]
 
