@@ -15,6 +15,7 @@ import pytest
 
 from qwen_rerank import (
     BM25Index,
+    CachedScorer,
     Cascade,
     CrossEncoderScorer,
     Document,
@@ -57,7 +58,7 @@ def forked(tmp_path_factory) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.modules["qwen_rerank"].__file__).parents[1]), str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "forks.py"), str(tmp_path_factory.mktemp("forks"))],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true"},
         capture_output=True,
         text=True,
     )
@@ -96,6 +97,7 @@ def objects(tmp_path_factory) -> dict[str, object]:
         "QwenScorer": qwen,
         "CrossEncoderScorer": bert,
         "HttpScorer": HttpScorer("http://127.0.0.1:9"),
+        "CachedScorer": CachedScorer(qwen, cache=folder / "scores.db"),
         "ScorerPool": ScorerPool([qwen]),
         "Reranker": reranker,
         "Cascade": Cascade([Reranker(bert, top_n=5), reranker]),
@@ -113,7 +115,7 @@ def objects(tmp_path_factory) -> dict[str, object]:
 
 
 KINDS = (
-    "QwenScorer", "CrossEncoderScorer", "HttpScorer", "ScorerPool", "Reranker", "Cascade", "TwoStageRetriever",
+    "QwenScorer", "CachedScorer", "CrossEncoderScorer", "HttpScorer", "ScorerPool", "Reranker", "Cascade", "TwoStageRetriever",
     "FusedFirstStage", "FaissStore", "BM25Index", "StaticEmbedder", "SentenceTransformerEmbedder",
     "QwenRerankCompressor", "QwenRerankPostprocessor", "LangChain's QwenRerankRetriever",
     "LlamaIndex's QwenRerankRetriever",

@@ -119,6 +119,9 @@ class ForkLock:
 
 
 def _renew_all() -> None:
+    # The tokenizers' thread pool is not there either; their library knows, unless somebody insists on threads.
+    if os.environ.get("TOKENIZERS_PARALLELISM") and "tokenizers" in sys.modules:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for owner in list(_renewed):
         owner.renew()
 

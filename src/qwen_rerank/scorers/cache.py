@@ -16,7 +16,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.protocols import FingerprintedScorer, SimpleScorer
 from qwen_rerank.scorers.adapted import AdaptedScorer, as_scorer
 from qwen_rerank.scorers.base import BaseScorer, Call, Prepared, ScoreRequest, joined, mapped
-from qwen_rerank.sharing import SharedCopies, renew_in_child
+from qwen_rerank.sharing import SharedCopies, made_from, renew_in_child
 from qwen_rerank.types import Fit, Scores
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,11 @@ class ScoreCache(SharedCopies):
                 self._db = _connect(self._file)
             except sqlite3.Error as exc:
                 logger.warning("the score cache %s cannot be used in this process (%s).", self._file, exc)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle path and size; what is in memory stays here."""
+        path = None if self._file is None else str(self._file.absolute())
+        return made_from, (type(self), {"path": path, "size": self._size})
 
     def __enter__(self) -> ScoreCache:
         return self
@@ -315,6 +320,10 @@ class CachedScorer(BaseScorer):
     def renew(self) -> None:
         """In a forked child: what the parent computes does not land here."""
         self._lock, self._flights = threading.Lock(), {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle scorer and cache, each in its own way."""
+        return made_from, (type(self), {"scorer": self._scorer, "cache": self.cache})
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
