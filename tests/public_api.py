@@ -42,6 +42,7 @@ MODULES = (
     "qwen_rerank.evaluation.collection",
     "qwen_rerank.evaluation.experiment",
     "qwen_rerank.evaluation.explain",
+    "qwen_rerank.evaluation.formats",
     "qwen_rerank.evaluation.measures",
     "qwen_rerank.evaluation.significance",
     "qwen_rerank.evaluation.stages",

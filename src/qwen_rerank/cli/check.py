@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -46,12 +46,30 @@ def check(
     ] = "QWEN_RERANK_API_KEY",
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds of one request.")] = 60.0,
     long_tokens: Annotated[int, typer.Option(help="Longest prompt that is tried, in tokens.")] = 16_384,
+    quantize: Annotated[
+        Literal["int8"] | None, typer.Option(help="Say instead what this format of a model costs beside float32.")
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"] | None, typer.Option(help="As --quantize; or with it.")
+    ] = None,
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            help="With them: on these queries, as `eval run` takes them; judged sentences of ours by default."
+        ),
+    ] = None,
+    depth: Annotated[int, typer.Option(help="With them: documents of each query, the first of BM25.")] = 50,
+    queries: Annotated[int | None, typer.Option(help="With them: only so many queries.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Say whether a server's or model's scores are right, and if not, why and what helps.
 
-    Exit status: 0 the scores are right, 1 they are wrong, 2 nothing odd was seen but nothing proves them.
+    Exit status: 0 the scores are right, 1 they are wrong, 2 nothing odd was seen but nothing proves them. With --quantize
+    or --dtype: what the format costs, with status 0.
     """
+    if quantize or dtype:
+        _formats(target, quantize, dtype, collection, depth, queries, as_json)
+        return
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from rich.console import Console
 
@@ -79,6 +97,34 @@ def check(
     else:
         _show(report, Console())
     raise typer.Exit(report.exit_code)
+
+
+def _formats(
+    target: str,
+    quantize: Literal["int8"] | None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None,
+    source: str | None,
+    depth: int,
+    queries: int | None,
+    as_json: bool,
+) -> None:
+    """Print what a format costs."""
+    from qwen_rerank.cli import eval_inputs, show
+    from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.evaluation.formats import Format, format_cost, sample_collection
+
+    if "://" in target:
+        raise InvalidInputError(
+            f"--quantize and --dtype are for a model's folder or name, not for a server ({target})."
+        )
+    collection = sample_collection() if source is None else eval_inputs.load(source, "test", queries=queries)
+    if source is None and queries is not None:
+        collection = collection.head(queries)
+    cost = format_cost(target, Format(dtype=dtype or "auto", quantize=quantize), collection, depth=depth)
+    if as_json:
+        print(json.dumps(cost.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        show.print_table(show.console, show.format_table(cost))
 
 
 def template(

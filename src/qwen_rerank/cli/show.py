@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # doctor prints, too, and must run where numpy does not
+    from qwen_rerank.evaluation.formats import FormatCost
     from qwen_rerank.pipeline import TwoRounds
     from qwen_rerank.types import RankedDocument
 
@@ -179,6 +180,28 @@ def print_table(console: Console, made: Table) -> None:
     """Print a table whole, wider than the terminal where it must be: a number that lost its end would be another number."""
     least = console.measure(made, options=console.options.update(width=10_000)).minimum
     Console(file=console.file, width=max(console.width, least)).print(made)
+
+
+def format_table(cost: FormatCost) -> Table:
+    """Return what a number format costs beside the exact one."""
+    change = cost.change
+
+    def gib(n_bytes: int | None) -> str:
+        return "unknown" if n_bytes is None else f"{n_bytes / 2**30:.2f} GiB"
+
+    rows = [
+        ["documents/s", *(f"{speed:.1f}" for speed in cost.documents_per_s)],
+        ["most memory of the process", *map(gib, cost.peak_bytes)],
+        ["nDCG@10", *(f"{value:.3f}" for value in cost.ndcg)],
+        ["its change (95 %)", "", f"{change.difference:+.4f} ({change.low:+.4f} to {change.high:+.4f})"],
+        ["log-odds: largest difference", "", f"{cost.largest:.3f}"],
+        ["log-odds: typical (median)", "", f"{cost.typical:.4f}"],
+        ["order kept (Kendall's tau)", "", "-" if cost.tau is None else f"{cost.tau:.4f}"],
+        ["same among the first ten", "", f"{100 * cost.top_overlap:.1f} %"],
+    ]
+    made = number_table(["", *cost.names], rows)
+    made.title = escape(f"{cost.model} on {cost.collection}: {cost.n_queries} queries, {cost.n_documents} documents")
+    return made
 
 
 def run_tables(result: Mapping[str, Any]) -> list[Table]:
