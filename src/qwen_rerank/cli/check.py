@@ -122,7 +122,7 @@ def _formats(
         collection = collection.head(queries)
     cost = format_cost(target, Format(dtype=dtype or "auto", quantize=quantize), collection, depth=depth)
     if as_json:
-        print(json.dumps(cost.to_dict(), ensure_ascii=False, indent=2))
+        show.json_line(cost.to_dict(), indent=2)
     else:
         show.print_table(show.console, show.format_table(cost))
 
