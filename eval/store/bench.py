@@ -79,7 +79,7 @@ def measure(documents: np.ndarray, queries: np.ndarray, folder: Path) -> dict[st
 
     path, embedder = folder / "store", TableEmbedder(documents, queries)
     texts = [Document(str(i), f"{i:<9} " + "word " * 98, {"tenth": i % 10}) for i in range(len(documents))]
-    made = FaissStore.create(path, embedder, device="cpu")
+    made = FaissStore.create(path, embedder, index="Flat", words=False, device="cpu")
     store["build_and_save_s"], _ = timed(lambda: (made.add(texts), made.close()))
     store["open_s"], opened = timed(lambda: FaissStore.open(path, embedder, device="cpu"))
     searches = compare_searches(
