@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from qwen_rerank import Calibration, Reranker, __version__
 from qwen_rerank.cli import app, options, show
+from qwen_rerank.cli.demo import DEMO_EMBEDDER, DEMO_MODEL
 from qwen_rerank.errors import InvalidInputError, ScorerError
 from qwen_rerank.pipeline import TwoRounds
+from qwen_rerank.samples import LANGUAGES, load_demo_results
 from qwen_rerank.testing import HashEmbedder, OverlapScorer, TableScorer
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
@@ -174,13 +176,32 @@ def test_a_document_without_a_score_says_why():
     assert console.export_text().splitlines()[-1].split() == ["1", "failed", "d", "too", "odd"]
 
 
-def test_the_demo_shows_every_query_in_both_languages():
-    result = runner.invoke(app, ["demo"])
+def test_the_demo_shows_its_cases_with_the_right_passage_and_the_whole_count():
+    """Also the question of each language where the second round does not help; every line names the model."""
+    result, made = runner.invoke(app, ["demo"]), load_demo_results()
+    text = " ".join(result.output.split())
 
     assert result.exit_code == 0, result.output
-    assert "适合程序员的机械键盘" in result.output
-    assert "Which planet is known as the Red Planet?" in result.output
-    assert "It is not Qwen3-Reranker" in " ".join(result.output.split())
+    assert all(question in result.output for language in LANGUAGES for question in made["cases"][language])
+    assert result.output.count("✓") == 1 + sum(len(made["cases"][language]) for language in LANGUAGES)
+    for language in LANGUAGES:
+        counts = made["counts"][language]
+        assert f"in {counts['before']} → {counts['after']} of 60 questions, before and after {DEMO_MODEL}" in text
+
+
+def test_the_demos_counts_are_those_of_the_model_that_ships():
+    """The committed file names the pair that the demo runs, and counts every question."""
+    made = load_demo_results()
+
+    assert (made["model"], made["embedder"]) == (DEMO_MODEL, DEMO_EMBEDDER)
+    assert {counts["questions"] for counts in made["counts"].values()} == {60}
+
+
+def test_the_demo_takes_a_question_of_ones_own():
+    result = runner.invoke(app, ["demo", "--query", "Who was Nikola Tesla?", "--top-n", "1"])
+
+    assert result.exit_code == 0, result.output
+    assert result.output.count("Who was Nikola Tesla?") == 2
 
 
 def test_an_error_of_ours_is_one_sentence_and_exit_status_1():

@@ -55,7 +55,7 @@ def printable(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True) -> Table:
+def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True, right: str | None = None) -> Table:
     """Return a table of both rounds: rank before and after, movement, score, text.
 
     The best `n_rows` results come in their order; below them, dimmed, stands what the second round moved out of them.
@@ -65,6 +65,7 @@ def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True) 
         rounds: What the first round found and the second made of it; that may be fewer.
         n_rows: Results to show.
         ids: Whether there is a column of ids, or one of bars.
+        right: Id of the document that is known to answer the question; it carries a mark.
     """
     candidates, results = rounds.candidates, rounds.ranked
     table = _rounds_table(query, f"{len(candidates)} candidates", ["round 1", "round 2"], ids=ids)
@@ -72,15 +73,16 @@ def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True) 
     for hit in shown:
         before = candidates[hit.index].rank
         ranks = f"[dim]{before}[/]", f"[bold]{hit.rank}[/]", movement(before, hit.rank)
-        table.add_row(*ranks, *_verdict(hit, ids=ids), _text(hit))
+        table.add_row(*ranks, *_verdict(hit, ids=ids), _text(hit, right))
     table.add_section()
     above = {hit.index for hit in shown}
-    fallen = [index for index in range(min(n_rows, len(candidates))) if index not in above]
-    for index in fallen[:_FALLEN]:
+    fallen = [index for index in range(min(n_rows, len(candidates))) if index not in above][:_FALLEN]
+    fallen += [i for i, c in enumerate(candidates) if c.document.id == right and i not in above and i not in fallen]
+    for index in fallen:
         before = candidates[index].rank
         if (after := later.get(index)) is not None:
             ranks = str(before), str(after.rank), movement(before, after.rank)
-            table.add_row(*ranks, *_verdict(after, ids=ids), _text(after), style="dim")
+            table.add_row(*ranks, *_verdict(after, ids=ids), _text(after, right), style="dim")
     return table
 
 
@@ -123,9 +125,11 @@ def _verdict(hit: RankedDocument, *, ids: bool) -> tuple[str, str]:
     return score, bar(hit.score) if hit.error is None else ""
 
 
-def _text(hit: RankedDocument) -> str:
-    """Return the beginning of the text, or why there is no score."""
-    return snippet(hit.document.text) if hit.error is None else f"[red]{snippet(str(hit.error))}[/]"
+def _text(hit: RankedDocument, right: str | None = None) -> str:
+    """Return the beginning of the text with a mark where it is the right one, or why there is no score."""
+    if hit.error is not None:
+        return f"[red]{snippet(str(hit.error))}[/]"
+    return ("[bold green]✓[/] " if hit.document.id == right else "") + snippet(hit.document.text)
 
 
 def as_json(results: Sequence[RankedDocument]) -> None:

@@ -45,6 +45,17 @@ def load_encyclopedia(language: str) -> Sample:
     return _load(language, f"encyclopedia.{language}.jsonl", "encyclopedia.questions.jsonl")
 
 
+def load_demo_results() -> dict[str, Any]:
+    """Return what the demo's pair makes of the encyclopedia: counts, and the questions that are shown.
+
+    `eval/demo.py` writes it.
+    """
+    found: dict[str, Any] = json.loads(
+        files(__package__).joinpath("encyclopedia.results.json").read_text(encoding="utf-8")
+    )
+    return found
+
+
 def _load(language: str, documents: str, questions: str) -> Sample:
     check_choice("language", language, LANGUAGES)
     rows = [row for row in _rows(questions) if row["collection"] == language]

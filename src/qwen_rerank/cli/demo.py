@@ -1,0 +1,135 @@
+"""`qwen-rerank demo`: both rounds on encyclopedia texts that ship with the package, without a GPU or a model hub."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwen_rerank.cli import options
+
+if TYPE_CHECKING:
+    from qwen_rerank.pipeline import TwoStageRetriever
+    from qwen_rerank.samples import Sample
+
+DEMO_MODEL = DEMO_EMBEDDER = "pocket"
+TOP_K = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(demo)
+
+
+def demo(
+    model: options.Model = DEMO_MODEL,
+    embedder: options.EmbedderName = DEMO_EMBEDDER,
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="A question of your own, for both collections.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Ask all 120 questions, and count how often the right passage comes first.")
+    ] = False,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Candidates of the first stage.")] = TOP_K,
+    top_n: Annotated[int, typer.Option("--top-n", min=1, help="Documents to show.")] = 3,
+    device: options.Device = "auto",
+) -> None:
+    """Search encyclopedia articles, Chinese and English, and show what the second round changes, and where it does not help."""
+    from qwen_rerank.cli.show import console, two_rounds
+    from qwen_rerank.samples import LANGUAGES, load_demo_results, load_encyclopedia
+
+    results = load_demo_results()
+    console.print(_introduction(model, embedder), highlight=False, soft_wrap=True)
+    started, n_queries = time.perf_counter(), 0
+    with retrievers(model, embedder, device=device, top_k=top_k) as lines:
+        loaded = time.perf_counter()
+        for language in LANGUAGES:
+            sample, line = load_encyclopedia(language), lines[language]
+            if every:
+                console.print(f"{language}: {_counted(count_right(line, sample), model)}", highlight=False)
+                n_queries += len(sample.queries)
+                continue
+            for text in [query] if query else results["cases"][language]:
+                right = sample.relevant.get(text)
+                console.print(two_rounds(text, line.retrieve_rounds(text), n_rows=top_n, ids=False, right=right), "")
+                n_queries += 1
+    ended = time.perf_counter()
+    console.print(
+        f"{n_queries} questions, both rounds by {embedder} and {model}, in {ended - loaded:.1f} s "
+        f"(loading and indexing: {loaded - started:.1f} s).",
+        highlight=False,
+    )
+    if not every:
+        for language in LANGUAGES:
+            console.print(f"{language}: {_counted(results['counts'][language], results['model'])}", highlight=False)
+        console.print("The last question of each language is one where the second round does not help.", style="dim")
+    console.print(_next_steps(model, embedder), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def retrievers(
+    model: str, embedder: str, *, device: str = "auto", top_k: int = TOP_K
+) -> Iterator[dict[str, TwoStageRetriever]]:
+    """Give the two stages over each language's encyclopedia, in a store that goes away again."""
+    from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.pipeline import TwoStageRetriever
+    from qwen_rerank.reranker import Reranker
+    from qwen_rerank.samples import LANGUAGES, load_encyclopedia
+    from qwen_rerank.store import FaissStore
+
+    first_model, reranker = load_embedder(embedder), Reranker(options.load_scorer(model, device=device))
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {}
+        try:
+            for language in LANGUAGES:
+                stores[language] = FaissStore.create(Path(folder) / language, embedder=first_model)
+                stores[language].add(load_encyclopedia(language).documents)
+            yield {
+                language: TwoStageRetriever(store, reranker, top_k=top_k, top_n=top_k)
+                for language, store in stores.items()
+            }
+        finally:
+            for store in stores.values():
+                store.close()
+
+
+def count_right(line: TwoStageRetriever, sample: Sample) -> dict[str, int]:
+    """Return how many questions have the right passage first, before and after the second round."""
+    from tqdm import tqdm
+
+    counts = {"questions": len(sample.queries), "before": 0, "after": 0}
+    for text in tqdm(sample.queries, desc=sample.language, unit="question", disable=None, leave=False):
+        rounds = line.retrieve_rounds(text)
+        counts["before"] += rounds.candidates[0].document.id == sample.relevant[text]
+        counts["after"] += rounds.ranked[0].document.id == sample.relevant[text]
+    return counts
+
+
+def _counted(counts: Mapping[str, Any], model: str) -> str:
+    return (
+        f"the right passage first in {counts['before']} → {counts['after']} of {counts['questions']} questions, "
+        f"before and after {model}."
+    )
+
+
+def _introduction(model: str, embedder: str) -> str:
+    return (
+        f"Round 1 (first stage, 海选): words, and vectors of {embedder}, find candidates in a FaissStore.\n"
+        f"Round 2 (reranker, 决赛): {model} reads query and passage together and puts them in order. ✓ is the right one.\n"
+        "About 500 sentences of Wikipedia in each language, from XQuAD-R (CC BY-SA 4.0).\n"
+    )
+
+
+def _next_steps(model: str, embedder: str) -> str:
+    return (
+        "Count all questions yourself:  qwen-rerank demo --all\n"
+        "The real model:                qwen-rerank demo --model Qwen/Qwen3-Reranker-0.6B   (needs the extra `local`)\n"
+        f"Your own files:                qwen-rerank index FOLDER --store my-store --embedder {embedder}\n"
+        f'                               qwen-rerank search my-store "your question" --model {model}\n'
+        "What this machine can run:     qwen-rerank doctor"
+    )
