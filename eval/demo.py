@@ -14,27 +14,15 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from qwen_rerank.cli.demo import DEMO_EMBEDDER, DEMO_MODEL, TOP_K, count_right, retrievers
-from qwen_rerank.pipeline import TwoStageRetriever
+from qwen_rerank.cli.demo import DEMO_EMBEDDER, DEMO_MODEL, TOP_K, count_first, retrievers, right_places
 from qwen_rerank.samples import LANGUAGES, Sample, load_encyclopedia
 
 TARGET = Path(__file__).resolve().parents[1] / "src/qwen_rerank/samples/encyclopedia.results.json"
 
 
-def places(line: TwoStageRetriever, sample: Sample) -> dict[str, tuple[int, int]]:
-    """Return for each question the right passage's rank before and after; questions that do not recall it are left out."""
-    found = {}
-    for text, right in sample.relevant.items():
-        rounds = line.retrieve_rounds(text)
-        before = {candidate.document.id: candidate.rank for candidate in rounds.candidates}
-        after = {hit.document.id: hit.rank for hit in rounds.ranked}
-        if right in before:
-            found[text] = (before[right], after[right])
-    return found
-
-
-def cases(ranks: dict[str, tuple[int, int]], sample: Sample) -> list[str]:
+def cases(places: dict[str, tuple[int | None, int | None]], sample: Sample) -> list[str]:
     """Return the questions that are shown."""
+    ranks = {text: (before, after) for text, (before, after) in places.items() if before and after}
     rising = sorted(
         (text for text, (before, after) in ranks.items() if after == 1 < before), key=lambda t: -ranks[t][0]
     )
@@ -59,8 +47,9 @@ def main() -> None:
     with retrievers(DEMO_MODEL, DEMO_EMBEDDER) as lines:
         for language in LANGUAGES:
             sample = load_encyclopedia(language)
-            report["counts"][language] = count_right(lines[language], sample)
-            report["cases"][language] = cases(places(lines[language], sample), sample)
+            places = right_places(lines[language], sample)
+            report["counts"][language] = count_first(places)
+            report["cases"][language] = cases(places, sample)
     TARGET.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1, ensure_ascii=False))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qwen_rerank.pipeline import TwoStageRetriever
     from qwen_rerank.samples import Sample
 
-DEMO_MODEL = DEMO_EMBEDDER = "pocket"
+DEMO_MODEL = DEMO_EMBEDDER = "mini"
 TOP_K = 20
 
 
@@ -51,7 +51,9 @@ def demo(
         for language in LANGUAGES:
             sample, line = load_encyclopedia(language), lines[language]
             if every:
-                console.print(f"{language}: {_counted(count_right(line, sample), model)}", highlight=False)
+                console.print(
+                    f"{language}: {_counted(count_first(right_places(line, sample)), model)}", highlight=False
+                )
                 n_queries += len(sample.queries)
                 continue
             for text in [query] if query else results["cases"][language]:
@@ -98,16 +100,26 @@ def retrievers(
                 store.close()
 
 
-def count_right(line: TwoStageRetriever, sample: Sample) -> dict[str, int]:
-    """Return how many questions have the right passage first, before and after the second round."""
+def right_places(line: TwoStageRetriever, sample: Sample) -> dict[str, tuple[int | None, int | None]]:
+    """Return for each question the right passage's rank before and after the second round; None where it is not recalled."""
     from tqdm import tqdm
 
-    counts = {"questions": len(sample.queries), "before": 0, "after": 0}
+    places: dict[str, tuple[int | None, int | None]] = {}
     for text in tqdm(sample.queries, desc=sample.language, unit="question", disable=None, leave=False):
-        rounds = line.retrieve_rounds(text)
-        counts["before"] += rounds.candidates[0].document.id == sample.relevant[text]
-        counts["after"] += rounds.ranked[0].document.id == sample.relevant[text]
-    return counts
+        rounds, right = line.retrieve_rounds(text), sample.relevant[text]
+        before = {candidate.document.id: candidate.rank for candidate in rounds.candidates}
+        after = {hit.document.id: hit.rank for hit in rounds.ranked}
+        places[text] = (before.get(right), after.get(right))
+    return places
+
+
+def count_first(places: Mapping[str, tuple[int | None, int | None]]) -> dict[str, int]:
+    """Return how many questions have the right passage first, before and after the second round."""
+    return {
+        "questions": len(places),
+        "before": sum(before == 1 for before, _ in places.values()),
+        "after": sum(after == 1 for _, after in places.values()),
+    }
 
 
 def _counted(counts: Mapping[str, Any], model: str) -> str:
