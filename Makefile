@@ -32,12 +32,12 @@ notebooks: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first: the pin decides which build everything else is resolved against.
+# The demo's pair runs on ONNX Runtime: no torch.
 $(VENV)/.demo: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python
-	$(PIP) torch==2.13.0
-	$(PIP) -e '.[local,faiss-cpu]'
+	$(PIP) -e '.[faiss-cpu]'
 	touch $@
 
+# torch first: the pin decides which build everything else is resolved against.
 $(VENV)/.dev: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[dev]'

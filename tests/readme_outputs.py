@@ -12,9 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from qwen_rerank.samples import LANGUAGES, load_demo_results
 from tests.readme_tree import READMES, ROOT
 
-DEMO_QUERIES = ("适合程序员的机械键盘", "Which planet is known as the Red Planet?")
+_BY_POCKET = "# printed by the small model pocket in its place"
+
 REQUEST = re.compile(r"curl http://127\.0\.0\.1:8080(\S+) .*? -d '(.*?)'\n```", re.DOTALL)
 _PYTHON = re.compile(r"```python\n(.*?)```(\n+```text\n(.*?)```)?", re.DOTALL)
 _SMALL = {
@@ -30,21 +32,27 @@ def snippets(text: str) -> list[tuple[str, str]]:
 
 
 def run(code: str, folder: Path) -> str:
-    """Return what a block prints with the small models in place of the real ones."""
+    """Return what a block prints with the small models in place of the real ones, and says so."""
+    small_code = code
     for name, small in _SMALL.items():
-        code = code.replace(name, small)
-    return output([sys.executable, "-c", code], folder)
+        small_code = small_code.replace(name, small)
+    printed = output([sys.executable, "-c", small_code], folder)
+    return printed if small_code == code or not printed else f"{_BY_POCKET}\n{printed}"
 
 
 def demo() -> str:
-    """Return two of the demo's queries, the first five places of each."""
+    """Return the demo's first question of each language, and its counts."""
     with TemporaryDirectory() as folder:
         printed = output([sys.executable, "-m", "qwen_rerank", "demo"], Path(folder))
     lines = [line.rstrip() for line in printed.splitlines()]
     shown = []
-    for query in DEMO_QUERIES:
+    for language in LANGUAGES:
+        query = load_demo_results()["cases"][language][0]
         start = next(i for i, line in enumerate(lines) if line.startswith(query))
-        shown += [*lines[start : start + 8], ""]
+        shown += [*lines[start : lines.index("", start + 4)], ""]
+    shown += [
+        line for line in lines if line.startswith(tuple(f"{language}: the right passage" for language in LANGUAGES))
+    ]
     return "\n".join(shown).rstrip()
 
 
@@ -84,7 +92,9 @@ def with_outputs(text: str) -> str:
         return f"```python\n{code}```" + (f"\n\n```text\n{printed}```" if printed else "")
 
     text = _PYTHON.sub(again, text)
-    text = _between(text, "demo", f"```text\n$ qwen-rerank demo      # two of its six queries\n{demo()}\n```")
+    text = _between(
+        text, "demo", f"```text\n$ qwen-rerank demo      # one of its questions in each language\n{demo()}\n```"
+    )
     return _between(text, "answer", f"```json\n{answer(text)}\n```")
 
 
