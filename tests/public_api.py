@@ -31,7 +31,7 @@ MODULES = (
     "qwen_rerank.scorers.cross_encoder",
     "qwen_rerank.scorers.http",
     "qwen_rerank.scorers.pool",
-    "qwen_rerank.scorers.cache",
+    "qwen_rerank.scorers.cached",
     "qwen_rerank.serve.app",
     "qwen_rerank.serve.process",
     "qwen_rerank.serve.settings",

@@ -160,7 +160,9 @@ def test_an_installed_package_is_named_and_a_checkout_by_its_place(monkeypatch, 
 def test_every_extra_that_is_named_somewhere_exists():
     places = [*(ROOT / "examples").glob("*.py"), *ROOT.glob("*.md"), *(ROOT / "eval").rglob("*.py")]
     places += [ROOT / "Makefile", ROOT / "Dockerfile", *(ROOT / "src/qwen_rerank/help").glob("*.md")]
-    lists = [found for place in places for found in re.findall(r"(?:qwen-rerank|\.)\[([\w,-]+)\]", place.read_text())]
+    lists = [
+        found for place in places for found in re.findall(r"(?:qwen-rerank|\.)\[([a-z][\w,-]+)\]", place.read_text())
+    ]
 
     assert len(lists) > 10
     assert {name for names in lists for name in names.split(",")} <= set(requirements())

@@ -39,7 +39,7 @@ LAYERS: list[list[set[str]]] = [
         {"lexical"},
         {"testing"},
     ],
-    [{"scorers.adapted", "scorers.cache", "scorers.loading", "scorers.pool"}, {"folders"}],
+    [{"scorers.adapted", "scorers.cached", "scorers.score_cache", "scorers.loading", "scorers.pool"}, {"folders"}],
     [{"reranker"}],
     [{"pipeline"}],
     [

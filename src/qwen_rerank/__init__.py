@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BM25Index": "qwen_rerank.lexical",
-    "CachedScorer": "qwen_rerank.scorers.cache",
+    "CachedScorer": "qwen_rerank.scorers.cached",
     "Calibration": "qwen_rerank.calibration",
     "Candidate": "qwen_rerank.types",
     "Cascade": "qwen_rerank.pipeline",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:  # `X as X` says to type checkers that X is public; they canno
     from qwen_rerank.protocols import FirstStage as FirstStage
     from qwen_rerank.protocols import Scorer as Scorer
     from qwen_rerank.reranker import Reranker as Reranker
-    from qwen_rerank.scorers.cache import CachedScorer as CachedScorer
+    from qwen_rerank.scorers.cached import CachedScorer as CachedScorer
     from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer as CrossEncoderScorer
     from qwen_rerank.scorers.http import HttpScorer as HttpScorer
     from qwen_rerank.scorers.loading import load_scorer as load_scorer

@@ -1,4 +1,4 @@
-"""What copies, threads and forked processes share of an object, and what each of them needs for itself."""
+"""Objects in copies, threads and forked processes: what these share of one, and what each needs for itself."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def check_gpu_after_fork() -> None:
 
 
 class Renewed(Protocol):
-    """What must make something anew in a forked child: a lock that may be held, a thread that is not there."""
+    """An object that must make something anew in a forked child: a lock that may be held, a thread that is not there."""
 
     def renew(self) -> None:
         """Make it anew; runs in the child before anything else of it."""

@@ -300,7 +300,7 @@ def test_what_is_no_model_is_named(name):
 
 
 def test_a_hub_that_cannot_be_reached_is_a_model_error():
-    with pytest.raises(ModelNotFoundError, match="pass its folder"):
+    with pytest.raises(ModelNotFoundError, match="HF_ENDPOINT"):
         load_embedder("nobody/has-such-an-embedder")
 
 

@@ -15,7 +15,8 @@ from qwen_rerank import load_scorer
 from qwen_rerank.errors import InvalidInputError, ScorerError
 from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.scorers.base import BaseScorer, ScoreRequest
-from qwen_rerank.scorers.cache import CachedScorer, KeptScore, ScoreCache, score_key
+from qwen_rerank.scorers.cached import CachedScorer
+from qwen_rerank.scorers.score_cache import KeptScore, ScoreCache, score_key
 from qwen_rerank.testing import OverlapScorer, TableScorer
 from qwen_rerank.types import Scores
 
@@ -222,7 +223,7 @@ def test_memory_is_bounded_and_the_one_used_last_stays():
 
 
 def test_a_file_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwen_rerank.scorers.cache._FILE_SIZE", 10)
+    monkeypatch.setattr("qwen_rerank.scorers.score_cache._FILE_SIZE", 10)
     keys = [bytes([i]) * 24 for i in range(30)]
     with ScoreCache(tmp_path / "s.db") as cache:
         for key in keys:
@@ -283,7 +284,7 @@ def test_a_database_of_others_is_refused(tmp_path):
 
 
 def test_a_file_that_another_process_holds_costs_only_the_hits(tmp_path, inner, monkeypatch, caplog):
-    monkeypatch.setattr("qwen_rerank.scorers.cache._PATIENCE_S", 0.05)
+    monkeypatch.setattr("qwen_rerank.scorers.score_cache._PATIENCE_S", 0.05)
     with ScoreCache(tmp_path / "s.db") as cache, sqlite3.connect(tmp_path / "s.db") as db:
         db.execute("BEGIN EXCLUSIVE")
         assert CachedScorer(inner, cache=cache).score("q", ["a"]).tolist() == [np.float32(1 / 3)]

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from qwen_rerank.scorers.cache import CachedScorer
+from qwen_rerank.scorers.cached import CachedScorer
 from qwen_rerank.serve import telemetry
 from qwen_rerank.testing import OverlapScorer
 from tests.serve.conftest import KEY, app_client

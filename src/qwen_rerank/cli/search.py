@@ -49,9 +49,9 @@ def search(
     as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
 ) -> None:
     """Search a store in two rounds and show both: first-stage rank, new rank, score, and where each passage stands."""
-    from qwen_rerank.cli import answers, show
+    from qwen_rerank.cli import show, show_passages
     from qwen_rerank.embedders import load_embedder
-    from qwen_rerank.folders.answers import around, file_filter
+    from qwen_rerank.folders.excerpts import around, file_filter
     from qwen_rerank.pipeline import TwoStageRetriever
     from qwen_rerank.reranker import Reranker
     from qwen_rerank.store import FaissStore, built_with
@@ -77,17 +77,17 @@ def search(
         with show.waiting(f"searching {len(opened)} passages, reranking up to {min(top_k, len(opened))} …"):
             rounds = retriever.retrieve_rounds(query, filter=wanted)
         hits = [
-            answers.Answer(hit, rounds.candidates[hit.index].rank, *around(opened, hit.document, context))
+            show_passages.Answer(hit, rounds.candidates[hit.index].rank, *around(opened, hit.document, context))
             for hit in rounds.ranked[:top_n]
         ]
     if as_json:
-        answers.as_json(hits)
+        show_passages.as_json(hits)
     elif as_files:
-        answers.as_files(hits)
+        show_passages.as_files(hits)
     elif as_markdown:
-        answers.as_markdown(query, hits)
+        show_passages.as_markdown(query, hits)
     elif hits and all("part" in one.hit.document.metadata for one in hits):
-        answers.as_blocks(query, hits, n_candidates=len(rounds.candidates))
+        show_passages.as_blocks(query, hits, n_candidates=len(rounds.candidates))
     elif hits:
         show.console.print(show.two_rounds(query, rounds, n_rows=top_n))
     if not hits and rounds.candidates:

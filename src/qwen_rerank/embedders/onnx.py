@@ -17,7 +17,7 @@ from qwen_rerank.models.folder import longest_input, read_json, read_settings, r
 from qwen_rerank.models.names import SHIPPED
 from qwen_rerank.models.onnx_graph import find_graph, read_graph
 from qwen_rerank.models.onnx_session import OnnxSession
-from qwen_rerank.models.tokenizer import safe_tokenizer
+from qwen_rerank.models.safe_tokenizer import safe_tokenizer
 from qwen_rerank.sharing import ForkLock, SharedCopies, made_from
 
 _TOKENS = 512  # of a text, where a model's files set no limit

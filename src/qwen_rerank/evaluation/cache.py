@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from qwen_rerank.reranker import Reranker
-from qwen_rerank.scorers.cache import KeptScore, ScoreCache
+from qwen_rerank.scorers.score_cache import KeptScore, ScoreCache
 
 __all__ = ["KeptScore", "ScoreCache", "document_key"]
 

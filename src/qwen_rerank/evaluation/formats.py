@@ -1,4 +1,4 @@
-"""What a number format costs: a model's scores in it beside the exact ones, each from a process of its own."""
+"""The cost of a number format: a model's scores in it beside the exact ones, each from a process of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _QUERIES_A_CALL = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How a model computes.
+    """The number format that a model computes in.
 
     Attributes:
         dtype: "auto", "bfloat16", "float16" or "float32".

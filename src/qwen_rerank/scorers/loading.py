@@ -110,7 +110,7 @@ def load_scorer(
         raise InvalidInputError(f"{misplaced[0]} is not for {_CALLED[kind]}, which {name} is; leave it out.")
     if cache is None:
         return _load(kind, name, given)
-    from qwen_rerank.scorers.cache import CachedScorer, open_cache
+    from qwen_rerank.scorers.cached import CachedScorer, open_cache
 
     opened = open_cache(cache)  # before the model: a file that is none should not cost its loading
     return CachedScorer(_load(kind, name, given), cache=opened)

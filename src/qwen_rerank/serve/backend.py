@@ -11,7 +11,8 @@ from enum import StrEnum
 from qwen_rerank.errors import RerankError
 from qwen_rerank.protocols import SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
-from qwen_rerank.scorers.cache import CachedScorer, ScoreCache
+from qwen_rerank.scorers.cached import CachedScorer
+from qwen_rerank.scorers.score_cache import ScoreCache
 from qwen_rerank.serve.admission import FairQueue
 from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.scoring import Scoring

@@ -21,7 +21,6 @@ from qwen_rerank.store.handle import StoreHandle, spread
 from qwen_rerank.store.index import parse_factory
 from qwen_rerank.store.index_file import VECTORS
 from qwen_rerank.store.opening import (
-    StoreStatistics,
     check_embedder,
     check_folder,
     holds_nothing,
@@ -29,7 +28,6 @@ from qwen_rerank.store.opening import (
     new_settings,
     remove_store,
     resolve,
-    statistics,
 )
 from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, repeated
 from qwen_rerank.store.tuning import TunedEffort, exact_rows, measure_effort
@@ -437,19 +435,3 @@ class FaissStore(StoreHandle):
             self._change_settings(replace(self._settings, effort=tried[-1].effort))
             index.effort = tried[-1].effort
         return tried
-
-    def __len__(self) -> int:
-        """Return how many documents there are, those without a vector included."""
-        with self._reading():
-            return self._database.count()
-
-    @property
-    def without_vector(self) -> int:
-        """The number of documents without a vector, because their text has no tokens."""
-        with self._reading():
-            return self._database.count("vector_digest IS NULL")
-
-    def statistics(self) -> StoreStatistics:
-        """Return counts, settings and sizes."""
-        with self._reading():
-            return statistics(self._database, self.path, self._settings)

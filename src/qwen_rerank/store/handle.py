@@ -27,7 +27,16 @@ from qwen_rerank.store.faiss_build import gpu_resources, load_faiss
 from qwen_rerank.store.filter_sql import Sql, compile_filter
 from qwen_rerank.store.index import VectorIndex
 from qwen_rerank.store.index_file import VECTORS, WORDS, IndexFile, remove_orphans
-from qwen_rerank.store.opening import VerifyReport, check_database, copy_store, examine, match_embedder, resolve
+from qwen_rerank.store.opening import (
+    StoreStatistics,
+    VerifyReport,
+    check_database,
+    copy_store,
+    examine,
+    match_embedder,
+    resolve,
+    statistics,
+)
 from qwen_rerank.store.rows import Row, check_vectors, normalise
 from qwen_rerank.types import Candidate, Document
 from qwen_rerank.words import WordIndex
@@ -380,6 +389,22 @@ class StoreHandle(SharedCopies):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __len__(self) -> int:
+        """Return how many documents there are, those without a vector included."""
+        with self._reading():
+            return self._database.count()
+
+    @property
+    def without_vector(self) -> int:
+        """The number of documents without a vector, because their text has no tokens."""
+        with self._reading():
+            return self._database.count("vector_digest IS NULL")
+
+    def statistics(self) -> StoreStatistics:
+        """Return counts, settings and sizes."""
+        with self._reading():
+            return statistics(self._database, self.path, self._settings)
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What both backends of `CrossEncoderScorer` share: which backend, which folder, and what a classifier must be."""
+"""The parts that both backends of `CrossEncoderScorer` share: which backend, which folder, and what a classifier must be."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenizers import Encoding
 
 from qwen_rerank.errors import QueryTooLongError
-from qwen_rerank.models.tokenizer import safe_tokenizer
+from qwen_rerank.models.safe_tokenizer import safe_tokenizer
 from qwen_rerank.types import Fit
 
 _SLACK = 64  # tokens beyond the room, so that cutting the text does not change the tokens that are kept

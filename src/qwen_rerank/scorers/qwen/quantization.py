@@ -133,7 +133,7 @@ def check_int8(device: torch.device, dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Which matrices are in 8 bits.
+    """The matrices that are in 8 bits, and those that are not.
 
     Attributes:
         errors: Name of every matrix to the error of its 8-bit product on the trial's prompts: mean over the rows of

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from qwen_rerank.cli import show
-from qwen_rerank.folders.answers import heading_of, place_of, without_heading, word_spans
+from qwen_rerank.folders.excerpts import heading_of, place_of, without_heading, word_spans
 from qwen_rerank.types import Document, RankedDocument
 
 _MOST_CHARS = 600  # of a passage on the screen; --json and --md give all

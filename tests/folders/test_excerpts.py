@@ -8,7 +8,7 @@ import pytest
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders import sync_folder
-from qwen_rerank.folders.answers import around, file_filter, joined, place_of, word_spans
+from qwen_rerank.folders.excerpts import around, file_filter, joined, place_of, word_spans
 from qwen_rerank.store import FaissStore
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
