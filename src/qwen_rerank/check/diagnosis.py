@@ -50,10 +50,17 @@ class CheckOptions:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """The answer to one request: float64 `(n,)` as reported, and the tokens counted, or None."""
+    """The answer to one request.
+
+    Attributes:
+        reported: float64 `(n,)`, the scores as the server sent them.
+        prompt_tokens: Tokens that it counted, or None.
+        cut_here: Whether the client had to cut a document, because the server refused it as too long.
+    """
 
     reported: np.ndarray
     prompt_tokens: int | None
+    cut_here: bool = False
 
 
 class Subject(Protocol):
@@ -102,7 +109,9 @@ class ServerSubject:
         found = self.scorer.score_details(query, documents, instruction=instruction)
         if found.errors or not isinstance(found, ServerScores):
             raise DocumentScoringError(found.errors, found.log_odds)
-        return Reported(found.reported, found.prompt_tokens)
+        lengths = np.array([len(document) for document in documents])
+        cut_here = bool(np.any((found.kept_chars >= 0) & (found.kept_chars < lengths)))
+        return Reported(found.reported, found.prompt_tokens, cut_here)
 
 
 class LocalSubject:

@@ -163,6 +163,14 @@ def long_document(subject: Subject, fitted: FittedPrompt | None, limit: int | No
             "one such document fails all documents that are sent with it, and applications then fall back without a word.",
             f"vLLM: send max_tokens_per_doc; {_SAFE}, which cut the document alone",
         )
+    if got.cut_here:
+        return Finding(
+            "long document",
+            "warning",
+            f"a document over its {length} tokens fails the request; this client then cut it and asked again.",
+            "other clients lose all documents that are sent with such a one, and fall back without a word.",
+            f"vLLM: send max_tokens_per_doc; {_SAFE}, which cut the document alone",
+        )
     if fitted is None:
         why = "without a reference that the other scores fit."
     elif length > fitted.reference.longest:

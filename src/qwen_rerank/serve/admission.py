@@ -148,6 +148,7 @@ class FairQueue:
         return ahead / self._speed.tokens_per_s if self._speed.tokens_per_s else 0.0
 
     def _check_room(self, name: str, tokens: int) -> None:
+        """Refuse what would wait too long: too many requests in all or of one key, its tokens, the wait to expect."""
         settings = self._settings
         tenant = self._tenants.get(name)
         if self.requests >= 2 * settings.max_queued_requests:
@@ -163,6 +164,7 @@ class FairQueue:
             raise _overloaded("the queue is too long", wait - settings.max_queue_wait_s)
 
     async def _wait(self, admission: Admission, tokens: int) -> None:
+        """Wait for a slot, in the order of each key's fair share."""
         tenant = admission.tenant
         slot = _Slot(admission, tokens, asyncio.get_running_loop().create_future())
         start = max(tenant.clock, admission.clock)
@@ -184,6 +186,7 @@ class FairQueue:
         self._dispatch()
 
     def _dispatch(self) -> None:
+        """Give slots to those whose turn it is, as far as the running tokens allow."""
         while (tenant := self._next_tenant()) is not None:
             start, _, slot = tenant.waiting[0]
             if self.running_slots and self.running_tokens + slot.tokens > self.max_running_tokens:

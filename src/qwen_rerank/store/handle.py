@@ -162,7 +162,7 @@ class StoreHandle(SharedCopies):
             self._load_indexes()
 
     def _write(self, change: Change, settings: StoreSettings | None = None) -> None:
-        """Commit a change, and settings where they change with it; what is in memory is up to the caller."""
+        """Make a change durable before the caller hears of it: prepare the record, commit, acknowledge. Memory is the caller's."""
         settings = settings or self._settings
         after = change.apply(self._commit, self._settings)
         record = after.record(settings)

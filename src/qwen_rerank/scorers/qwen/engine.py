@@ -256,7 +256,7 @@ class Runner:
         self._deterministic = deterministic
         self._shared_prefix_tokens = shared_prefix_tokens
         self._shared_kv: OrderedDict[SharedPrefix, list[KV]] = OrderedDict()  # the least recently used first
-        # A group's entry goes away with the group.
+        # One query's, between its batches, where `_shared_kv` is across queries. An entry goes away with its group.
         self._prefix_kv: WeakKeyDictionary[QueryGroup, list[KV]] = WeakKeyDictionary()
 
     def __call__(self, batch: PackedBatch) -> np.ndarray:

@@ -134,7 +134,7 @@ def common_prefix(prompts: Sequence[np.ndarray]) -> int:
 def group_prompts(
     prompts: Sequence[np.ndarray], *, cut: int | None = None, shared_prefix: SharedPrefix | None = None
 ) -> QueryGroup:
-    """Return the group of one query's prompts.
+    """Return the group of one query's prompts, whose longest common prefix is computed once for all of them.
 
     Args:
         prompts: Token ids of whole prompts, each int32 `(n,)`, at least one.
