@@ -316,7 +316,7 @@ def embedder(folder: Path, words, *, layers: int) -> onnx.ModelProto:
 
 def state_of(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Return the trained weights, float32, as `train.py` saved them."""
-    parts = [np.load(path) for path in sorted(folder.glob(f"{name}.[0-9].npz"))]
+    parts = [np.load(path) for path in sorted(folder.glob(f"{name}.?.npz"))]
     if not parts:
         raise SystemExit(f"{folder} has no {name}.0.npz; run train.py first.")
     return {key: part[key].astype(np.float32) for part in parts for key in part}

@@ -155,3 +155,58 @@ def from_origin(folder: Path) -> Mini:
                 state[f"layers.{i}.{name}.{kind}"] = tensor(f"l{i}.{theirs}.{short}")
     model.load_state_dict(state)
     return model
+
+
+def from_graph(folder: Path) -> Mini:
+    """Return the shipped reranker in torch, with the weights of `reranker.onnx` made float32; its scores are log-odds."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(folder / "reranker.onnx").graph
+    value = {tensor.name: numpy_helper.to_array(tensor).astype(np.float32) for tensor in graph.initializer}
+    maker = {name: node for node in graph.node for name in node.output}
+    taker = {name: node for node in graph.node for name in node.input}
+
+    def of(op: str) -> list:
+        return [node for node in graph.node if node.op_type == op]
+
+    def back(node, *places: int):
+        """Follow inputs back to where they come from."""
+        for place in places:
+            node = maker[node.input[place]]
+        return node
+
+    packed = value["vocabulary"].astype(np.uint8)
+    words = np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1).astype(np.float32) - 8
+    positions, kinds = (value[node.input[0]] for node in of("Gather"))
+    attention, products = of("MultiHeadAttention"), of("DynamicQuantizeMatMul")
+    state = {
+        "words.weight": words * np.repeat(value["vocabulary.scales"], 32, axis=1),
+        "positions.weight": positions,
+        "kinds.weight": kinds,
+    }
+    norms = ["embedding_norm", *(f"layers.{i}.{n}" for i in range(len(attention)) for n in ("attention_norm", "norm"))]
+    for name, node in zip(norms, (n for n in of("Div") if maker[n.input[1]].op_type == "Sqrt"), strict=True):
+        scaled = taker[node.output[0]]
+        state |= {f"{name}.weight": value[scaled.input[1]], f"{name}.bias": value[taker[scaled.output[0]].input[1]]}
+    names = [f"layers.{i}.{name}" for i in range(len(attention)) for name in ("qkv", "out", "up", "down")]
+    for name, node in zip(names, products, strict=True):
+        state[f"{name}.weight"] = (value[node.input[1]] * value[node.input[2]]).T
+        after = node if len(node.input) > 4 else taker[taker[node.output[0]].output[0]]
+        state[f"{name}.bias"] = value[after.input[-1]]
+    for i, node in enumerate(attention):
+        state[f"layers.{i}.between"] = value[back(node, 5, 0).input[1]]
+    shifted = maker[of("Identity")[-1].input[0]]
+    line, cosine, maxsim = back(shifted, 0, 1), back(shifted, 0, 0, 1), back(shifted, 0, 0, 0)
+    factor = value[line.input[1]]
+    state |= {
+        "scale": np.array([value[maxsim.input[1]], value[cosine.input[1]]]),
+        "extra.weight": value[back(line, 0, 0).input[1]].T * factor,
+        "extra.bias": value[shifted.input[1]].reshape(1),
+        "weigh.weight": value[back(of("Softmax")[0], 0, 1, 0).input[1]].T,
+        "weigh.bias": np.zeros(1, np.float32),  # softmax ignores it
+    }
+    intermediate = len(state["layers.0.up.bias"])
+    model = Mini(len(packed), layers=len(attention), intermediate=intermediate, positions=len(positions), epsilon=1e-12)
+    model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()})
+    return model.eval()
