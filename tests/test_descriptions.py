@@ -8,7 +8,6 @@ import pickle
 from dataclasses import asdict, fields
 
 import pytest
-from checkpoints import make_checkpoint
 from langchain_core.load import dumps
 from llama_index.core.schema import NodeWithScore, TextNode
 
@@ -24,6 +23,7 @@ from qwen_rerank.scorers.cross_encoder.scorer import CrossEncoderConfig
 from qwen_rerank.scorers.http import HttpConfig, HttpScorer
 from qwen_rerank.scorers.qwen import QwenConfig, QwenScorer
 from qwen_rerank.testing import OverlapScorer
+from tests.checkpoints import make_checkpoint
 
 KEY = "sk-very-secret"
 

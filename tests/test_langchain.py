@@ -17,12 +17,12 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
-from tracing import Runs
 
 from qwen_rerank.errors import DocumentScoringError, InvalidInputError
 from qwen_rerank.langchain import QwenRerankCompressor
 from qwen_rerank.reranker import Reranker
 from qwen_rerank.testing import OverlapScorer, TableScorer
+from tests.tracing import Runs
 
 QUERY = "red apple"
 TEXTS = ["blue sky", "red apple", "red sky", "green apple tree"]

@@ -12,7 +12,6 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableParallel, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests
-from tracing import Runs
 
 from qwen_rerank import langchain
 from qwen_rerank.errors import InvalidInputError
@@ -23,6 +22,7 @@ from qwen_rerank.reranker import Reranker
 from qwen_rerank.testing import HashEmbedder, OverlapScorer
 from qwen_rerank.types import Candidate
 from qwen_rerank.types import Document as PlainDocument
+from tests.tracing import Runs
 
 QUERY = "red apple"
 TEXTS = ["blue sky", "red apple", "red sky", "green apple tree"]

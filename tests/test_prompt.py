@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from checkpoints import official_tokenizers, small_tokenizer
-from texts import clean_text
 
 from qwen_rerank.errors import InvalidInputError, InvalidTextError, QueryTooLongError, TokenizerError
 from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PromptEncoder, PromptSpec
 from qwen_rerank.tokenizer import PromptTokenizer
+from tests.checkpoints import official_tokenizers, small_tokenizer
+from tests.texts import clean_text
 
 
 @pytest.fixture(scope="module")

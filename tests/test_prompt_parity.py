@@ -6,11 +6,11 @@ import random
 from itertools import pairwise
 
 import pytest
-from checkpoints import official_tokenizers
-from reference import PREFIX, SUFFIX, reference_body, reference_ids
-from texts import CONTROL_STRINGS, adversarial_text, clean_text
 
 from qwen_rerank.prompt import PromptEncoder, PromptSpec
+from tests.checkpoints import official_tokenizers
+from tests.reference import PREFIX, SUFFIX, reference_body, reference_ids
+from tests.texts import CONTROL_STRINGS, adversarial_text, clean_text
 
 pytestmark = pytest.mark.timeout(3600)  # at full size
 

@@ -9,13 +9,13 @@ import unicodedata
 from itertools import pairwise
 
 import pytest
-from checkpoints import official_tokenizers, small_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import adversarial_text, clean_text
 
 from qwen_rerank.errors import TokenizerError
 from qwen_rerank.tokenizer import _CLEAN, PromptTokenizer, _byte_of_letter, _is_clean
+from tests.checkpoints import official_tokenizers, small_tokenizer
+from tests.texts import adversarial_text, clean_text
 
 
 @pytest.fixture

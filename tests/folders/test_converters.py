@@ -12,8 +12,7 @@ from qwen_rerank.folders.converters import KINDS, PLAIN, kind_of
 from qwen_rerank.folders.encodings import decode
 from qwen_rerank.folders.kinds import Limits
 from qwen_rerank.folders.worker import Converter
-
-from . import files
+from tests.folders import files
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,7 @@ from qwen_rerank.errors import (
 from qwen_rerank.models import onnx_session
 from qwen_rerank.models.onnx_graph import read_graph
 from qwen_rerank.models.onnx_session import OnnxSession, graph_digest
-
-from .graphs import FLOAT, INT64, graph, growing, value
+from tests.models.graphs import FLOAT, INT64, graph, growing, value
 
 IDS = np.array([[1, 2, 3], [4, 5, 0]])
 

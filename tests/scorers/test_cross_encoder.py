@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from checkpoints import small_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -28,6 +27,7 @@ from qwen_rerank.errors import (
     TokenizerError,
     UnsafeModelError,
 )
+from tests.checkpoints import small_checkpoint
 from tests.scorers.cross_encoders import make_bert, make_roberta
 
 CLEAN = ["a red cat", "red", "", "北京 the cat, and. 量子纠缠", "<a> [b] </c>", "Ünknown Ωords"]

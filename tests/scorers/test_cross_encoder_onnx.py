@@ -27,8 +27,7 @@ from qwen_rerank.errors import (
 from qwen_rerank.scorers.cross_encoder import classifier
 from qwen_rerank.scorers.loading import check_model, scorer_kind
 from tests.models.graphs import FLOAT, graph, growing, value
-
-from .cross_encoders import export, make_bert, make_roberta
+from tests.scorers.cross_encoders import export, make_bert, make_roberta
 
 TEXTS = ["a red cat", "red", "", "北京 the cat, and. 量子纠缠", "a [SEP] </s> cat", "Ünknown Ωords", "red cat. " * 60]
 KINDS = {"bert": make_bert, "roberta": make_roberta}

@@ -8,14 +8,13 @@ import sys
 
 import huggingface_hub
 import pytest
-from checkpoints import small_checkpoint
 
 from qwen_rerank import CrossEncoderScorer, HttpScorer, QwenScorer, Reranker, load_scorer
 from qwen_rerank.errors import InvalidInputError, ModelError, ModelIncompleteError, ModelNotFoundError, UnsafeModelError
 from qwen_rerank.models.names import PINNED
 from qwen_rerank.scorers.loading import check_model, scorer_kind
-
-from .cross_encoders import make_bert
+from tests.checkpoints import small_checkpoint
+from tests.scorers.cross_encoders import make_bert
 
 CAUSAL = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from checkpoints import small_checkpoint
 from typer.testing import CliRunner
 
 from qwen_rerank.cli import app
 from qwen_rerank.scorers.cross_encoder import CrossEncoderScorer
+from tests.checkpoints import small_checkpoint
 from tests.scorers.cross_encoders import make_bert
 from tests.serve.conftest import KEY
 from tests.serve.process import ROOT, running

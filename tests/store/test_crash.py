@@ -21,8 +21,7 @@ from qwen_rerank import BM25Index
 from qwen_rerank.store import FaissStore
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
-
-from .worker import POOL, apply_to_model
+from tests.store.worker import POOL, apply_to_model
 
 EMBEDDER = HashEmbedder(16)
 WORKER = [sys.executable, "-m", "tests.store.worker"]

@@ -22,8 +22,7 @@ from qwen_rerank.store import (
 )
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
-
-from .conftest import FRUIT
+from tests.store.conftest import FRUIT
 
 
 def ids(candidates):

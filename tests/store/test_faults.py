@@ -16,8 +16,7 @@ import pytest
 from qwen_rerank.errors import StoreError
 from qwen_rerank.store import CorruptStoreError, FaissStore, StoreFullError, StoreIOError, StoreLockedError
 from qwen_rerank.types import Document
-
-from .conftest import FRUIT
+from tests.store.conftest import FRUIT
 
 
 class Failing:

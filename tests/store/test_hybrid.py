@@ -11,8 +11,7 @@ from qwen_rerank import BM25Index, Document, FaissStore
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.fusion import HYBRID_K, rank_fusion
 from qwen_rerank.store import EmbedderMismatchError, StoreReadOnlyError
-
-from .conftest import FRUIT
+from tests.store.conftest import FRUIT
 
 
 def ids(candidates):

@@ -16,8 +16,7 @@ from langchain_core.documents import Document as LangChainDocument
 from qwen_rerank import Document, FaissStore
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.store import export_store, read_export
-
-from .conftest import FRUIT
+from tests.store.conftest import FRUIT
 
 
 def test_an_export_comes_back_as_the_store_that_it_was(store, tmp_path, embedder):

@@ -20,9 +20,8 @@ from qwen_rerank.store import (
     StoreNotFoundError,
 )
 from qwen_rerank.testing import HashEmbedder
-
-from .conftest import FRUIT
-from .test_faults import mounted
+from tests.store.conftest import FRUIT
+from tests.store.test_faults import mounted
 
 
 def ids(found):

@@ -14,8 +14,7 @@ from qwen_rerank.errors import InvalidInputError, InvalidTextError
 from qwen_rerank.store import DimensionMismatchError, InvalidEmbeddingError
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
-
-from .conftest import FRUIT
+from tests.store.conftest import FRUIT
 
 # Vectors
 

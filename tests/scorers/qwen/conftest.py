@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from checkpoints import make_checkpoint
 
 from qwen_rerank import QwenScorer
+from tests.checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="session")

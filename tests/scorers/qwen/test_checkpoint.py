@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import small_checkpoint, write_weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from qwen_rerank.errors import InvalidInputError, ModelCorruptError, ModelError, TokenizerError
 from qwen_rerank.prompt import PromptSpec
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint, weights_sha256
+from tests.checkpoints import small_checkpoint, write_weights
 
 KINDS = ("tied", "untied", "seq-cls")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import small_checkpoint, write_weights
 from safetensors.torch import load_file
 
 import qwen_rerank
@@ -24,6 +23,7 @@ from qwen_rerank.errors import (
     UnsafeModelError,
 )
 from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
+from tests.checkpoints import small_checkpoint, write_weights
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

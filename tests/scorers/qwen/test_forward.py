@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from batches import plan_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +13,8 @@ from qwen_rerank.scorers.qwen.engine import Runner
 from qwen_rerank.scorers.qwen.kernels import EagerOps
 from qwen_rerank.scorers.qwen.model import Forward
 from qwen_rerank.scorers.qwen.packing import GroupSlice, PackedBatch, QueryGroup, RowSpan, lay_out
-
-from .tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
+from tests.batches import plan_batches
+from tests.scorers.qwen.tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
 
 
 @pytest.fixture(scope="module")

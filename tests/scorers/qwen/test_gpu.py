@@ -15,8 +15,7 @@ from qwen_rerank.scorers.qwen.device import choose_device, choose_dtype
 from qwen_rerank.scorers.qwen.engine import Runner
 from qwen_rerank.scorers.qwen.kernels import EagerOps
 from qwen_rerank.scorers.qwen.model import Forward
-
-from .tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
+from tests.scorers.qwen.tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
 
 pytestmark = [
     pytest.mark.gpu,

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from batches import plan_batches
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from qwen_rerank.scorers.qwen.packing import (
     common_prefix,
     group_prompts,
 )
+from tests.batches import plan_batches
 
 
 def ids(*values: int) -> np.ndarray:

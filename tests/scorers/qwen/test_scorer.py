@@ -12,10 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from checkpoints import make_checkpoint, small_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import reference_log_odds
 from safetensors.torch import load_file, save_file
 
 from qwen_rerank import QwenScorer, Reranker, Scorer, checks
@@ -33,6 +31,8 @@ from qwen_rerank.scorers.qwen.model import Forward
 from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
 from qwen_rerank.scorers.qwen.scorer import shared_prefix_of
 from qwen_rerank.tokenizer import PromptTokenizer
+from tests.checkpoints import make_checkpoint, small_checkpoint
+from tests.reference import reference_log_odds
 
 HORSE = 15223  # the token " horse"
 TEXTS = [

@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
-from batches import plan_batches
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.engine import Runner
 from qwen_rerank.scorers.qwen.model import Weights, exact_matrix, fuse
 from qwen_rerank.scorers.qwen.packing import QueryGroup, SharedPrefix
+from tests.batches import plan_batches
 
 YES, NO, VOCABULARY, MAX_LENGTH = 7, 9, 500, 8192
 
