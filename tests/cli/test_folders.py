@@ -55,6 +55,17 @@ def test_every_file_is_named_whether_it_went_in_or_not(indexed, home):
     assert "2 added; 3 passages embedded, 0 kept their vector, 0 removed; 1 skipped" in lines[3]
 
 
+@pytest.mark.parametrize(("embedder", "ending"), [("mini", " --model mini"), ("hash", "")])
+def test_the_next_command_names_the_reranker_of_a_shipped_pair(home, monkeypatch, embedder, ending):
+    model = HashEmbedder(256)
+    model.name = embedder
+    monkeypatch.setattr("qwen_rerank.embedders.load_embedder", lambda name: model)
+
+    last = run("index", home / "笔记", "--store", home / "kb").output.splitlines()[-1]
+
+    assert last == f'  qwen-rerank search {home / "kb"} "your question"{ending}'
+
+
 def test_an_empty_folder_becomes_a_store(home):
     (home / "volume").mkdir()
 

@@ -80,7 +80,8 @@ def index(
     from qwen_rerank.cli.show import errors
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.folders import forget_folder, sync_folder
-    from qwen_rerank.store.opening import holds_nothing
+    from qwen_rerank.models.names import SHIPPED
+    from qwen_rerank.store.opening import built_with, holds_nothing
 
     is_new = holds_nothing(store)
     if remove is not None:
@@ -113,7 +114,11 @@ def index(
         )
     if not dry_run:
         errors.print(f"{store} now holds {n_documents} passages. Next:", highlight=False)
-        errors.print(f'  qwen-rerank search {shlex.quote(str(store))} "your question"', highlight=False, markup=False)
+        # With a shipped embedder the shipped reranker too: the default would go to the model hub.
+        own = f" --model {name}" if (name := built_with(store)) in SHIPPED else ""
+        errors.print(
+            f'  qwen-rerank search {shlex.quote(str(store))} "your question"{own}', highlight=False, markup=False
+        )
 
 
 def status(
