@@ -97,7 +97,7 @@ def test_rows_that_are_left_out_take_one_line_a_file(home):
 def test_an_answer_has_its_line_its_heading_and_both_ranks(indexed):
     output = run("search", "~/kb", "when does the lease end", "--top-k", 3, "--top-n", 1).output
 
-    assert "P(yes) 0." in output
+    assert "score 0." in output
     assert "round 1: 1" in output
     assert "笔记/lease.md:5" in output
     assert output.index("End") < output.index("The lease ends in June.")
@@ -110,7 +110,7 @@ def test_programs_get_json_files_or_markdown(indexed):
     assert (first["place"], first["first_stage_rank"], first["metadata"]["heading"]) == ("笔记/lease.md:5", 1, "End")
     assert "best_window" in first
     assert run(*search, "--files").stdout == "笔记/lease.md\n"
-    assert "## 1. 笔记/lease.md:5 — End\n\nP 0." in run(*search, "--md").stdout
+    assert "## 1. 笔记/lease.md:5 — End\n\nscore 0." in run(*search, "--md").stdout
     assert "> The lease ends in June." in run(*search, "--md").stdout
 
 

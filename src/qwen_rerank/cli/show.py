@@ -108,7 +108,7 @@ def _rounds_table(query: str, among: str, ranks: Sequence[str], *, ids: bool) ->
         table.add_column(name, justify="right", no_wrap=True)
     if len(ranks) > 1:
         table.add_column("moved", no_wrap=True)
-    table.add_column("P(yes)", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
     if ids:
         table.add_column("id", max_width=_ID_CHARS, no_wrap=True, overflow="ellipsis")
     else:

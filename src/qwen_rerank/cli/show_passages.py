@@ -58,7 +58,7 @@ def as_markdown(query: str, answers: Sequence[Answer]) -> None:
         text = "\n\n".join(without_heading(d) for d in (*one.above, one.hit.document, *one.below))
         quoted = "\n".join(f"> {_clean(line)}".rstrip() for line in text.splitlines())
         score = "failed" if one.hit.error else f"{one.hit.score:.3f}"
-        sys.stdout.write(f"\n## {one.hit.rank}. {title}\n\nP {score}, round 1: {one.before}\n\n{quoted}\n")
+        sys.stdout.write(f"\n## {one.hit.rank}. {title}\n\nscore {score}, round 1: {one.before}\n\n{quoted}\n")
 
 
 def as_blocks(query: str, answers: Sequence[Answer], *, n_candidates: int) -> None:
@@ -71,7 +71,7 @@ def as_blocks(query: str, answers: Sequence[Answer], *, n_candidates: int) -> No
         score = "failed" if hit.error else f"{hit.score:.3f}"
         line = Text.assemble(
             (f"{hit.rank:>2}  ", "bold"),
-            Text.from_markup(f"P(yes) {score}  round 1: {one.before} {show.movement(one.before, hit.rank)}  "),
+            Text.from_markup(f"score {score}  round 1: {one.before} {show.movement(one.before, hit.rank)}  "),
             (show.printable(place_of(document)), "cyan"),
         )
         console.print("", line, sep="\n", highlight=False)
