@@ -9,18 +9,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-PRINTED = {
-    "search_a_folder.py": "72 documents in the store, 72 of them new or changed",
-    "langchain_rerank.py": "(your chat model answers here)",
-    "llama_index_rerank.py": "(cosine ",
-    "over_any_retriever.py": "over a search system of one's own:",
-    "cascade.py": "of the work of 8.2B alone.",
-    "long_contracts.py": "its end was not read",
-    "evaluate_your_corpus.py": "72 documents, 72 questions",
-    "serve_and_call.py": "POST /v1/rerank",
-}
-ELSEWHERE = {"finetune_on_your_data.py"}  # trains a model; tests/training runs it
+from tests.readme_pictures import EXAMPLES, SHOWN, SLOW, path_of, picture
 
 
 def run(name: str, folder: Path, *arguments: str) -> str:
@@ -35,13 +24,9 @@ def run(name: str, folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", PRINTED)
-def test_an_example_runs_as_it_is(name, tmp_path):
-    assert PRINTED[name] in run(name, tmp_path)
-
-
-def test_no_example_is_forgotten():
-    assert {path.name for path in EXAMPLES.glob("*.py")} - ELSEWHERE == set(PRINTED)
+@pytest.mark.parametrize("name", sorted(SHOWN.keys() - SLOW))  # tests/training runs the slow one
+def test_an_example_runs_as_it_is_and_prints_what_its_picture_shows(name):
+    assert picture(name) == path_of(name).read_text(encoding="utf-8"), f"run: python -m tests.readme_pictures {name}"
 
 
 @pytest.mark.heavy

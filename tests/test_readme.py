@@ -8,7 +8,7 @@ import runpy
 import pytest
 
 from tests.readme_outputs import answer, demo, run, snippets
-from tests.readme_pictures import EXAMPLES, SHOWN, SLOW, path_of, picture
+from tests.readme_pictures import EXAMPLES, SHOWN
 from tests.readme_tree import READMES, ROOT, subject, with_tree
 
 
@@ -42,12 +42,6 @@ def test_the_demo_and_the_servers_answer_are_what_is_shown():
     expected = (demo(), answer(text_of("README.md")))
 
     assert [all(part in text_of(readme) for part in expected) for readme in READMES] == [True, True]
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", sorted(SHOWN.keys() - SLOW))
-def test_an_examples_picture_shows_what_it_prints(name):
-    assert picture(name) == path_of(name).read_text(encoding="utf-8"), f"run: python -m tests.readme_pictures {name}"
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -77,7 +77,7 @@ def kill_one(path: Path, model: dict[str, str], seed: int) -> tuple[dict[str, st
 
 def test_kill_9_loses_nothing_acknowledged(tmp_path, full, capsys):
     """Two stores at once, each written to and killed over and over."""
-    kills = 2000 if full else 100
+    kills = 2000 if full else 40
 
     def lane(number: int) -> Counter:
         path, model, counts = tmp_path / f"store{number}", {}, Counter()

@@ -127,7 +127,7 @@ def test_hnsw_finds_nearly_what_flat_finds():
     assert found > 0.95
 
 
-@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,Flat", "IVF32,PQ8", "SQ4"])
+@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,Flat", "IVF32,PQ8x6", "SQ4"])
 def test_lists_and_few_bits_find_nearly_what_flat_finds_with_its_scores(factory):
     flat, vectors = filled("Flat", n=3000)
     lists, _ = filled(factory, n=3000, effort=32)
