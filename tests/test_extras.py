@@ -44,6 +44,7 @@ LACKING = {
         "selectolax",
         "files",
     ),
+    "import qwen_rerank.mcp_server": ("qwen_rerank.mcp_server", "mcp", "mcp"),
     "from qwen_rerank.evaluation.mteb import _meta; _meta('a', 'b')": ("qwen_rerank.evaluation.mteb", "mteb", "mteb"),
     "from qwen_rerank.training import train_reranker": ("train_reranker", "sentence-transformers", "train"),
     "from qwen_rerank.training import train_embedder": ("train_embedder", "sentence-transformers", "train"),

@@ -56,6 +56,7 @@ LAYERS: list[list[set[str]]] = [
         {"check"},
         {"evaluation"},
         {"training"},
+        {"mcp_server"},
     ],
     [{"cli"}],
 ]

@@ -29,6 +29,7 @@ EXTRAS = {
         "python-pptx",
         "selectolax",
     ),
+    "mcp": ("mcp",),
 }
 
 _PARENT = Path(__file__).resolve().parents[1]  # "src" of a checkout, else site-packages
