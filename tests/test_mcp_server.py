@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -59,6 +58,14 @@ async def call(client, tool, **given):
     return answer.structured_content
 
 
+async def read_all(client, max_chars):
+    whole, part, offset = "", 1, 0
+    while part is not None:
+        piece = await call(client, "read", source="笔记/lease.md", part=part, offset=offset, max_chars=max_chars)
+        whole, part, offset = whole + piece["text"], piece["next_part"], piece["next_offset"]
+    return whole
+
+
 async def test_a_model_searches_reads_on_and_lists(store):
     async with over_stdio(store) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
@@ -69,11 +76,10 @@ async def test_a_model_searches_reads_on_and_lists(store):
         best = (await call(client, "search", query="狗什么时候吃饭", top_n=1))["results"][0]
         assert (best["source"], best["place"], best["text"]) == ("笔记/狗.txt", "笔记/狗.txt:1", "狗在六点吃饭。")
 
-        whole, part = "", 1
-        while part is not None:
-            piece = await call(client, "read", source="笔记/lease.md", part=part, max_chars=600)
-            whole, part = whole + piece["text"], piece["next_part"]
-        assert whole.count("leaves in June") >= 60
+        for most in (100, 600, 20_000):  # less than a passage, some, and all
+            assert {n for n in range(60) if f"Tenant {n} leaves in June." in await read_all(client, most)} == set(
+                range(60)
+            )
 
         listed = await call(client, "list_sources", pattern="*.txt", limit=1)
         assert (listed["total"], listed["next_offset"], listed["sources"][0]["source"]) == (2, 1, "笔记/hostile.txt")
@@ -94,6 +100,9 @@ async def test_hostile_arguments_get_a_sentence_and_the_server_goes_on(store):
             ("search", {}),
             ("read", {"source": "../secret.txt"}),
             ("read", {"source": "/etc/passwd"}),
+            ("read", {"source": "\x00"}),
+            ("read", {"source": "笔记/狗.txt", "offset": 10**6}),
+            ("list_sources", {"pattern": ""}),
             ("read", {"source": "笔记/../../secret.txt"}),
             ("read", {"source": "笔记/lease.md", "part": 10**9}),
             ("read", {"source": "笔记/lease.md", "max_chars": 10**9}),
@@ -107,31 +116,34 @@ async def test_hostile_arguments_get_a_sentence_and_the_server_goes_on(store):
             assert "root:" not in text
             assert "Traceback" not in text
 
+        for pattern in ("[", "*" * 300, "\\", "**/../*"):  # odd, and harmless
+            assert (await call(client, "list_sources", pattern=pattern))["total"] <= 3
         found = await call(client, "search", query="delete the lease", paths=["hostile.*"])
         assert found["results"][0]["text"] == HOSTILE
 
 
-def free_port():
+@asynccontextmanager
+async def over_http(store, *more):
+    """Give the address of a server, and a client without a key."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        port = listener.getsockname()[1]
+    command = arguments(store, "--transport", "http", "--port", str(port), *more)
+    server = subprocess.Popen([sys.executable, *command], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert f"MCP at http://127.0.0.1:{port}/mcp" in server.stderr.readline()  # it listens by then
+        async with httpx2.AsyncClient(trust_env=False, timeout=60) as anyone:
+            yield f"http://127.0.0.1:{port}/mcp", anyone
+    finally:
+        server.kill()
+        server.communicate()
 
 
 async def test_over_http_with_a_key(store, tmp_path):
     (tmp_path / "keys").write_text("a-secret-key\n")
-    port = free_port()
-    command = arguments(store, "--transport", "http", "--port", str(port), "--api-key-file", str(tmp_path / "keys"))
-    server = subprocess.Popen([sys.executable, *command], env=ENVIRONMENT)
-    url = f"http://127.0.0.1:{port}/mcp"
-    try:
-        async with httpx2.AsyncClient(trust_env=False) as anyone:
-            for _ in range(600):
-                try:
-                    refused = await anyone.post(url, json={})
-                    break
-                except httpx2.ConnectError:
-                    time.sleep(0.1)
-            wrong = await anyone.post(url, json={}, headers={"authorization": "Bearer a-secret-kez"})
+    async with over_http(store, "--api-key-file", str(tmp_path / "keys")) as (url, anyone):
+        refused = await anyone.post(url, json={})
+        wrong = await anyone.post(url, json={}, headers={"authorization": "Bearer a-secret-kez"})
         assert (refused.status_code, wrong.status_code) == (401, 401)
 
         headers = {"authorization": "Bearer a-secret-key"}
@@ -141,13 +153,20 @@ async def test_over_http_with_a_key(store, tmp_path):
         ):
             assert (await call(client, "list_sources"))["total"] == 3
             assert (await call(client, "search", query="dog"))["results"]
-    finally:
-        server.kill()
-        server.wait()
+
+
+async def test_over_http_a_page_of_another_origin_and_a_huge_body_are_refused(store):
+    async with over_http(store) as (url, anyone):
+        for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
+            assert (await anyone.post(url, json={}, headers=headers)).status_code in (403, 421)
+        assert (await anyone.post(url, content=b"x" * 5_000_000)).status_code == 413
+
+        async with Client(streamable_http_client(url, http_client=anyone)) as client:
+            assert (await call(client, "list_sources"))["total"] == 3
 
 
 @pytest.mark.parametrize(
-    ("host", "key", "said"), [("0.0.0.0", None, "no key is set"), ("0.0.0.0", "short", "at least 8")]
+    ("host", "key", "said"), [("0.0.0.0", None, "no API key is set"), ("0.0.0.0", "short", "8 to 512")]
 )
 def test_other_machines_are_let_in_with_a_key_only(store, host, key, said):
     more = ["--transport", "http", "--host", host, *(["--api-keys", key] if key else [])]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hmac
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from qwen_rerank import __version__
+from qwen_rerank.checks import check_text
 from qwen_rerank.errors import InvalidInputError, MissingExtraError, RerankError
 from qwen_rerank.folders.excerpts import file_filter, heading_of, joined, place_of, without_heading
 from qwen_rerank.folders.walk import matches_pattern
@@ -72,7 +72,8 @@ class ReadAnswer(BaseModel):
     first_part: int
     last_part: int
     parts: int = Field(description="How many parts the file has.")
-    next_part: int | None = Field(description="Where to read on; null at the end.")
+    next_part: int | None = Field(description="The part to read on with; null at the end.")
+    next_offset: int = Field(description="Characters of that part to skip, as `read` takes them.")
 
 
 class SourceSummary(BaseModel):
@@ -125,6 +126,8 @@ class StoreTools:
         """Find the passages of the user's files that answer a question, most relevant first, each with its place."""
 
         def find() -> SearchAnswer:
+            for pattern in paths:
+                check_text("paths", pattern)
             wanted = file_filter(self._store, paths=paths, suffixes=suffixes, since=since, until=until)
             hits = self._ready().retrieve(query, top_n=top_n, filter=wanted)
             return SearchAnswer(results=[_found(hit) for hit in hits])
@@ -135,10 +138,11 @@ class StoreTools:
         self,
         source: Annotated[str, Field(min_length=1, max_length=4_096, description="A file, as a result names it.")],
         part: Annotated[int, Field(ge=1, le=10_000_000, description="The passage to begin with.")] = 1,
+        offset: Annotated[int, Field(ge=0, le=2**31, description="Characters of that passage to skip.")] = 0,
         max_chars: Annotated[int, Field(ge=100, le=MOST_READ_CHARS, description="Most characters to return.")] = 4_000,
     ) -> ReadAnswer:
         """Read a file of the collection, from one of its passages on, as far as `max_chars` allows."""
-        return await _in_thread(lambda: self._read(source, part, max_chars))
+        return await _in_thread(lambda: self._read(source, part, offset, max_chars))
 
     async def list_sources(
         self,
@@ -163,26 +167,30 @@ class StoreTools:
                 self._retriever = TwoStageRetriever(self._store, self._load(), top_k=self._top_k)
             return self._retriever
 
-    def _read(self, source: str, part: int, max_chars: int) -> ReadAnswer:
+    def _read(self, source: str, part: int, offset: int, max_chars: int) -> ReadAnswer:
         # Only what is in the store can be read, by its id: no path that a client gives is ever opened.
+        check_text("source", source)
         wanted = [f"{source}#{number}" for number in range(part, part + _READ_AT_ONCE)]
         passages = self._store.get(wanted) or (self._store.get([source]) if part == 1 else [])
-        if not passages:
+        if not passages or offset > len(joined(passages[:1])):
             raise InvalidInputError(
-                f"{source!r} has no part {part}; take a source and part from search or list_sources."
+                f"{source!r} has no part {part} with more than {offset} characters; take a source and part from search "
+                "or list_sources."
             )
         taken = 1
-        while taken < len(passages) and len(joined(passages[: taken + 1])) <= max_chars:
+        while taken < len(passages) and len(joined(passages[: taken + 1])) <= offset + max_chars:
             taken += 1
-        text = joined(passages[:taken])
+        text = joined(passages[:taken])[offset:]
         last, parts = part + taken - 1, int(passages[0].metadata.get("parts", 1))
+        cut = len(text) > max_chars  # then it is one passage, which is longer than what was asked for
         return ReadAnswer(
             source=source,
             text=text[:max_chars],
             first_part=part,
             last_part=last,
             parts=parts,
-            next_part=last + 1 if last < parts else None,
+            next_part=part if cut else last + 1 if last < parts else None,
+            next_offset=offset + max_chars if cut else 0,
         )
 
 
@@ -195,7 +203,7 @@ def _found(hit: RankedDocument) -> FoundPassage:
     data = hit.document.metadata
     text = without_heading(hit.document)
     return FoundPassage(
-        source=str(data.get("source", hit.document.id)),
+        source=_source_of(hit.document.id) if "part" in data else hit.document.id,
         place=place_of(hit.document),
         part=data["part"] if isinstance(data.get("part"), int) else 1,
         heading=heading_of(data),
@@ -224,33 +232,34 @@ def make_server(tools: StoreTools) -> MCPServer[Any]:
     return server
 
 
-def http_app(server: MCPServer[Any], *, host: str, keys: Sequence[str]) -> Any:
-    """Return the ASGI application of a server at `/mcp`; with keys, only for requests that carry one."""
+def http_app(
+    server: MCPServer[Any], *, host: str, allows: Callable[[Sequence[tuple[bytes, bytes]]], bool] | None = None
+) -> Any:
+    """Return the ASGI application of a server at `/mcp`.
+
+    Args:
+        server: The server.
+        host: Where it listens; on an address of this machine alone, pages of other origins are refused.
+        allows: Says whether a request's headers carry a key; None lets all in.
+    """
     app = server.streamable_http_app(stateless_http=True, json_response=True, host=host)
-    return KeyCheck(app, keys) if keys else app
+    return app if allows is None else KeyCheck(app, allows)
 
 
 class KeyCheck:
-    """An ASGI middleware that answers 401 to a request without one of the keys as its bearer token."""
+    """An ASGI middleware that answers 401 to a request whose headers carry no key."""
 
-    def __init__(self, app: Any, keys: Sequence[str]) -> None:
+    def __init__(self, app: Any, allows: Callable[[Sequence[tuple[bytes, bytes]]], bool]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._allows = allows
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and not self._allows(scope["headers"]):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._allows(scope["headers"])):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
             headers = [(b"www-authenticate", b'Bearer realm="qwen-rerank"'), (b"content-type", b"text/plain")]
             await send({"type": "http.response.start", "status": 401, "headers": headers})
             await send({"type": "http.response.body", "body": b"this server needs a key: Authorization: Bearer KEY\n"})
-            return
-        await self._app(scope, receive, send)
-
-    def _allows(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        given = [value for name, value in headers if name == b"authorization"]
-        if len(given) != 1:
-            return False
-        kind, _, key = given[0].partition(b" ")
-        # All are compared: the time tells nothing of which one was nearly right.
-        right = [hmac.compare_digest(key.strip(), known) for known in self._keys]
-        return kind.lower() == b"bearer" and any(right)
+        else:
+            await send({"type": "websocket.close"})

@@ -20,8 +20,9 @@ from qwen_rerank.cli.demo import DEMO_EMBEDDER, DEMO_MODEL
 from qwen_rerank.errors import InvalidInputError, ScorerError
 from qwen_rerank.pipeline import TwoRounds
 from qwen_rerank.samples import LANGUAGES, load_demo_results
-from qwen_rerank.testing import HashEmbedder, OverlapScorer, TableScorer
+from qwen_rerank.testing import OverlapScorer, TableScorer
 from qwen_rerank.types import Candidate, Document, RankedDocument
+from tests.cli.test_folders import named_embedder
 
 runner = CliRunner()
 LOAD = options.load_scorer
@@ -30,7 +31,7 @@ LOAD = options.load_scorer
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
     monkeypatch.setattr(options, "load_scorer", lambda model, **kwargs: OverlapScorer())
-    monkeypatch.setattr("qwen_rerank.embedders.load_embedder", lambda name: HashEmbedder(256))
+    monkeypatch.setattr("qwen_rerank.embedders.load_embedder", named_embedder)
     monkeypatch.setattr(show, "console", Console(width=120))  # else the terminal's, which cuts what a test looks for
 
 
@@ -130,9 +131,7 @@ def test_a_store_knows_its_embedder(texts, tmp_path, monkeypatch):
 
     def load(name):
         asked.append(name)
-        embedder = HashEmbedder(256)
-        embedder.name = name
-        return embedder
+        return named_embedder(name)
 
     monkeypatch.setattr("qwen_rerank.embedders.load_embedder", load)
     store = str(tmp_path / "store")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from qwen_rerank import folders
 from qwen_rerank.cli import app, options, show
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.testing import HashEmbedder, OverlapScorer
@@ -15,10 +17,16 @@ from qwen_rerank.testing import HashEmbedder, OverlapScorer
 runner = CliRunner()
 
 
+def named_embedder(name):
+    made = HashEmbedder(256)
+    made.name = name
+    return made
+
+
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch):
     monkeypatch.setattr(options, "load_scorer", lambda model, **kwargs: OverlapScorer())
-    monkeypatch.setattr("qwen_rerank.embedders.load_embedder", lambda name: HashEmbedder(256))
+    monkeypatch.setattr("qwen_rerank.embedders.load_embedder", named_embedder)
     monkeypatch.setattr(show, "console", Console(width=120))
 
 
@@ -57,9 +65,7 @@ def test_every_file_is_named_whether_it_went_in_or_not(indexed, home):
 
 @pytest.mark.parametrize(("embedder", "ending"), [("mini", " --model mini"), ("hash", "")])
 def test_the_next_command_names_the_reranker_of_a_shipped_pair(home, monkeypatch, embedder, ending):
-    model = HashEmbedder(256)
-    model.name = embedder
-    monkeypatch.setattr("qwen_rerank.embedders.load_embedder", lambda name: model)
+    monkeypatch.setattr("qwen_rerank.embedders.load_embedder", lambda name: named_embedder(embedder))
 
     last = run("index", home / "笔记", "--store", home / "kb").output.splitlines()[-1]
 
@@ -70,6 +76,65 @@ def test_an_empty_folder_becomes_a_store(home):
     (home / "volume").mkdir()
 
     assert "now holds 3 passages" in run("index", home / "笔记", "--store", home / "volume").output
+
+
+def test_a_store_in_its_own_folder_is_not_read(home, monkeypatch):
+    monkeypatch.chdir(home / "笔记")
+    for expected in ("2 added", "2 unchanged; 0 passages embedded"):
+        done = run("index", ".", "--store", "kb")
+        assert expected in done.output
+    assert "skipped a store: 笔记/kb/" in done.output
+
+
+def watching(monkeypatch, *steps):
+    """Let each look at the files be preceded by one step; Ctrl-C ends the last."""
+    left = list(steps)
+
+    def sleep(seconds):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop(0)()
+
+    monkeypatch.setattr("qwen_rerank.cli.folders.time", SimpleNamespace(sleep=sleep))
+
+
+def test_watching_follows_every_change_and_outlasts_a_folder_that_is_away(home, monkeypatch):
+    notes, away = home / "笔记", home / "away"
+    watching(
+        monkeypatch,
+        lambda: (notes / "狗.txt").write_text("狗在七点吃饭。", encoding="utf-8"),
+        lambda: (notes / "new.txt").write_text("new"),
+        lambda: None,
+        lambda: (notes / "lease.md").unlink(),
+        lambda: notes.rename(away),
+        lambda: away.rename(notes),
+    )
+    lines = run("index", notes, "--store", "~/kb", "--watch").output.splitlines()
+
+    assert [line.split(";")[0] for line in lines if "passages embedded" in line] == [
+        "2 added",
+        "1 changed, 1 unchanged",
+        "1 added, 2 unchanged",
+        "2 unchanged, 1 deleted",
+        "2 unchanged",
+    ]
+    assert any("does not exist" in line for line in lines)
+    assert "now holds 2 passages" in lines[-2]
+
+
+def test_watching_sees_what_changed_during_the_first_run_and_keeps_what_came_into_an_empty_store(home, monkeypatch):
+    (home / "empty").mkdir()
+    sync = folders.sync_folder
+
+    def slow(*arguments, **settings):
+        report = sync(*arguments, **settings)
+        (home / "empty" / "late.txt").write_text("late")
+        return report
+
+    monkeypatch.setattr("qwen_rerank.folders.sync_folder", slow)
+    watching(monkeypatch, lambda: None)
+
+    assert "now holds 1 passages" in run("index", home / "empty", "--store", "~/kb", "--watch").output
 
 
 def test_a_dry_run_makes_no_store(home):
@@ -140,3 +205,35 @@ def test_a_folder_without_any_text_is_an_error_and_leaves_nothing(home):
     assert isinstance(done.exception, InvalidInputError)
     assert "no document found" in str(done.exception)
     assert not (home / "s").exists()
+
+
+@pytest.fixture
+def table(home):
+    path = home / "商品.csv"
+    path.write_bytes('编号,名称,说明\n1,键盘,机械的，适合程序员\n2,鼠标,"无线的\n3,耳机,降噪\n'.encode("gb18030"))
+    return path
+
+
+@pytest.mark.parametrize(("column", "text"), [(None, "编号: 3\n名称: 耳机\n说明: 降噪"), ("说明", "降噪")])
+@pytest.mark.parametrize("command", ["rerank", "store add", "index"])
+def test_every_command_reads_a_table_in_the_same_way(table, home, command, column, text):
+    """Chinese columns in GB18030, a stray quote in one row: that row is named, and the others are read."""
+    more = ["--text-column", column] if column else []
+    if command == "rerank":
+        done = run("rerank", "降噪", table, *more, "--json")
+        texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    else:
+        fill = ("index", table, "--store", "~/kb") if command == "index" else ("store", "add", "~/kb", table)
+        if command == "store add":
+            run("store", "create", "~/kb")
+        done = run(*fill, *more)
+        texts = [json.loads(line)["text"] for line in run("search", "~/kb", "降噪", "--json").stdout.splitlines()]
+    assert (texts[0], len(texts)) == (text, 2)
+    assert "skipped 1 rows of " in done.output
+    assert "商品.csv; the first is 3: no CSV record" in done.output
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(table):
+    done = runner.invoke(app, ["rerank", "q", str(table), "--text-column", "正文"])
+
+    assert "the columns are '编号', '名称', '说明': name one with --text-column" in done.output + str(done.exception)

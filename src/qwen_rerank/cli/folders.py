@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from qwen_rerank.store import FaissStore
 
 _LINES = 20  # files that are listed without --verbose
-_NAMES = 3  # of those that were left out for one reason
 _WATCH_S = 2.0
 
 
@@ -54,9 +52,7 @@ def index(
         int | None,
         typer.Option("--overlap", help="Tokens that a passage repeats of the one before; 30 for a new folder."),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option("--text-column", help="Column of tables to read; else text or content, else all.")
-    ] = None,
+    text_column: options.TextColumn = None,
     include: Annotated[list[str] | None, typer.Option("--include", help="Only these, such as '*.md'.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Not these, such as 'drafts/*'.")] = None,
     gitignore: Annotated[
@@ -100,14 +96,14 @@ def index(
         "hidden": hidden,
     }
     with _opened(store, embedder, index_kind, is_new=is_new, scratch=is_new and dry_run) as opened:
+        seen = _state(source, opened.path)  # before the run: what changes meanwhile is seen by the next look
         with _bar() as progress:
             report = sync_folder(opened, source, **settings, dry_run=dry_run, progress=progress)
         _print_report(report, verbose=verbose)
-        n_documents = len(opened)
-        nothing = not n_documents and not dry_run
         if watch and not dry_run:
-            _watch(opened, source)
-    if nothing and is_new:
+            _watch(opened, source, seen)
+        n_documents = len(opened)
+    if not n_documents and not dry_run and is_new:
         _discard(store)
         raise InvalidInputError(
             f"no document found in {', '.join(map(str, source))}; what was left out is listed above."
@@ -166,14 +162,16 @@ def _opened(
 ) -> Iterator[FaissStore]:
     """Give the store open for writing; a scratch one, which nobody keeps, to try out what a new one would get."""
     from qwen_rerank.embedders import load_embedder
-    from qwen_rerank.store import FaissStore, built_with
+    from qwen_rerank.store import FaissStore
 
     if scratch:
         with tempfile.TemporaryDirectory() as folder, FaissStore.create(Path(folder, "store"), None) as made:
             yield made
         return
-    model = load_embedder(embedder or ("" if is_new else built_with(store)) or options.DEFAULT_EMBEDDER)
-    opened = FaissStore.create(store, model, index=index_kind) if is_new else FaissStore.open(store, model)
+    if is_new:
+        opened = FaissStore.create(store, load_embedder(embedder or options.DEFAULT_EMBEDDER), index=index_kind)
+    else:
+        opened = FaissStore.open(store, options.load_stored_embedder(store, embedder))
     with opened:
         yield opened
 
@@ -210,76 +208,57 @@ def _bar() -> Iterator[Callable[[Progress], None] | None]:
 
 def _print_report(report: SyncReport, *, verbose: bool) -> None:
     """Say on stderr what became of each file, and name what was left out."""
-    from qwen_rerank.cli.show import errors
+    from qwen_rerank.cli import show
 
     changed = [one for one in report.files if verbose or one.change != "unchanged"]
     for one in changed if verbose else changed[:_LINES]:
         notes = f" ({', '.join(one.notes)})" if one.notes else ""
-        _say(f"  {one.change:9}  {one.source}" + (f"  {one.passages} passages{notes}" if one.kind else ""))
+        show.say(f"  {one.change:9}  {one.source}" + (f"  {one.passages} passages{notes}" if one.kind else ""))
     if len(changed) > _LINES and not verbose:
-        _say(f"  … and {len(changed) - _LINES} more files; --verbose lists them")
+        show.say(f"  … and {len(changed) - _LINES} more files; --verbose lists them")
     for label, (before, after) in report.moved.items():
-        _say(f"{label} moved: {before} → {after}")
+        show.say(f"{label} moved: {before} → {after}")
     for label in report.replaced:
-        _say(f"{label} lies in a folder that is indexed now, and went into it")
-    for line in _left_out(report, verbose=verbose):
-        _say(line)
+        show.say(f"{label} lies in a folder that is indexed now, and went into it")
+    show.left_out(report.skipped, verbose=verbose)
     counts = ", ".join(f"{count} {name}" for name, count in report.counts.items() if count) or "no files"
     passages = f"{report.embedded} passages embedded, {report.reused} kept their vector, {report.deleted} removed"
     would = "Nothing was written; a run would give: " if report.dry_run else ""
-    errors.print(escape(f"{would}{counts}; {passages}; {len(report.skipped)} skipped"), highlight=False)
+    show.errors.print(escape(f"{would}{counts}; {passages}; {len(report.skipped)} skipped"), highlight=False)
 
 
-def _left_out(report: SyncReport, *, verbose: bool) -> Iterator[str]:
-    """Yield a line for each reason with the names of the files, and one for each file of which rows were left out."""
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    by_file: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for one in report.skipped:
-        name, _, row = one.where.rpartition(":")
-        if name and row.isdecimal():
-            by_file[name].append((row, one.reason))
-        else:
-            by_reason[one.reason].append(one.where)
-    for reason, names in by_reason.items():
-        more = f", … and {len(names) - _NAMES} more" if len(names) > _NAMES and not verbose else ""
-        count = f"{len(names)} × " if len(names) > 1 else ""
-        yield f"  skipped {count}{reason}: {', '.join(names if verbose else names[:_NAMES])}{more}"
-    for name, rows in by_file.items():
-        row, reason = rows[0]
-        yield f"  skipped {len(rows)} rows of {name}; the first is {row}: {reason}"
-        if verbose:
-            yield from (f"    {row}: {reason}" for row, reason in rows[1:])
-
-
-def _say(line: str) -> None:
-    from qwen_rerank.cli.show import errors
-
-    errors.print("".join(c if c.isprintable() else " " for c in line), highlight=False, markup=False)
-
-
-def _watch(store: FaissStore, source: list[Path]) -> None:
+def _watch(store: FaissStore, source: list[Path], seen: dict[str, tuple[int, int]]) -> None:
     """Index again whenever a file comes, goes or is written, until Ctrl-C."""
+    from qwen_rerank.cli import show
+    from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.folders import sync_folder
 
-    _say("watching; Ctrl-C ends it")
-    seen = _state(source)
+    show.say("watching; Ctrl-C ends it")
     try:
         while True:
             time.sleep(_WATCH_S)
-            if (now := _state(source)) != seen:
-                seen = now
+            if (now := _state(source, store.path)) == seen:
+                continue
+            seen = now
+            try:
                 _print_report(sync_folder(store, source), verbose=False)
+            except InvalidInputError as exc:  # a folder that is away for the moment, such as a drive
+                show.say(str(exc))
     except KeyboardInterrupt:
-        _say("no longer watching")
+        show.say("no longer watching")
 
 
-def _state(source: list[Path]) -> dict[str, tuple[int, int]]:
+def _state(source: list[Path], store: Path) -> dict[str, tuple[int, int]]:
+    """Return path to time and size of everything below the sources, but for what lies in the store."""
     found = {}
-    for root in source:
+    for root in (path.expanduser().absolute() for path in source):
         for path in [root, *root.rglob("*")] if root.is_dir() else [root]:
+            if path == store or store in path.parents:
+                continue
             try:
                 state = path.lstat()
             except OSError:
                 continue
-            found[str(path)] = state.st_mtime_ns, state.st_size
+            # Of a folder only that it is there: its own time also changes with a store inside it.
+            found[str(path)] = (0, 0) if path.is_dir() else (state.st_mtime_ns, state.st_size)
     return found

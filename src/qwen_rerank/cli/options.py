@@ -9,20 +9,22 @@ import typer
 
 if TYPE_CHECKING:
     from qwen_rerank.calibration import Calibration
-    from qwen_rerank.protocols import Scorer
+    from qwen_rerank.protocols import Embedder, Scorer
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 DEFAULT_EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
 
 
-def _expanded(path: Path) -> Path:
-    return path.expanduser()  # where the shell did not: in quotes
+def expanded(path: Path) -> Path:
+    """Return a path whose `~` is the home folder, where the shell did not see to that: in quotes."""
+    return path.expanduser()
 
 
-StoreArgument = Annotated[Path, typer.Argument(help="A store made by `qwen-rerank index`.", callback=_expanded)]
+StoreArgument = Annotated[Path, typer.Argument(help="A store made by `qwen-rerank index`.", callback=expanded)]
 StoreOption = Annotated[
-    Path, typer.Option("--store", help="Folder of the store; made if it is not there.", callback=_expanded)
+    Path, typer.Option("--store", help="Folder of the store; made if it is not there.", callback=expanded)
 ]
+StoreToRead = Annotated[Path, typer.Option("--store", help="A store made by `qwen-rerank index`.", callback=expanded)]
 Model = Annotated[
     str,
     typer.Option(
@@ -77,6 +79,9 @@ MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", min=1, help="Tokens of one prompt, template included; the model's own by default."),
 ]
+TextColumn = Annotated[
+    str | None, typer.Option("--text-column", help="Column of tables to read; else text or content, else all.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")]
 
 
@@ -93,6 +98,24 @@ def load_scorer(
     from qwen_rerank.scorers.loading import load_scorer
 
     return load_scorer(server or model, dialect=dialect, device=device, max_length=max_length, quantize=quantize)
+
+
+def load_stored_embedder(store: Path, given: str | None) -> Embedder | None:
+    """Return the embedder that was named, or the one that built the store; None for a store of words alone.
+
+    Raises:
+        StoreError: If there is no store, or one that cannot be read.
+    """
+    from qwen_rerank.embedders import load_embedder
+    from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.store import FaissStore, built_with
+
+    if name := given or built_with(store):
+        return load_embedder(name)
+    with FaissStore.open(store, None, read_only=True) as opened:
+        if opened.dim:
+            raise InvalidInputError(f"{store} does not tell its embedder's name; give --embedder.")
+    return None
 
 
 def load_calibration(path: Path | None, threshold: float | None) -> Calibration | None:

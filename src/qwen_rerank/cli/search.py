@@ -11,7 +11,6 @@ import typer
 from qwen_rerank.cli import options
 
 if TYPE_CHECKING:
-    from qwen_rerank.documents import Reading
     from qwen_rerank.types import Document
 
 
@@ -50,14 +49,13 @@ def search(
 ) -> None:
     """Search a store in two rounds and show both: first-stage rank, new rank, score, and where each passage stands."""
     from qwen_rerank.cli import show, show_passages
-    from qwen_rerank.embedders import load_embedder
     from qwen_rerank.folders.excerpts import around, file_filter
     from qwen_rerank.pipeline import TwoStageRetriever
     from qwen_rerank.reranker import Reranker
-    from qwen_rerank.store import FaissStore, built_with
+    from qwen_rerank.store import FaissStore
 
     fitted = options.load_calibration(calibration, threshold)
-    first_model = load_embedder(embedder or built_with(store) or options.DEFAULT_EMBEDDER)
+    first_model = options.load_stored_embedder(store, embedder)
     with FaissStore.open(store, embedder=first_model, read_only=True) as opened:
         wanted = file_filter(opened, paths=path or (), suffixes=suffix or (), since=since, until=until)
         with show.waiting(f"loading {server or model} …"):
@@ -112,6 +110,7 @@ def rerank(
     max_length: options.MaxLength = None,
     calibration: options.Calibrated = None,
     threshold: options.Threshold = None,
+    text_column: options.TextColumn = None,
     top_n: Annotated[int, typer.Option("--top-n", help="Documents to show.")] = 10,
     as_json: options.Json = False,
 ) -> None:
@@ -120,7 +119,7 @@ def rerank(
     from qwen_rerank.reranker import Reranker
 
     fitted = options.load_calibration(calibration, threshold)
-    documents = _from_stdin() if source == [Path("-")] else _from_files(source)
+    documents = _from_stdin() if source == [Path("-")] else _from_files(source, text_column)
     scorer = options.load_scorer(
         model, server=server, dialect=dialect, device=device, max_length=max_length, quantize=quantize
     )
@@ -139,15 +138,17 @@ def rerank(
         show.console.print(show.one_round(query, results, n_candidates=len(documents)))
 
 
-def _from_files(source: list[Path]) -> list[Document]:
-    from qwen_rerank.documents import SUFFIXES, read_documents
+def _from_files(source: list[Path], text_column: str | None) -> list[Document]:
+    from qwen_rerank.cli import show
     from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.folders import read_files
 
-    reading = read_documents(source)
-    _report(reading)
+    reading = read_files(source, text_column=text_column)
+    show.say(f"{reading.n_files} files, {len(reading.documents)} documents, {len(reading.skipped)} skipped")
+    show.left_out(reading.skipped)
     if not reading.documents:
         raise InvalidInputError(
-            f"no document found in {', '.join(map(str, source))}; a folder needs {', '.join(SUFFIXES)} files with text."
+            f"no document found in {', '.join(map(str, source))}; what was left out is listed above."
         )
     return reading.documents
 
@@ -160,15 +161,3 @@ def _from_stdin() -> list[Document]:
     if not lines:
         raise InvalidInputError("no document came on stdin; give one a line.")
     return lines
-
-
-def _report(reading: Reading) -> None:
-    """Say on stderr what was read, and name what was not."""
-    from qwen_rerank.cli.show import errors
-
-    n_skipped = len(reading.skipped)
-    errors.print(f"{reading.n_files} files, {len(reading.documents)} documents, {n_skipped} skipped", highlight=False)
-    for skipped in reading.skipped[:20]:
-        errors.print(f"  skipped {skipped.where}: {skipped.reason}", highlight=False, markup=False)
-    if n_skipped > 20:
-        errors.print(f"  … and {n_skipped - 20} more", highlight=False)

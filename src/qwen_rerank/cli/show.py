@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # doctor prints, too, and must run where numpy does not
+    from qwen_rerank.documents import Skipped
     from qwen_rerank.evaluation.formats import FormatCost
     from qwen_rerank.pipeline import TwoRounds
     from qwen_rerank.types import RankedDocument
@@ -24,6 +26,7 @@ errors = Console(stderr=True, soft_wrap=True)
 _BAR_CHARS = 10
 _SNIPPET_CHARS = 160  # more than a wide terminal shows; the table cuts it
 _ID_CHARS = 20
+_NAMES = 3  # of files that were left out for one reason
 _FALLEN = 3  # rows for what the second round moved out of sight
 
 
@@ -53,6 +56,32 @@ def snippet(text: str) -> str:
 def printable(text: str) -> str:
     """Return a text on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def say(line: str) -> None:
+    """Print a line on stderr, without control characters."""
+    errors.print("".join(c if c.isprintable() else " " for c in line), highlight=False, markup=False)
+
+
+def left_out(skipped: Sequence[Skipped], *, verbose: bool = False) -> None:
+    """Print on stderr a line for each reason with the names of the files, and one for each file that lacks rows."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    by_file: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for one in skipped:
+        name, _, row = one.where.rpartition(":")
+        if name and row.isdecimal():
+            by_file[name].append((row, one.reason))
+        else:
+            by_reason[one.reason].append(one.where)
+    for reason, names in by_reason.items():
+        more = f", … and {len(names) - _NAMES} more" if len(names) > _NAMES and not verbose else ""
+        count = f"{len(names)} × " if len(names) > 1 else ""
+        say(f"  skipped {count}{reason}: {', '.join(names if verbose else names[:_NAMES])}{more}")
+    for name, rows in by_file.items():
+        row, reason = rows[0]
+        say(f"  skipped {len(rows)} rows of {name}; the first is {row}: {reason}")
+        for row, reason in rows[1:] if verbose else ():
+            say(f"    {row}: {reason}")
 
 
 def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True, right: str | None = None) -> Table:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make, fill and look after a store of documents.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="The store's folder.")]
+Folder = Annotated[Path, typer.Argument(help="The store's folder.", callback=options.expanded)]
 Fields = Annotated[list[str] | None, typer.Option("--field", help="A metadata field to index for filters; repeatable.")]
 IndexKind = Annotated[str, typer.Option("--index", help="auto, or a FAISS factory string such as HNSW32.")]
 Filter = Annotated[str | None, typer.Option("--filter", help='A filter as JSON: {"year": {"$gte": 2020}}.')]
@@ -52,21 +52,22 @@ def create(
 @app.command()
 def add(
     store: Folder,
-    source: Annotated[list[Path], typer.Argument(help="Folders or files: .txt, .md, .jsonl, .csv.")],
+    source: Annotated[list[Path], typer.Argument(help="Folders or files of every kind that `index` reads, uncut.")],
     embedder: options.StoredEmbedder = None,
+    text_column: options.TextColumn = None,
     batch: Annotated[int, typer.Option("--batch", help="Documents of one commit.")] = _BATCH,
 ) -> None:
     """Add documents, or replace those whose text or metadata changed; a run that was killed goes on where it was."""
     from tqdm import tqdm
 
     from qwen_rerank.checks import check_count
-    from qwen_rerank.documents import read_documents
+    from qwen_rerank.cli.show import left_out
+    from qwen_rerank.folders import read_files
 
     check_count("batch", batch)
-    reading = read_documents(source)
-    for skipped in reading.skipped[:20]:
-        _say(f"  skipped {skipped.where}: {skipped.reason}")
-    with _open(store, embedder=_stored_embedder(store, embedder)) as opened:
+    reading = read_files(source, text_column=text_column)
+    left_out(reading.skipped)
+    with _open(store, embedder=options.load_stored_embedder(store, embedder)) as opened:
         added = 0
         with tqdm(total=len(reading.documents), desc="add", unit="doc", disable=None) as bar:
             for some in _batches(reading.documents, batch):
@@ -128,7 +129,7 @@ def tune(
             raise InvalidInputError(
                 f"{queries} cannot be read ({exc}); give a text file with one query a line."
             ) from exc
-    with _open(store, embedder=_stored_embedder(store, embedder) if asked else None) as opened:
+    with _open(store, embedder=options.load_stored_embedder(store, embedder) if asked else None) as opened:
         tried = opened.tune(asked, target=target)
     if not tried:
         print("The index compares all vectors: its recall is 1, and there is nothing to tune.")
@@ -183,9 +184,12 @@ def import_(
     from tqdm import tqdm
 
     from qwen_rerank.store import FaissStore, read_export
+    from qwen_rerank.store.opening import holds_nothing
 
     read = read_export(source)
-    with FaissStore.open_or_create(store, _stored_embedder(store, embedder)) as opened:
+    is_new = holds_nothing(store)
+    model = _load(embedder or options.DEFAULT_EMBEDDER) if is_new else options.load_stored_embedder(store, embedder)
+    with FaissStore.open_or_create(store, model) as opened:
         for start in tqdm(range(0, len(read.documents), _BATCH), desc="import", disable=None):
             some = slice(start, start + _BATCH)
             opened.upsert(read.documents[some], vectors=read.vectors[some])
@@ -202,25 +206,6 @@ def _load(name: str) -> Embedder:
     from qwen_rerank.embedders import load_embedder
 
     return load_embedder(name)
-
-
-def _stored_embedder(store: Path, given: str | None) -> Embedder | None:
-    """Return the embedder that was named, or the one that built the store; None for a store of words alone."""
-    from qwen_rerank.errors import InvalidInputError
-    from qwen_rerank.store import FaissStore, StoreNotFoundError, built_with
-
-    if given is not None:
-        return _load(given)
-    try:
-        name = built_with(store)
-    except StoreNotFoundError:
-        name = options.DEFAULT_EMBEDDER  # of a store that is made by the command
-    if name:
-        return _load(name)
-    with FaissStore.open(store, None, read_only=True) as opened:
-        if opened.dim:
-            raise InvalidInputError(f"{store} does not tell its embedder's name; give --embedder.")
-    return None
 
 
 def _filter(text: str | None) -> dict[str, Any] | None:
@@ -240,6 +225,6 @@ def _batches(documents: list[Document], size: int) -> Iterable[list[Document]]:
 
 
 def _say(text: str) -> None:
-    from qwen_rerank.cli.show import errors
+    from qwen_rerank.cli.show import say
 
-    errors.print(text, highlight=False, markup=False)
+    say(text)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from qwen_rerank.folders.reading import read_files
 from qwen_rerank.folders.records import FolderSettings
 from qwen_rerank.folders.sync import FileReport, Progress, SyncReport, forget_folder, sync_folder
 
-__all__ = ["FileReport", "FolderSettings", "Progress", "SyncReport", "forget_folder", "sync_folder"]
+__all__ = ["FileReport", "FolderSettings", "Progress", "SyncReport", "forget_folder", "read_files", "sync_folder"]

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_rerank.errors import MissingExtraError
+from qwen_rerank.store.commits import RECORD_FILE
+from qwen_rerank.store.database import DATABASE_FILE
 
 _GENERATED = ("__pycache__", "node_modules")
 
@@ -109,6 +111,8 @@ def _reason(
         return "hidden"
     if folder and path.name in _GENERATED:
         return "a folder that programs make"
+    if folder and (path / RECORD_FILE).is_file() and (path / DATABASE_FILE).is_file():
+        return "a store"  # perhaps the one that is being filled, which would be read for ever anew
     if folder:
         excluded = any(matches_pattern(name, pattern) for pattern in selection.exclude)
         reason = "left out by --exclude" if excluded else None
