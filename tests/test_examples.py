@@ -36,10 +36,10 @@ def test_searching_a_folder_again_embeds_only_what_changed(tmp_path):
     (notes / "lease.md").write_text("The lease ends in June.")
     (notes / "dog.md").write_text("The dog eats at six.")
     arguments = (str(notes), "when does the lease end", "--store", str(tmp_path / "store"))
-    assert "2 documents in the store, 2 of them new" in run("search_a_folder.py", tmp_path, *arguments)
+    assert "2 passages in the store, 2 of them new" in run("search_a_folder.py", tmp_path, *arguments)
 
     (notes / "dog.md").write_text("The dog eats at seven.")
-    assert "2 documents in the store, 1 of them new" in run("search_a_folder.py", tmp_path, *arguments)
+    assert "2 passages in the store, 1 of them new" in run("search_a_folder.py", tmp_path, *arguments)
 
 
 @pytest.mark.heavy
