@@ -1,10 +1,10 @@
-# `make demo` and `make test` do all their own set-up in .venv.
+# `make demo`, `make test` and `make docs` do all their own set-up in .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test check optimized clients notebooks clean
+.PHONY: demo test check optimized clients notebooks docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/qwen-rerank demo
@@ -29,6 +29,10 @@ clients: $(VENV)/.dev
 notebooks: $(VENV)/.dev
 	$(BIN)/python notebooks/build.py --check
 
+# The documentation in both languages, into site/; a warning or a dead link is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m docs.build
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -43,5 +47,10 @@ $(VENV)/.dev: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	touch $@ $(VENV)/.demo
 
+# Pages are drawn from the code: the server's part of the package, and the generator of the site.
+$(VENV)/.docs: pyproject.toml constraints-cpu.txt | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

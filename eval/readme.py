@@ -1,85 +1,157 @@
-"""Draw the READMEs' figures from the committed results: `python eval/readme.py`."""
+"""Draw the figures of the READMEs and of the documentation from the committed results: `python eval/readme.py`."""
 
 from __future__ import annotations
 
 import json
 import re
+from html import escape
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEED = Path("eval/speed/results/cpu-2-cores.json")
-GPU = Path("eval/speed/results/gpu-0.6B.json")
-POCKET = Path("eval/pocket/results/results.md")
+SPEED = "eval/speed/results/cpu-2-cores.json"
+GPU = "eval/speed/results/gpu-0.6B.json"
+PUBLISHED = "eval/published/qwen3-reranker.json"
+PICTURES = ROOT / "docs" / "pictures"
 READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
+
+_ONE_QUERY = {SPEED: "1x16x128", GPU: "1x50x128"}  # documents of 128 tokens, one query: the first row of both reports
+_NAMES = {
+    "engine": "qwen-rerank",
+    "vllm": "vLLM",
+    "sentence-transformers": "sentence-transformers",
+    "recipe": "model card",
+}
+_COLOURS = {
+    "light": {"paper": "#ffffff", "ink": "#1f2328", "faint": "#656d76", "bar": "#b8c0cc", "ours": "#3f6fd1"},
+    "dark": {"paper": "#0d1117", "ink": "#e6edf3", "faint": "#8b949e", "bar": "#4a5361", "ours": "#6f9bf2"},
+}
 
 SPEED_TEXT = {
     "en": (
-        "On {threads} cores of an {cpu} ({dtype}, the 0.6B shape with random weights, text in and scores out, in turn in one run, "
-        "1 query × {documents} documents of 128 tokens) the engine scores **{rate:.2f} documents/s: ×{recipe:.1f} the model card's code, "
-        "×{st:.1f} sentence-transformers at its best batch size, ×{vllm:.2f} vLLM** (×{long:.2f} at 2,000 tokens); with 20 to 400 tokens a document ×{mixed:.1f} sentence-transformers at its best "
-        "batch size, ×{mixed_default:.1f} at its default. Tokens that prompts share are computed once, nothing is padded. "
-        "Sharing prefixes is not new (RadixMLP in TEI, SGLang's multi-item scoring, vLLM's prefix cache); having it exact in a library is. "
-        "[All figures]({path}), [what was tried](eval/speed/LOG.md); on an {gpu} (bf16) it scores {gpu_documents:,.0f} documents/s of 128 tokens, "
-        "×{gpu_over:.1f} sentence-transformers ([figures]({gpu_path}), `python eval/speed/gpu.py`)."
+        "On {threads} CPU cores the engine scores {recipe:.1f} times as many documents a second as the model card's code, {st:.1f} times as many as "
+        "sentence-transformers at its best batch size and {vllm:.2f} times vLLM; on one {gpu} {gpu_st:.1f} times sentence-transformers "
+        "(128 tokens a document, the 0.6B shape with random weights; vLLM is ahead on 2,000 tokens, {long:.2f} times; "
+        "[CPU]({cpu_path}), [GPU]({gpu_path}), [what was tried](eval/speed/LOG.md))."
     ),
     "zh": (
-        "在 {cpu} 的 {threads} 个核上（{dtype}，0.6B 的形状、随机权重，从文本到分数全程计时，各家在同一次测试里轮流运行，1 个查询 × {documents} 篇 128 token 的文档），"
-        "引擎每秒打分 **{rate:.2f} 篇：是模型卡代码的 {recipe:.1f} 倍，sentence-transformers（取其最佳批大小）的 {st:.1f} 倍，vLLM 的 {vllm:.2f} 倍**（2,000 token 时为 {long:.2f} 倍）；文档长度在 20 到 400 token 之间时，"
-        "是 sentence-transformers 最佳批大小的 {mixed:.1f} 倍、默认批大小的 {mixed_default:.1f} 倍。"
-        "各提示词共有的前缀只算一次，没有填充。共享前缀并不新鲜（TEI 的 RadixMLP、SGLang 的多项打分、vLLM 的前缀缓存都有），新的是一个可直接导入、"
-        "分数精确的库。[全部数据]({path})，[试过什么](eval/speed/LOG.md)；在一块 {gpu}（bf16）上，每秒给 "
-        "{gpu_documents:,.0f} 篇 128 token 的文档打分，是 sentence-transformers 的 {gpu_over:.1f} 倍"
-        "（[数据]({gpu_path})，`python eval/speed/gpu.py`）。"
+        "在 {threads} 个 CPU 核上，引擎每秒打分的文档数是模型卡代码的 {recipe:.1f} 倍、sentence-transformers（取其最佳批大小）的 {st:.1f} 倍、vLLM 的 {vllm:.2f} 倍；"
+        "在一块 {gpu} 上是 sentence-transformers 的 {gpu_st:.1f} 倍（每篇 128 token，0.6B 的形状、随机权重；2,000 token 时 vLLM 更快，为 {long:.2f} 倍；"
+        "[CPU 数据]({cpu_path})、[GPU 数据]({gpu_path})、[试过什么](eval/speed/LOG.md)）。"
     ),
 }
-POCKET_TEXT = {
+PUBLISHED_TEXT = {
     "en": (
-        "What the small shipped models do on public collections (nDCG@10; BM25 and the embedder alone beside them, paired 95 % intervals; "
-        "[model card](src/qwen_rerank/pocket/MODEL_CARD.md)). They say nothing about Qwen3-Reranker:"
+        "Published by [the authors of the models]({source}) and measured by them, not by us; each reranks the first 100 of Qwen3-Embedding-0.6B "
+        "([figures]({path})):"
     ),
-    "zh": (
-        "随包小模型在公开数据集上的表现（nDCG@10，旁边是 BM25 和只用词向量的结果，配对 95% 置信区间；[模型卡](src/qwen_rerank/pocket/MODEL_CARD.md)）。"
-        "这些数字不代表 Qwen3-Reranker："
-    ),
+    "zh": "由[模型作者]({source})发布、由他们测得，不是我们测的；都是对 Qwen3-Embedding-0.6B 的前 100 个候选重排（[数据]({path})）：",
 }
+PUBLISHED_HEADS = {
+    "en": {
+        "MTEB-R": "English, MTEB-R",
+        "CMTEB-R": "Chinese, CMTEB-R",
+        "MMTEB-R": "many languages, MMTEB-R",
+        "MLDR": "long documents, MLDR",
+        "MTEB-Code": "code, MTEB-Code",
+        "FollowIR": "instructions, FollowIR",
+    },
+    "zh": {
+        "MTEB-R": "英文 MTEB-R",
+        "CMTEB-R": "中文 CMTEB-R",
+        "MMTEB-R": "多语言 MMTEB-R",
+        "MLDR": "长文档 MLDR",
+        "MTEB-Code": "代码 MTEB-Code",
+        "FollowIR": "遵循指令 FollowIR",
+    },
+}
+ALONE = {"en": "{} alone", "zh": "只用 {}"}
+UNITS = {"en": "documents a second", "zh": "每秒打分的文档数"}
+
+
+def read(path: str) -> Any:
+    """Return a committed result."""
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 
 def speed(language: str) -> str:
-    """Return the sentences on speed."""
-    report = json.loads((ROOT / SPEED).read_text(encoding="utf-8"))
-    gpu = json.loads((ROOT / GPU).read_text(encoding="utf-8"))
-    workload, on_gpu = report["workloads"]["1x16x128"], gpu["workloads"]["1x50x128"]
-    mixed = report["workloads"]["2x6 mixed 20-400"]
-    # The largest size tried holds all documents, as the default of 32 does.
-    *_, one_batch = mixed["contestants"]["sentence-transformers"]["seconds_by_batch_size"].values()
-    return SPEED_TEXT[language].format(
-        threads=report["hardware"]["threads"],
-        cpu=report["hardware"]["cpu"],
-        dtype=report["dtype"],
-        documents=workload["documents"],
-        rate=workload["contestants"]["engine"]["documents_per_s"],
-        recipe=workload["engine_over"]["recipe"],
-        st=workload["engine_over"]["sentence-transformers"],
-        vllm=workload["engine_over"]["vllm"],
-        long=report["workloads"]["1x2x2000"]["engine_over"]["vllm"],
-        mixed=mixed["engine_over"]["sentence-transformers"],
-        mixed_default=one_batch / min(mixed["contestants"]["engine"]["seconds"]),
-        path=SPEED,
+    """Return the picture and the sentence on speed."""
+    cpu, gpu = read(SPEED), read(GPU)
+    over, gpu_over = (
+        report["workloads"][_ONE_QUERY[path]]["engine_over"] for path, report in ((SPEED, cpu), (GPU, gpu))
+    )
+    sentence = SPEED_TEXT[language].format(
+        threads=cpu["hardware"]["threads"],
+        recipe=over["recipe"],
+        st=over["sentence-transformers"],
+        vllm=over["vllm"],
+        long=1 / cpu["workloads"]["1x2x2000"]["engine_over"]["vllm"],
         gpu=gpu["hardware"]["gpu"].split()[1],
-        gpu_documents=on_gpu["contestants"]["engine"]["documents_per_s"],
-        gpu_over=on_gpu["engine_over"]["sentence-transformers"],
+        gpu_st=gpu_over["sentence-transformers"],
+        cpu_path=SPEED,
         gpu_path=GPU,
+    )
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="docs/pictures/speed.{language}.dark.svg">'
+        f'<img alt="{escape(UNITS[language])}" src="docs/pictures/speed.{language}.light.svg"></picture>\n\n{sentence}'
     )
 
 
-def evaluate(language: str) -> str:
-    """Return the table of the pocket models."""
-    return f"{POCKET_TEXT[language]}\n\n{(ROOT / POCKET).read_text(encoding='utf-8').strip()}"
+def published(language: str) -> str:
+    """Return the authors' table, with how far each reranker is above its first stage."""
+    table = read(PUBLISHED)
+    [(first, alone)] = table["first_stage"].items()
+    rows = [["", *(PUBLISHED_HEADS[language][column] for column in table["columns"])], ["---", *["---:"] * len(alone)]]
+    rows.append([ALONE[language].format(first), *(f"{value:.2f}" for value in alone)])
+    for name, values in table["rerankers"].items():
+        cells = [f"{value:.2f} ({value - before:+.1f})" for value, before in zip(values, alone)]
+        rows.append([f"**{name}**" if name.startswith("Qwen3") else name, *cells])
+    text = PUBLISHED_TEXT[language].format(source=table["source"], path=PUBLISHED)
+    return f"{text}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def speed_picture(language: str, scheme: str) -> str:
+    """Return the bars of both machines as SVG."""
+    colours, y, parts = _COLOURS[scheme], 22, []
+    for path in (SPEED, GPU):
+        report = read(path)
+        contestants = report["workloads"][_ONE_QUERY[path]]["contestants"]
+        rates = {name: contestants[name]["documents_per_s"] for name in _NAMES if name in contestants}
+        hardware = report["hardware"]
+        title = hardware.get("gpu") or f"{hardware['threads']} × {hardware['cpu']}"
+        parts.append(_words(16, y, f"{title}, {report['dtype']}: {UNITS[language]}", colours["faint"]))
+        for name, rate in sorted(rates.items(), key=lambda item: -item[1]):
+            y += 24
+            width = 380 * rate / max(rates.values())
+            fill = colours["ours" if name == "engine" else "bar"]
+            parts.append(_words(190, y, _NAMES[name], colours["ink"], anchor="end"))
+            parts.append(f'<rect x="200" y="{y - 13}" width="{width:.1f}" height="17" rx="3" fill="{fill}"/>')
+            parts.append(_words(208 + width, y, f"{rate:,.2f}" if rate < 10 else f"{rate:,.0f}", colours["ink"]))
+        y += 40
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {y - 20}" width="680" '
+        "font-family=\"system-ui, 'Noto Sans CJK SC', 'PingFang SC', 'Microsoft YaHei', sans-serif\" font-size=\"14\">\n"
+        f'<rect width="100%" height="100%" rx="8" fill="{colours["paper"]}"/>\n{body}\n</svg>\n'
+    )
+
+
+def _words(x: float, y: float, text: str, colour: str, *, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y}" fill="{colour}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def pictures() -> dict[Path, str]:
+    """Return every picture with its text."""
+    return {
+        PICTURES / f"speed.{language}.{scheme}.svg": speed_picture(language, scheme)
+        for language in READMES.values()
+        for scheme in _COLOURS
+    }
 
 
 def with_figures(text: str, language: str) -> str:
     """Return a README with its figures as the results have them."""
-    for name, content in (("speed", speed(language)), ("evaluate", evaluate(language))):
+    for name, content in (("speed", speed(language)), ("published", published(language))):
         place = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(place, lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
     return text
@@ -89,3 +161,6 @@ if __name__ == "__main__":
     for readme, language in READMES.items():
         path = ROOT / readme
         path.write_text(with_figures(path.read_text(encoding="utf-8"), language), encoding="utf-8")
+    for path, text in pictures().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +14,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qwen_rerank.samples import LANGUAGES, load_demo_results
-from tests.readme_tree import READMES, ROOT
 
-_BY_POCKET = "# printed by the small model pocket in its place"
+ROOT = Path(__file__).resolve().parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+FILE_LINES = 5  # of what a search of files prints
+BY_MINI = "# printed by mini, the small model that ships with the package, in its place"
 
 REQUEST = re.compile(r"curl http://127\.0\.0\.1:8080(\S+) .*? -d '(.*?)'\n```", re.DOTALL)
 _PYTHON = re.compile(r"```python\n(.*?)```(\n+```text\n(.*?)```)?", re.DOTALL)
-_SMALL = {
-    '"Qwen/Qwen3-Reranker-0.6B"': '"pocket"',
-    '"Qwen/Qwen3-Embedding-0.6B"': '"pocket"',
-    "QwenScorer()": 'QwenScorer("pocket")',
-}
+_REAL = re.compile(r"Qwen/Qwen3-(Reranker|Embedding)-0\.6B")
+
+
+def small(code: str) -> str:
+    """Return code with the shipped pair in place of the real one."""
+    return _REAL.sub("mini", code)
 
 
 def snippets(text: str) -> list[tuple[str, str]]:
@@ -33,11 +37,8 @@ def snippets(text: str) -> list[tuple[str, str]]:
 
 def run(code: str, folder: Path) -> str:
     """Return what a block prints with the small models in place of the real ones, and says so."""
-    small_code = code
-    for name, small in _SMALL.items():
-        small_code = small_code.replace(name, small)
-    printed = output([sys.executable, "-c", small_code], folder)
-    return printed if small_code == code or not printed else f"{_BY_POCKET}\n{printed}"
+    printed = output([sys.executable, "-c", small(code)], folder)
+    return f"{BY_MINI}\n{printed}" if printed and small(code) != code else printed
 
 
 def demo() -> str:
@@ -57,17 +58,17 @@ def demo() -> str:
 
 
 def answer(text: str) -> str:
-    """Return the server's answer to the README's request, as JSON."""
+    """Return the server's answer to the README's request, as JSON, and whose it is."""
     import httpx2
 
-    from qwen_rerank import QwenScorer
+    from qwen_rerank import load_scorer
     from qwen_rerank.serve.app import create_app
 
     found = REQUEST.search(text)
     assert found, "the README shows no request"
 
     async def ask() -> dict[str, Any]:
-        app = create_app(QwenScorer("pocket"))
+        app = create_app(load_scorer("mini"))
         async with (
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server") as client,
@@ -76,8 +77,20 @@ def answer(text: str) -> str:
             return (await client.post(found[1], json=json.loads(found[2]))).json()
 
     given = asyncio.run(ask())
-    results = [{**row, "relevance_score": round(row["relevance_score"], 4)} for row in given["results"]]
-    return json.dumps({"results": results}, ensure_ascii=False)
+    results = [{**row, "relevance_score": round(row["relevance_score"], 3)} for row in given["results"]]
+    return json.dumps({"model": given["model"], "results": results}, ensure_ascii=False)
+
+
+def files(text: str) -> str:
+    """Return how what the README's search of a folder prints begins."""
+    index, search = re.findall(r"^qwen-rerank ((?:index|search) .*)$", text, re.MULTILINE)
+    with TemporaryDirectory() as folder:
+        printed = ""
+        for line in (index, search):
+            words = line.replace("build/help-store", str(Path(folder, "help-store")))
+            printed = output([sys.executable, "-m", "qwen_rerank", *shlex.split(words, comments=True)], ROOT)
+    lines = [line.rstrip() for line in printed.strip().splitlines()]
+    return "\n".join([*[line for line in lines if line][:FILE_LINES], "    …"])
 
 
 def with_outputs(text: str) -> str:
@@ -95,6 +108,7 @@ def with_outputs(text: str) -> str:
     text = _between(
         text, "demo", f"```text\n$ qwen-rerank demo      # one of its questions in each language\n{demo()}\n```"
     )
+    text = _between(text, "files", f"```text\n{files(text)}\n```")
     return _between(text, "answer", f"```json\n{answer(text)}\n```")
 
 

@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 
 from rich.cells import cell_len, set_cell_size
 
-from tests.readme_outputs import output
-from tests.readme_tree import ROOT
+from tests.readme_outputs import ROOT, output
 
 EXAMPLES = ROOT / "examples"
 PICTURES = EXAMPLES / "pictures"

@@ -13,7 +13,7 @@ from qwen_rerank import extras
 from qwen_rerank.extras import EXTRAS, pip_line
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_PART = {"all", "dev", "faiss-cpu", "faiss-gpu", "mteb", "ray"}  # `doctor` tells of FAISS by itself
+NO_PART = {"all", "dev", "docs", "faiss-cpu", "faiss-gpu", "mteb", "ray"}  # `doctor` tells of FAISS by itself
 
 # What somebody types without any extra: the feature that is named, the package that brings it, and the extra.
 LACKING = {
@@ -144,6 +144,7 @@ def test_all_has_every_extra_that_can_be_installed_together():
         "faiss-gpu",
         "mteb",
         "ray",
+        "docs",
         "dev",
     ]
 

@@ -1,15 +1,10 @@
-"""Which clients are tried, how each is pointed at the server, and the READMEs' table of them.
-
-`python -m tests.clients.catalogue` writes the table into both READMEs.
-"""
+"""Which clients are tried, how each is pointed at the server, and the documentation's table of them."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from tests.clients.environments import REQUIREMENTS, ROOT
+from tests.clients.environments import REQUIREMENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,39 +160,21 @@ APPLICATIONS = (
 )
 
 _HEADS = {
-    "README.md": (
+    "en": (
         "client",
         "where it is told the server's address, ROOT",
         "tried version",
         "request as in its source",
         "; sends no key",
     ),
-    "README.zh-CN.md": ("客户端", "服务器地址（ROOT）填在哪里", "试过的版本", "按其源码发出的请求", "；不发送密钥"),
+    "zh": ("客户端", "服务器地址（ROOT）填在哪里", "试过的版本", "按其源码发出的请求", "；不发送密钥"),
 }
-_PLACE = re.compile(r"(<!-- clients -->\n).*?(\n<!-- /clients -->)", re.DOTALL)
 
 
-def table(readme: str) -> str:
-    """Return the table in the language of a README."""
-    *heads, by_source, keyless = _HEADS[readme]
+def table(language: str) -> str:
+    """Return the table in a language, "en" or "zh"."""
+    *heads, by_source, keyless = _HEADS[language]
     rows = [heads, ["---"] * 3]
     rows += [[each.title, each.setting + ("" if each.sends_key else keyless), each.version] for each in CLIENTS]
     rows += [[title, setting, by_source] for title, setting in APPLICATIONS]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def with_table(readme: str) -> str:
-    """Return a README with its table as it should be."""
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    return _PLACE.sub(lambda match: match[1] + table(readme) + match[2], text)
-
-
-def main() -> None:
-    """Write the table into both READMEs."""
-    for readme in _HEADS:
-        changed = with_table(readme)
-        Path(ROOT / readme).write_text(changed, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

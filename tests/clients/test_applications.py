@@ -8,9 +8,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.clients.catalogue import with_table
-from tests.clients.environments import ROOT
-from tests.readme_tree import READMES
 from tests.serve.conftest import KEY, live_server
 
 QUERY = "which is the red one"
@@ -131,10 +128,3 @@ def test_one_model_is_described_by_name(url):
 
     assert (known.json()["id"], known.json()["model_type"]) == ("oracle", "rerank")
     assert (unknown.status_code, keyless.status_code) == (404, 401)
-
-
-@pytest.mark.parametrize("readme", READMES)
-def test_the_readmes_table_is_the_tried_clients(readme):
-    text = (ROOT / readme).read_text(encoding="utf-8")
-
-    assert text == with_table(readme), "run: python -m tests.clients.catalogue"

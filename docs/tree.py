@@ -1,16 +1,14 @@
-"""The READMEs' tree, drawn from the first line of every module: `python tests/readme_tree.py` writes it into both."""
+"""The tree: one line for every file to read, drawn from the first line of every module; `python -m docs.tree` prints it."""
 
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = ("README.md", "README.zh-CN.md")
-_PLACE = re.compile(r"(<!-- tree -->\n```\n).*?(\n```\n<!-- /tree -->)", re.DOTALL)
 _WIDTH = 38
 _FOLDERS = (
+    f"{'docs/':<{_WIDTH}} The pages in en/ and zh/; build.py makes the site of them, drawing.py what is not typed by hand.",
     f"{'notebooks/':<{_WIDTH}} Eight lessons: their sources in src/, executed in en/ and zh/ by build.py.",
     f"{'tests/':<{_WIDTH}} Laid out as the package is; reference.py is the model card's recipe, slow and obvious.",
 )
@@ -49,12 +47,5 @@ def subject(path: Path) -> str:
     return (docstring or "").split("\n")[0]
 
 
-def with_tree(text: str) -> str:
-    """Return a README with its tree as it is now."""
-    return _PLACE.sub(lambda match: match[1] + tree() + match[2], text)
-
-
 if __name__ == "__main__":
-    for readme in READMES:
-        path = ROOT / readme
-        path.write_text(with_tree(path.read_text(encoding="utf-8")), encoding="utf-8")
+    print(tree())

@@ -1,0 +1,286 @@
+"""Pieces of pages that nobody types: drawn from the code, the committed results, and files that the package ships.
+
+A page asks for one by a line of its own, `<!-- draw: NAME ARGUMENT -->`; what is drawn is in `PIECES`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import json
+import re
+import runpy
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any
+
+from docs.tree import ROOT, tree
+
+_MARK = re.compile(r"^<!-- draw: (\w+)(?: (\S+))? -->$", re.MULTILINE)
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)")
+
+_WORDS = {
+    "en": {
+        "option": "option",
+        "default": "default",
+        "meaning": "what it does",
+        "arguments": "arguments",
+        "error": "error",
+        "said": "what it says",
+        "setting": "setting",
+        "metric": "metric",
+        "kind": "kind",
+        "help": "cure",
+        "open": "the code",
+    },
+    "zh": {
+        "option": "选项",
+        "default": "默认值",
+        "meaning": "作用",
+        "arguments": "参数",
+        "error": "错误",
+        "said": "含义",
+        "setting": "设置",
+        "metric": "指标",
+        "kind": "类型",
+        "help": "怎么办",
+        "open": "代码",
+    },
+}
+
+
+def drawn(text: str, language: str) -> str:
+    """Return a page with all pieces in their places; an unknown one is an error."""
+    return _MARK.sub(lambda mark: PIECES[mark[1]](language, *filter(None, [mark[2]])), text)
+
+
+def included(path: str, *, deeper: int = 1) -> str:
+    """Return a Markdown file of the repository as part of a page: without its title, its headings `deeper` levels down.
+
+    Links to files of the repository become their paths, since the site does not hold them; pictures beside it are copied.
+    """
+    folder = path.rpartition("/")[0]
+    text = re.sub(r"\A# .*\n+", "", (ROOT / path).read_text(encoding="utf-8"))
+    text = re.sub(r"^(#+ )", "#" * deeper + r"\1", text, flags=re.MULTILINE)
+
+    def again(link: re.Match[str]) -> str:
+        if link[1]:
+            return f"![{link[2]}](PICTURES/{link[3].rpartition('/')[2]})"
+        return f"{link[2]} (`{folder}/{link[3]}`)" if link[2] != link[3] else f"`{link[3]}`"
+
+    return _LINK.sub(again, text)
+
+
+def table(heads: list[str], rows: Iterator[list[str]] | list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines)
+
+
+def changelog(language: str) -> str:
+    """Return the changelog."""
+    return included("CHANGELOG.md", deeper=0)
+
+
+def file(language: str, path: str) -> str:
+    """Return any Markdown file of the repository."""
+    return included(path)
+
+
+def code_tree(language: str) -> str:
+    """Return the tree of the repository."""
+    return f"```text\n{tree()}\n```"
+
+
+def clients(language: str) -> str:
+    """Return the clients that were tried against the server."""
+    from tests.clients.catalogue import table
+
+    return table(language)
+
+
+def troubleshooting(language: str) -> str:
+    """Return the page behind `qwen-rerank help`, one heading a topic."""
+    from qwen_rerank.help import sections
+
+    parts = []
+    for topic, body in sections(language).items():
+        first, _, rest = body.partition("\n")
+        parts.append(f"## {first.strip('*').rstrip('.。')} {{#{topic}}}\n\n`qwen-rerank help {topic}`\n{rest}")
+    return "\n\n".join(parts)
+
+
+def cli(language: str) -> str:
+    """Return every command with its arguments and options, as the command line itself declares them."""
+    import typer
+
+    from qwen_rerank.cli import app
+
+    root = typer.main.get_command(app)
+    return "\n\n".join(_commands(root, "qwen-rerank", _WORDS[language]))
+
+
+def _commands(command: Any, name: str, words: dict[str, str]) -> Iterator[str]:
+    subcommands = getattr(command, "commands", {})
+    if not subcommands:
+        yield _command(command, name, words)
+    for word, sub in subcommands.items():
+        if not sub.hidden:
+            yield from _commands(sub, f"{name} {word}", words)
+
+
+def _command(command: Any, name: str, words: dict[str, str]) -> str:
+    shown = [p for p in command.params if not getattr(p, "hidden", False) and "--help" not in p.opts]
+    arguments = [p for p in shown if p.param_type_name == "argument"]
+    options = [p for p in shown if p.param_type_name == "option"]
+    usage = " ".join([name, *(_metavar(p) for p in arguments), *(["[OPTIONS]"] if options else [])])
+    parts = [
+        f"## {name} {{#{name.removeprefix('qwen-rerank ').replace(' ', '-')}}}",
+        inspect.cleandoc(command.help or ""),
+    ]
+    parts.append(f"```text\n{usage}\n```")
+    if arguments:
+        rows = [[f"`{_metavar(p)}`", getattr(p, "help", None) or ""] for p in arguments]
+        parts.append(table([words["arguments"], words["meaning"]], rows))
+    if options:
+        rows = [[_option(p), _default(p), getattr(p, "help", None) or ""] for p in options]
+        parts.append(table([words["option"], words["default"], words["meaning"]], rows))
+    return "\n\n".join(parts)
+
+
+def _metavar(parameter: Any) -> str:
+    name = parameter.name.upper().strip("_") + ("…" if parameter.nargs == -1 or parameter.multiple else "")
+    return name if parameter.required else f"[{name}]"
+
+
+def _option(parameter: Any) -> str:
+    names = [*reversed(parameter.opts), *parameter.secondary_opts]
+    return ", ".join(f"`{name}`" for name in sorted(names, key=lambda n: (n in parameter.secondary_opts, len(n) > 2)))
+
+
+def _default(parameter: Any) -> str:
+    value = parameter.default
+    if value is None or value is False or callable(value) or value == () or "Sentinel" in type(value).__name__:
+        return ""
+    return f"`{' '.join(map(str, value)) if isinstance(value, list | tuple) else value}`"
+
+
+def settings(language: str) -> str:
+    """Return the server's settings with their defaults."""
+    from qwen_rerank.serve.settings import ServeSettings
+
+    words, meanings = _WORDS[language], _attributes(ServeSettings)
+    rows = [[f"`{f.name}`", f"`{f.default!r}`", meanings[f.name]] for f in dataclasses.fields(ServeSettings)]
+    return table([words["setting"], words["default"], words["meaning"]], rows)
+
+
+def _attributes(cls: type) -> dict[str, str]:
+    """Return what the docstring says of each attribute."""
+    block = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", block, re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text) for name, text in found}
+
+
+def metrics(language: str) -> str:
+    """Return every counter of a running server, as its own page describes it."""
+    words = _WORDS[language]
+    text = asyncio.run(_metrics_page())
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    helps = re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)
+    rows = [[f"`{name}`", kinds[name], meaning] for name, meaning in helps if not name.endswith("_created")]
+    return table([words["metric"], words["kind"], words["meaning"]], rows)
+
+
+async def _metrics_page() -> str:
+    import httpx2
+
+    from qwen_rerank.serve.app import create_app
+    from qwen_rerank.testing import OverlapScorer
+
+    app = create_app(OverlapScorer())
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server") as client:
+        return (await client.get("/metrics")).text
+
+
+def errors(language: str) -> str:
+    """Return every error with what it says and the section that helps."""
+    from qwen_rerank import errors as base
+    from qwen_rerank.store import errors as store
+
+    words = _WORDS[language]
+    rows = []
+    for module in (base, store):
+        for name, cls in vars(module).items():
+            if inspect.isclass(cls) and issubclass(cls, base.RerankError) and cls.__module__ == module.__name__:
+                cure = f"[{cls.topic}](troubleshooting.md#{cls.topic})" if cls.topic else ""
+                rows.append([f"`{name}`", inspect.cleandoc(cls.__doc__ or "").split("\n")[0], cure])
+    return table([words["error"], words["said"], words["help"]], rows)
+
+
+def published(language: str) -> str:
+    """Return the authors' table."""
+    return _without_links(_figures()["published"](language))
+
+
+def speed(language: str) -> str:
+    """Return the picture of speed, light or dark as the page is, and its sentence."""
+    text = _figures()["speed"](language)
+    sentence = text.partition("</picture>\n\n")[2]
+    pictures = [
+        f"![{escape(_figures()['UNITS'][language])}](PICTURES/speed.{language}.{scheme}.svg#only-{scheme})"
+        for scheme in ("light", "dark")
+    ]
+    return f"{''.join(pictures)}\n\n{_without_links(sentence)}"
+
+
+def _figures() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "eval" / "readme.py"))
+
+
+def _without_links(text: str) -> str:
+    return _LINK.sub(lambda link: f"{link[2]}: `{link[3]}`", text)
+
+
+def examples(language: str) -> str:
+    """Return every example: what it is for, what it prints, and its code to copy."""
+    parts = []
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        code = path.read_text(encoding="utf-8").rstrip()
+        title = code.removeprefix('"""').partition("\n")[0]
+        listing = "\n".join(f"    {line}" if line else "" for line in code.splitlines())
+        parts.append(
+            f"### {path.stem} {{#{path.stem}}}\n\n{title}\n\n![{path.stem}](PICTURES/{path.stem}.svg)\n\n"
+            f'??? note "{_WORDS[language]["open"]}: examples/{path.name}"\n\n    ```python\n{listing}\n    ```'
+        )
+    return "\n\n".join(parts)
+
+
+def notebooks(language: str) -> str:
+    """Return every notebook: its title and picture, and the file."""
+    parts = []
+    for path in sorted((ROOT / "notebooks" / language).glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        title = next(line for cell in cells for line in cell["source"] if line.startswith("# ")).strip("# \n")
+        parts.append(
+            f"### {title}\n\n![{escape(title)}](PICTURES/{path.stem}.png)\n\n"
+            f"`jupyter lab notebooks/{language}/{path.name}`"
+        )
+    return "\n\n".join(parts)
+
+
+PIECES: dict[str, Callable[..., str]] = {
+    "changelog": changelog,
+    "cli": cli,
+    "clients": clients,
+    "errors": errors,
+    "examples": examples,
+    "file": file,
+    "metrics": metrics,
+    "notebooks": notebooks,
+    "published": published,
+    "settings": settings,
+    "speed": speed,
+    "tree": code_tree,
+    "troubleshooting": troubleshooting,
+}

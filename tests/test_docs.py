@@ -1,0 +1,139 @@
+"""What the documentation says is true: its code runs, its commands exist, its pieces are drawn, and both languages have every page."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qwen_rerank
+from docs import drawing
+from docs.build import DOCS, LANGUAGES
+from tests.readme_outputs import BY_MINI, READMES, ROOT, small
+
+PAGES = sorted(DOCS.glob("*/**/*.md"))
+# Either why a block is not run, or the block and what it is said to print.
+_BLOCK = re.compile(r"(<!-- not run: .+ -->\n)?```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
+_BASH = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(DOCS).as_posix()
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    """Return (code, what it is said to print) of every block of a page that is run."""
+    return [(code, shown) for unrun, code, shown in _BLOCK.findall(text_of(path)) if not unrun]
+
+
+def output_of(code: str, names: dict[str, Any]) -> str:
+    """Return what a block prints with the small models in place of the real ones, and says so."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(small(code), "<page>", "exec"), names)
+    return printed.getvalue() if small(code) == code else f"{BY_MINI}\n{printed.getvalue()}"
+
+
+@pytest.fixture(scope="module")
+def loaded_once() -> Iterator[None]:
+    """Give every page the same shipped pair: loading it for each takes longer than all the rest."""
+    from qwen_rerank import embedders
+    from qwen_rerank.scorers import loading
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((loading, "load_scorer"), (embedders, "load_embedder")):
+            once = functools.cache(getattr(module, name))
+            patch.setattr(module, name, once)
+            patch.setattr(qwen_rerank, name, once)
+        yield
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("page", [path for path in PAGES if blocks(path)], ids=name_of)
+def test_the_code_of_a_page_runs_from_its_first_line_to_its_last(page, tmp_path, monkeypatch, loaded_once):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+
+    for code, shown in blocks(page):
+        printed = output_of(code, names)
+        assert printed.strip()
+        assert shown in ("", printed)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / readme for readme in READMES)], ids=lambda path: path.name)
+def test_every_command_of_a_page_exists_with_its_options(page):
+    for line in "\n".join(_BASH.findall(text_of(page))).splitlines():
+        if line.startswith("qwen-rerank "):
+            assert unknown(shlex.split(line, comments=True)[1:]) == [], line
+
+
+def unknown(words: list[str]) -> list[str]:
+    """Return the options of a command line that its command does not have."""
+    import typer
+
+    from qwen_rerank.cli import app
+
+    command = typer.main.get_command(app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    assert not hasattr(command, "commands"), f"no such command: {words}"
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return [word for word in words if re.match(r"--?[a-zA-Z]", word) and word not in known]
+
+
+def test_both_languages_have_every_page():
+    english, chinese = (
+        {p.relative_to(DOCS / language) for p in PAGES if p.is_relative_to(DOCS / language)} for language in LANGUAGES
+    )
+
+    assert english == chinese
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_page_is_in_the_navigation(language):
+    listed = re.findall(r"([\w/-]+\.md)$", text_of(DOCS / f"{language}.yml"), re.MULTILINE)
+
+    assert sorted(listed) == sorted(
+        p.relative_to(DOCS / language).as_posix() for p in PAGES if p.is_relative_to(DOCS / language)
+    )
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_piece_that_a_page_asks_for_is_drawn(page):
+    drawn = drawing.drawn(text_of(page), name_of(page)[:2])
+
+    assert "<!-- draw:" not in drawn
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_to_a_page_leads_to_one(page):
+    links = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", text_of(page))
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_no_sentence_stands_in_the_readme_and_on_a_page():
+    """Sentences of more than eight words; code, tables and what is drawn in both from one source are not counted."""
+    readme, pages = sentences(text_of(ROOT / "README.md")), set()
+    for page in (DOCS / "en").rglob("*.md"):
+        pages |= sentences(text_of(page))
+
+    assert readme & pages == set()
+
+
+def sentences(text: str) -> set[str]:
+    prose = re.sub(r"```.*?```|<!-- (\w+) -->.*?<!-- /\1 -->|^\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    parts = re.split(r"(?<=[.:;])\s+|\n\n", re.sub(r"[`*\[\]]|\([^)]*\)", "", prose))
+    return {" ".join(part.split()) for part in parts if len(part.split()) > 8}
