@@ -66,6 +66,7 @@ PUBLISHED_HEADS = {
     },
 }
 ALONE = {"en": "{} alone", "zh": "只用 {}"}
+CORES = {"en": "{threads} cores of an {cpu}", "zh": "{cpu} 的 {threads} 个核"}
 UNITS = {"en": "documents a second", "zh": "每秒打分的文档数"}
 
 
@@ -118,7 +119,7 @@ def speed_picture(language: str, scheme: str) -> str:
         contestants = report["workloads"][_ONE_QUERY[path]]["contestants"]
         rates = {name: contestants[name]["documents_per_s"] for name in _NAMES if name in contestants}
         hardware = report["hardware"]
-        title = hardware.get("gpu") or f"{hardware['threads']} × {hardware['cpu']}"
+        title = hardware.get("gpu") or CORES[language].format(**hardware)
         parts.append(_words(16, y, f"{title}, {report['dtype']}: {UNITS[language]}", colours["faint"]))
         for name, rate in sorted(rates.items(), key=lambda item: -item[1]):
             y += 24
