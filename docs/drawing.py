@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
-from docs.tree import ROOT, tree
+from docs.tree import ROOT, subject
 
 _MARK = re.compile(r"^<!-- draw: (\w+)(?: (\S+))? -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)")
 
-_WORDS = {
+_WORDS: dict[str, Any] = {
     "en": {
         "option": "option",
         "default": "default",
@@ -32,6 +32,7 @@ _WORDS = {
         "metric": "metric",
         "kind": "kind",
         "help": "cure",
+        "files": ["file", "what it is"],
         "open": "the code",
     },
     "zh": {
@@ -45,6 +46,7 @@ _WORDS = {
         "metric": "指标",
         "kind": "类型",
         "help": "怎么办",
+        "files": ["文件", "是什么"],
         "open": "代码",
     },
 }
@@ -89,8 +91,17 @@ def file(language: str, path: str) -> str:
 
 
 def code_tree(language: str) -> str:
-    """Return the tree of the repository."""
-    return f"```text\n{tree()}\n```"
+    """Return every file of the package with its line, a table for each folder."""
+    package, parts = ROOT / "src" / "qwen_rerank", []
+    folders = {path.parent for path in package.rglob("*.py")}
+    for folder in sorted(folders, key=lambda f: (f != package, f)):
+        rows = [[f"`{path.name}`", escape(subject(path), quote=False)] for path in sorted(folder.glob("*.py"))]
+        parts.append(f"### {folder.relative_to(ROOT).as_posix()}\n\n{table(_WORDS[language]['files'], rows)}")
+    rows = [
+        [f"`{path.relative_to(ROOT).as_posix()}`", escape(subject(path), quote=False)]
+        for path in sorted((ROOT / "eval").rglob("*.py"))
+    ]
+    return "\n\n".join([*parts, f"### eval\n\n{table(_WORDS[language]['files'], rows)}"])
 
 
 def clients(language: str) -> str:
