@@ -100,6 +100,12 @@ def test_a_hub_that_cannot_be_reached_says_the_way_out():
         find_model("nobody/no-such-model")
 
 
+@pytest.mark.parametrize(("kind", "option"), [("reranker", "--model pocket"), ("embedder", "--embedder pocket")])
+def test_a_hub_that_cannot_be_reached_names_what_is_here_in_its_place(kind, option):
+    with pytest.raises(ModelNotFoundError, match=option):
+        find_model("nobody/no-such-model", kind=kind)
+
+
 def test_foreign_errors_of_the_hub_become_ours(monkeypatch):
     def snapshot_download(*args, **options):
         raise RuntimeError("proxy says no\nand more")

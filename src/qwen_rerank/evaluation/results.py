@@ -51,8 +51,7 @@ def about(collection: Collection) -> dict[str, Any]:
     notes = list(collection.notes)
     if len(collection.queries) < FEW_QUERIES:
         notes.append(
-            f"{len(collection.queries)} queries are too few to tell systems apart: an interval may be too narrow, and no "
-            "difference counts that only these queries show"
+            f"{len(collection.queries)} queries are too few to tell systems apart: the intervals of so few are too narrow"
         )
     if training_set := in_domain(collection.name):
         notes.append(f"in-domain for Qwen3-Reranker: its training data holds {training_set}")

@@ -24,6 +24,7 @@ PINNED = {
     "Qwen/Qwen3-Reranker-4B": "f16fc5d5d2b9b1d0db8280929242745d79794ef5",
     "Qwen/Qwen3-Reranker-8B": "5fa94080caafeaa45a15d11f969d7978e087a3db",
 }
+_OPTIONS: dict[Kind, str] = {"reranker": "--model", "embedder": "--embedder"}
 EXAMPLES: dict[Kind, str] = {"reranker": "Qwen/Qwen3-Reranker-0.6B", "embedder": "Qwen/Qwen3-Embedding-0.6B"}
 GGUF_ADVICE = "serve it with llama.cpp's llama-server and give that server's URL, or give a folder with safetensors"
 # Neither pickles nor code are ever downloaded.
@@ -86,7 +87,7 @@ def find_model(
             f"{name!r} is no folder and no hub name; give a folder with config.json, tokenizer.json and "
             f"model.safetensors, a hub name such as {EXAMPLES[kind]}, or 'pocket'."
         )
-    return _download(name, revision or PINNED.get(name), files)
+    return _download(name, kind, revision or PINNED.get(name), files)
 
 
 def find_tokenizer(name: str) -> Path:
@@ -115,7 +116,7 @@ def _local(name: str) -> Path:
         raise ModelNotFoundError(f"{name!r} is no folder and no hub name ({exc}).") from exc
 
 
-def _download(name: str, revision: str | None, wanted: Sequence[str]) -> ModelFolder:
+def _download(name: str, kind: Kind, revision: str | None, wanted: Sequence[str]) -> ModelFolder:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -137,7 +138,7 @@ def _download(name: str, revision: str | None, wanted: Sequence[str]) -> ModelFo
         raise ModelNotFoundError(
             f"{name} is not in the local cache and the model hub cannot be reached ({reason or first_line(exc)}); set "
             f"HF_ENDPOINT to a mirror such as {MIRROR}, or download the model elsewhere (`modelscope download --model "
-            f"{name}` has it too) and give its folder, or use the small model that is here: 'pocket' (--model pocket)."
+            f"{name}` has it too) and give its folder, or use the small one that is here: 'pocket' ({_OPTIONS[kind]} pocket)."
         ) from exc
     except Exception as exc:  # the hub's client has no common base for its errors
         raise ModelNotFoundError(
