@@ -33,7 +33,7 @@ LACKING = {
     "import qwen_rerank.langchain": ("qwen_rerank.langchain", "langchain-core", "langchain"),
     "import qwen_rerank.llama_index": ("qwen_rerank.llama_index", "llama-index-core", "llama-index"),
     "import qwen_rerank.serve.app": ("qwen_rerank.serve", "fastapi", "serve"),
-    "from qwen_rerank import HttpScorer": ("HttpScorer", "httpx2", "client"),
+    "from qwen_rerank import HttpScorer": ("HttpScorer", "pydantic-core", "client"),
     "import qwen_rerank.evaluation.measures": ("qwen_rerank.evaluation", "ir-measures", "eval"),
     "import qwen_rerank.evaluation.significance": ("qwen_rerank.evaluation", "scipy", "eval"),
     "import qwen_rerank.evaluation.calibrate": ("qwen_rerank.evaluation.calibrate", "scikit-learn", "eval"),

@@ -15,7 +15,20 @@ ROOT = Path(qwen_rerank.__file__).parent
 
 # A room is one module or folder; several names for one room stand together.
 LAYERS: list[list[set[str]]] = [
-    [{"types", "protocols", "errors", "extras", "checks", "deprecation", "tokenizer", "sharing"}],
+    [
+        {
+            "types",
+            "protocols",
+            "errors",
+            "extras",
+            "checks",
+            "bounded_json",
+            "regular_files",
+            "deprecation",
+            "tokenizer",
+            "sharing",
+        }
+    ],
     [
         {"prompt"},
         {"packing"},

@@ -15,13 +15,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from qwen_rerank.bounded_json import loads
 from qwen_rerank.errors import CalibrationError, CalibrationMismatchError
+from qwen_rerank.regular_files import read_regular
 
 Key = Mapping[str, str | float | None]
 Kind = Literal["platt", "isotonic"]
 
 FORMAT = "qwen-rerank-calibration"
 VERSION = 1
+_MOST_BYTES = 1 << 24
 _FIELDS = {"platt": ("a", "b"), "isotonic": ("x", "y")}
 
 
@@ -122,11 +125,11 @@ class Calibration:
             CalibrationError: If the file is missing or is not exactly what `save` writes; the message names the file.
         """
         try:
-            body = json.loads(Path(path).read_text(encoding="utf-8"))
+            body = loads(read_regular(path, most_bytes=_MOST_BYTES))
             return cls(**_arguments(body))
         except CalibrationError as exc:
             raise CalibrationError(f"{path}: {exc}") from exc
-        except (OSError, ValueError, RecursionError) as exc:
+        except (OSError, ValueError) as exc:
             raise CalibrationError(f"{path} cannot be read as a calibration ({exc}).") from exc
 
 

@@ -16,7 +16,7 @@ EXTRAS = {
     "langchain": ("langchain-core",),
     "llama-index": ("llama-index-core",),
     "serve": ("fastapi", "uvicorn", "h11", "prometheus-client"),
-    "client": ("httpx2",),
+    "client": ("httpx2", "pydantic-core"),
     "eval": ("ir-measures", "scipy", "scikit-learn", "matplotlib"),
     "train": ("torch", "tiktoken", "transformers", "sentence-transformers", "datasets", "accelerate", "peft"),
     "hub": ("datasets",),

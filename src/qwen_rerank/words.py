@@ -20,8 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen_rerank.bounded_json import loads
+from qwen_rerank.regular_files import open_regular
+
 # Changes with anything that makes other terms of a text; an index that was saved with another version is built again.
 VERSION = 1
+_MOST_HEAD_BYTES = 1 << 20  # of the line that says how long the arrays of a file are
 
 # Han and kana: 々〆〇, kana, extension A, the main block, compatibility, the supplementary planes. Then Hangul.
 _HAN = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -290,13 +294,16 @@ class WordIndex:
         Raises:
             ValueError: If the file is no word index, or of another version.
         """
-        with path.open("rb") as file:
-            head = json.loads(file.readline())
+        with open_regular(path) as file:
+            head = loads(file.readline(_MOST_HEAD_BYTES))
             if not isinstance(head, dict) or head.get("version") != VERSION:
                 raise ValueError("it was written by another version")
             arrays = []
+            size = path.stat().st_size
             for number, length in enumerate(head["lengths"]):
                 kind = np.dtype(_FIELDS[number % len(_FIELDS)][1]).newbyteorder("<")
+                if not 0 <= length <= size // kind.itemsize:
+                    raise ValueError("it is shorter than it says")
                 arrays.append(np.fromfile(file, kind, length).astype(kind.newbyteorder("="), copy=False))
         if [len(values) for values in arrays] != head["lengths"]:
             raise ValueError("it is shorter than it says")

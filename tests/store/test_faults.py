@@ -172,7 +172,7 @@ def test_a_pipe_in_place_of_a_file_does_not_block(store, path, embedder, name):
     os.mkfifo(file)
 
     if name == "commit.json":
-        with pytest.raises(CorruptStoreError, match="not a regular file"):
+        with pytest.raises(CorruptStoreError, match="no regular file"):
             FaissStore.open(path, embedder)
     else:
         with FaissStore.open(path, embedder) as again:

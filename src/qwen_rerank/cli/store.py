@@ -120,11 +120,12 @@ def tune(
 ) -> None:
     """Print recall against exact search over speed, and keep the first effort that reaches the target."""
     from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.regular_files import read_regular
 
     asked = None
     if queries is not None:
         try:
-            asked = [line for line in queries.read_text(encoding="utf-8").splitlines() if line.strip()]
+            asked = [line for line in read_regular(queries).decode().splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as exc:
             raise InvalidInputError(
                 f"{queries} cannot be read ({exc}); give a text file with one query a line."

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from qwen_rerank.checks import check_text
 from qwen_rerank.errors import FileError, InvalidInputError
+from qwen_rerank.regular_files import open_regular
 
 MAX_LINE_BYTES = 64 * 1024**2  # also of a file that is one document
 MAX_FILE_BYTES = 16 * 1024**3  # after decompression
@@ -130,7 +131,8 @@ class TextFile(Source):
         number, total = 0, 0
         try:
             limit = self._most_bytes()
-            with self._open() as file:
+            with open_regular(self.path) as opened:
+                file = cast("BinaryIO", gzip.GzipFile(fileobj=opened)) if self.path.suffix == ".gz" else opened
                 while raw := file.readline(MAX_LINE_BYTES + 1):
                     number += 1
                     total += len(raw)
@@ -141,9 +143,6 @@ class TextFile(Source):
                     yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
         except (OSError, EOFError, zlib.error) as exc:
             self.refuse(None, f"cannot be read ({exc}).")
-
-    def _open(self) -> BinaryIO:
-        return cast("BinaryIO", gzip.open(self.path, "rb")) if self.path.suffix == ".gz" else self.path.open("rb")
 
     def _most_bytes(self) -> int:
         if self.path.suffix != ".gz":

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from qwen_rerank.checks import check_texts
 from qwen_rerank.errors import ModelCorruptError, ModelIncompleteError, ModelNotFoundError
 from qwen_rerank.models.folder import SINGLE, read_tokenizer
+from qwen_rerank.regular_files import read_regular
 from qwen_rerank.sharing import SharedCopies, made_from
 
 WEIGHTS = SINGLE
@@ -113,5 +114,5 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 def _digest(*paths: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(read_regular(path)).digest())
     return digest.hexdigest()[:16]

@@ -14,6 +14,7 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.evaluation import plots
 from qwen_rerank.evaluation.results import threshold_sentence
 from qwen_rerank.evaluation.sweep import money
+from qwen_rerank.regular_files import read_regular
 
 Row = Mapping[str, Any]
 Cell = str | tuple[str, str]
@@ -84,7 +85,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     results = []
     for path in sorted(Path(folder).glob("*.json")):
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(read_regular(path))
         except (OSError, ValueError, RecursionError) as exc:
             raise InvalidInputError(
                 f"{str(path)!r} cannot be read as JSON ({exc}); delete it, or make it again."

@@ -10,15 +10,18 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from qwen_rerank.bounded_json import loads
 from qwen_rerank.checks import check_text
 from qwen_rerank.documents import write_whole
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders.cutting import CutSettings
 from qwen_rerank.folders.walk import Selection
+from qwen_rerank.regular_files import read_regular
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Document
 
 RECORD = "folders.json"
+_MOST_RECORD_BYTES = 1 << 24
 CUT = CutSettings()
 VERSION = 1  # changes with anything that makes other passages of the same file
 
@@ -147,7 +150,7 @@ def read_folders(store: Path, inventory: Inventory) -> dict[str, Folder]:
     """Return a store's folders by label; those that only their documents tell of have no path."""
     folders: dict[str, Folder] = {}
     try:
-        rows = json.loads((store / RECORD).read_text(encoding="utf-8"))
+        rows = loads(read_regular(store / RECORD, most_bytes=_MOST_RECORD_BYTES, links=False))
         names = {one.name for one in fields(FolderSettings)}
         for row in rows:
             kept = {name: value for name, value in row["settings"].items() if name in names}
@@ -254,7 +257,7 @@ def _moved(root: Path, folders: Mapping[str, Folder], inventory: Inventory) -> F
 
 def _digest_of(path: Path) -> str | None:
     try:
-        return digest(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
+        return digest(read_regular(path, links=False))
     except OSError:
         return None
 

@@ -30,6 +30,7 @@ from qwen_rerank.folders.records import (
 )
 from qwen_rerank.folders.walk import Found, shown, walk
 from qwen_rerank.folders.worker import Converter
+from qwen_rerank.regular_files import read_regular
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Document
 
@@ -255,7 +256,7 @@ class _Run:
         """Bring one file in step; return whether it has passages."""
         settings, label = scope.folder.settings, scope.folder.label
         try:
-            data = found.path.read_bytes()
+            data = read_regular(found.path, links=False)
             modified = datetime.fromtimestamp(found.path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         except (OSError, OverflowError, ValueError) as exc:
             self._skip(scope, found.name, f"cannot be read ({exc})")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qwen_rerank.bounded_json import JsonLimitError, check_json, loads
 from qwen_rerank.errors import ModelCorruptError, ModelError, ModelIncompleteError, TokenizerError, UnsafeModelError
 from qwen_rerank.models.names import GGUF_ADVICE
+from qwen_rerank.regular_files import open_regular, read_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -18,6 +19,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _HASHED = (".json", ".safetensors", ".txt", ".model")
 _MAX_JSON_BYTES = 64 * 1024**2
 _MAX_TEXT_BYTES = 256 * 1024**2
+_MAX_TOKENIZER_VALUES = 4_000_000  # Gemma has 1.8 million, most of them in its merges
 _MAX_HEADER_BYTES = 100_000_000
 _OFFSET_FAMILIES = ("roberta", "camembert", "mpnet")  # their positions begin after the padding id
 _SAMPLE_BYTES = 4096
@@ -30,8 +32,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
         ModelCorruptError: If it cannot be read, is no regular file, is absurdly large, or holds something else.
     """
     try:
-        data = json.loads(_read(path, _MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError) as exc:
+        data = loads(read_regular(path, most_bytes=_MAX_JSON_BYTES))
+    except (OSError, ValueError) as exc:
         raise ModelCorruptError(f"{path} cannot be read as JSON ({exc}); download the model again.") from exc
     if not isinstance(data, kind):
         raise ModelCorruptError(
@@ -50,14 +52,19 @@ def read_text(path: Path, *, error: type[ModelError] = ModelCorruptError) -> str
     if not path.exists():
         raise ModelIncompleteError(f"{path} is missing; download the model again.")
     try:
-        return _read(path, _MAX_TEXT_BYTES).decode()
+        return read_regular(path, most_bytes=_MAX_TEXT_BYTES).decode()
     except (OSError, UnicodeDecodeError) as exc:
         raise error(f"{path} cannot be read ({exc}); download the model again.") from exc
 
 
 def read_tokenizer(path: Path) -> str:
     """Return the text of a `tokenizer.json`; what makes it unreadable is a `TokenizerError`."""
-    return read_text(path, error=TokenizerError)
+    text = read_text(path, error=TokenizerError)
+    try:
+        check_json(text.encode(), max_values=_MAX_TOKENIZER_VALUES)
+    except JsonLimitError as exc:
+        raise TokenizerError(f"{path} {exc}, which no tokenizer does; download the model again.") from exc
+    return text
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -192,7 +199,7 @@ def weight_names(folder: Path) -> set[str]:
     """Return the names of all weights in a folder and the folders below it."""
     names: set[str] = set()
     for path in folder.rglob("*.safetensors"):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             names.update(_read_header(path, file)[1])
     return names
 
@@ -208,23 +215,12 @@ def folder_digest(folder: Path) -> str:
         if path.suffix not in _HASHED or name.startswith(("onnx/", "openvino/", ".")) or not path.is_file():
             continue
         digest.update(name.encode() + b"\0")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if path.suffix == ".safetensors":
                 _sample_weights(path, file, digest)
             else:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """Return the content of a regular file, or of one that a link leads to, as the hub's cache has them."""
-    if path.exists() and not path.is_file():
-        raise OSError("it is no regular file")  # a pipe or a device could be read for ever
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(f"it is larger than {limit:,} bytes")
-    return data
 
 
 def _refuse_gguf(folder: Path) -> None:
@@ -238,10 +234,10 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[int, dict[str, tuple[int, 
     if not 2 <= size <= min(_MAX_HEADER_BYTES, whole - 8):
         raise ModelCorruptError(f"{path} is no safetensors file; download it again.")
     try:
-        entries = json.loads(file.read(size))
+        entries = loads(file.read(size))
         spans = {name: entry["data_offsets"] for name, entry in entries.items() if name != "__metadata__"}
         sound = all(0 <= start <= end <= whole - 8 - size for start, end in spans.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelCorruptError(f"{path} has a header that cannot be read; download it again.") from exc
     if not sound:
         raise ModelCorruptError(f"{path} is cut short: a weight lies beyond its end; download it again.")

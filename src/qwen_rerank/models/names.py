@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_rerank.checks import check_query
-from qwen_rerank.errors import InvalidInputError, ModelError, ModelNotFoundError
+from qwen_rerank.errors import InvalidInputError, ModelCorruptError, ModelError, ModelNotFoundError
 
 Kind = Literal["reranker", "embedder"]
 
@@ -65,6 +65,7 @@ def find_model(
     Raises:
         InvalidInputError: If the name is empty, or a revision is given for what is not on the hub.
         ModelNotFoundError: If there is none, or the hub cannot be reached and the model is not in its cache.
+        ModelCorruptError: If there is a pipe, a device or a socket in the folder.
         ModelError: If it is a GGUF file.
     """
     path = (
@@ -75,6 +76,7 @@ def find_model(
     if path.is_dir():
         if revision is not None:
             raise InvalidInputError(f"revision ({revision!r}) is for hub names only, and {name} is a local folder.")
+        _refuse_irregular(path)
         return ModelFolder(name, path)
     if path.suffix == ".gguf":
         raise ModelError(f"{name} is a GGUF file, which cannot be read here; {GGUF_ADVICE}.")
@@ -88,6 +90,13 @@ def find_model(
             f"model.safetensors, a hub name such as {EXAMPLES[kind]}, or 'pocket'."
         )
     return _download(name, kind, revision or PINNED.get(name), files)
+
+
+def _refuse_irregular(folder: Path) -> None:
+    """Refuse a folder with a pipe, a device or a socket in it: the libraries that load models would wait for it."""
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelCorruptError(f"{path} is no regular file; take it out of the model's folder.")
 
 
 def find_tokenizer(name: str) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 
 from qwen_rerank.errors import ModelCorruptError, ModelError, ModelIncompleteError, UnsafeModelError
 from qwen_rerank.models.names import Kind
+from qwen_rerank.regular_files import read_regular
 
 # Where exporters put a graph, in the order in which one is taken: first those with the weights as they were trained.
 # A pair of ours lies in one folder, as reranker.onnx and embedder.onnx.
@@ -332,16 +333,10 @@ class _Reader:
 def _content(path: Path) -> bytes:
     if not path.exists():
         raise ModelIncompleteError(f"{path} is missing; download the model again.")
-    if not path.is_file():  # a pipe or a device could be read for ever
-        raise ModelCorruptError(f"{path} is no regular file; give a folder with the graph itself.")
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_GRAPH_BYTES + 1)
+        return read_regular(path, most_bytes=MAX_GRAPH_BYTES)
     except OSError as exc:
-        raise ModelCorruptError(f"{path} cannot be read ({exc}); download it again.") from exc
-    if len(data) > MAX_GRAPH_BYTES:
-        raise ModelCorruptError(f"{path} is larger than an ONNX graph can be ({MAX_GRAPH_BYTES:,} bytes).")
-    return data
+        raise ModelCorruptError(f"{path} cannot be read as a graph ({exc}); download it again.") from exc
 
 
 def _is_inside(path: Path) -> bool:

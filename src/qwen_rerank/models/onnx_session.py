@@ -15,6 +15,7 @@ from qwen_rerank.errors import DeviceOutOfMemoryError, ModelCorruptError, ModelE
 from qwen_rerank.extras import memory_bytes
 from qwen_rerank.models.names import first_line
 from qwen_rerank.models.onnx_graph import TYPE_NAMES, ExternalTensor, Graph, Value, read_graph
+from qwen_rerank.regular_files import open_regular
 from qwen_rerank.sharing import ForkLock
 
 # Of one run, beside the weights: half of the memory of the machine or container.
@@ -112,7 +113,7 @@ def graph_digest(graph: Graph) -> str:
     digest = hashlib.sha256(graph.data)
     for tensor in graph.external:
         digest.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}".encode())
-        with tensor.path.open("rb") as file:
+        with open_regular(tensor.path) as file:
             for place in (0, max(0, tensor.n_bytes - _SAMPLE_BYTES)):
                 file.seek(tensor.offset + place)
                 digest.update(file.read(min(_SAMPLE_BYTES, tensor.n_bytes - place)))

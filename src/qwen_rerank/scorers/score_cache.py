@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from qwen_rerank.checks import check_count
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.regular_files import open_regular
 from qwen_rerank.sharing import SharedCopies, made_from, renew_in_child
 
 logger = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ def _open(file: Path) -> sqlite3.Connection:
 
 def _is_ours(file: Path) -> bool:
     """Whether a file is empty or says in its header that it is a score cache."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         head = opened.read(_APPLICATION_ID_AT + 4)
     return not head or head[_APPLICATION_ID_AT:] == struct.pack(">I", _APPLICATION_ID)
 

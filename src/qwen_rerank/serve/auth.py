@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.regular_files import read_regular
 from qwen_rerank.serve.errors import ApiError
 
 MIN_KEY_CHARS = 8
 MAX_KEY_CHARS = 512
+_MOST_FILE_BYTES = 1 << 20
 
 _KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
 
@@ -68,9 +70,7 @@ def load_keys(*, listed: str | None = None, file: Path | None = None) -> list[st
     if file is None:
         return keys
     try:
-        if not file.is_file():  # a FIFO would block for ever
-            raise InvalidInputError(f"the API key file {str(file)!r} cannot be read (there is no regular file).")
-        lines = [line.strip() for line in _decoded(file.read_bytes()).splitlines()]
+        lines = [line.strip() for line in _decoded(read_regular(file, most_bytes=_MOST_FILE_BYTES)).splitlines()]
     except (OSError, UnicodeDecodeError) as exc:
         raise InvalidInputError(f"the API key file {str(file)!r} cannot be read ({exc}).") from exc
     found = [line for line in lines if line and not line.startswith("#")]

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from qwen_rerank.bounded_json import loads
 from qwen_rerank.errors import InvalidInputError, RerankError
 from qwen_rerank.filters import moment
 from qwen_rerank.store.commits import MODULUS, Change, Commit, StoreSettings
@@ -27,6 +28,7 @@ from qwen_rerank.store.rows import Row, row_digest, vector_digest
 
 DATABASE_FILE = "documents.sqlite3"
 JOURNAL_FILE = DATABASE_FILE + "-journal"
+FOREIGN_FILES = (DATABASE_FILE + "-wal", DATABASE_FILE + "-shm")  # never ours, but SQLite would open them
 
 _SCHEMA = (
     "CREATE TABLE state (settings TEXT NOT NULL, number INTEGER NOT NULL, next_row INTEGER NOT NULL, previous TEXT NOT NULL)",
@@ -160,7 +162,7 @@ class Database:
         rows = self._all("SELECT settings FROM state")
         try:
             ((encoded,),) = rows
-            settings = StoreSettings.decoded(json.loads(encoded))
+            settings = StoreSettings.decoded(loads(encoded))
         except (ValueError, TypeError, RecursionError) as exc:
             raise CorruptStoreError(self.path, "its settings cannot be read") from exc
         return settings

@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
 from pathlib import Path
 
 from qwen_rerank.errors import StoreError
+from qwen_rerank.regular_files import check_kind, open_regular
 from qwen_rerank.store.errors import StoreFullError, StoreIOError, StoreReadOnlyError
 
 TEMPORARY = ".tmp"
@@ -80,22 +79,20 @@ def publish(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file to read; OSError for a symbolic link, and for a pipe or a device, which could block for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return open(descriptor, "rb")
+def check_regular(path: Path) -> None:
+    """Raise OSError where there is something other than a regular file: a link, a pipe or a device."""
+    # Not opened: closing a file again would give up the locks that SQLite holds on it in this process.
+    if os.path.lexists(path):
+        check_kind(os.lstat(path), path)
 
 
 def read_start(path: Path, *, n_bytes: int) -> bytes:
     """Return the first bytes of a regular file."""
-    with open_regular(path) as file:
+    with open_regular(path, links=False) as file:
         return file.read(n_bytes)
 
 
 def sha256(path: Path) -> str:
     """Return the hex digest of a regular file."""
-    with open_regular(path) as file:
+    with open_regular(path, links=False) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.protocols import Embedder, NamedEmbedder
 from qwen_rerank.store.access import LOCK_FILE, WriterLock
 from qwen_rerank.store.commits import RECORD_FILE, Commit, CommitRecord, StoreSettings, read_commit_record
-from qwen_rerank.store.database import DATABASE_FILE, JOURNAL_FILE, Database
+from qwen_rerank.store.database import DATABASE_FILE, FOREIGN_FILES, JOURNAL_FILE, Database
 from qwen_rerank.store.errors import (
     CorruptStoreError,
     EmbedderMismatchError,
@@ -27,7 +27,7 @@ from qwen_rerank.store.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
-from qwen_rerank.store.files import TEMPORARY, explained, sync_file, sync_folder
+from qwen_rerank.store.files import TEMPORARY, check_regular, explained, sync_file, sync_folder
 from qwen_rerank.store.index import VectorIndex
 from qwen_rerank.store.index_file import KINDS, VECTORS, WORDS
 from qwen_rerank.words import WordIndex
@@ -186,9 +186,11 @@ def check_folder(folder: Path) -> CommitRecord:
             )
         if not folder.is_dir() or not any((folder / name).exists() for name in (DATABASE_FILE, RECORD_FILE)):
             raise NotAStoreError(f"{folder} is not a store; make one with FaissStore.create at another path.")
-        for name in (DATABASE_FILE, JOURNAL_FILE, RECORD_FILE, LOCK_FILE):
-            if (folder / name).is_symlink():
-                raise CorruptStoreError(folder / name, "it is a symbolic link")
+        for name in (DATABASE_FILE, JOURNAL_FILE, *FOREIGN_FILES, RECORD_FILE, LOCK_FILE):
+            try:
+                check_regular(folder / name)
+            except OSError as exc:
+                raise CorruptStoreError(folder / name, f"it cannot be read ({exc.strerror})") from exc
         if not (folder / DATABASE_FILE).is_file():
             raise CorruptStoreError(folder / DATABASE_FILE, "it is missing")
     return read_commit_record(folder)

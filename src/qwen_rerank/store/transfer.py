@@ -27,9 +27,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.regular_files import open_regular
 from qwen_rerank.store.faiss_build import load_faiss
 from qwen_rerank.store.faiss_store import FaissStore
-from qwen_rerank.store.files import explained, open_regular
+from qwen_rerank.store.files import explained
 from qwen_rerank.types import Document
 
 INDEX, DOCUMENTS, PICKLE = "index.faiss", "documents.jsonl", "index.pkl"
@@ -136,7 +137,7 @@ def _exactly(file: BinaryIO, count: int, path: Path) -> bytes:
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        return open_regular(path)
+        return open_regular(path, links=False)
     except OSError as exc:
         raise InvalidInputError(
             f"{path} cannot be read ({exc.strerror}); give a folder with {INDEX} and {DOCUMENTS} or {PICKLE}."

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 
-from qwen_rerank.errors import BackendRejectedError, BackendUnavailableError, ProtocolError, RateLimitedError
+from qwen_rerank.bounded_json import JsonLimitError, check_json
+from qwen_rerank.errors import (
+    BackendRejectedError,
+    BackendUnavailableError,
+    MissingExtraError,
+    ProtocolError,
+    RateLimitedError,
+)
 from qwen_rerank.scorers.http.limits import stated_limit
 from qwen_rerank.scorers.http.redaction import Secrets
+
+try:
+    from pydantic_core import from_json
+except ImportError as exc:
+    raise MissingExtraError("HttpScorer", package="pydantic-core", extra="client", cause=exc) from exc
 
 ScoreKind = Literal["logit", "probability", "relevance", "raw"]
 """What a server's number is.
@@ -29,6 +41,10 @@ LIMIT = 20.0  # 1 - sigmoid(20) is 2e-9: beyond it a printed probability holds n
 
 _EXCERPT_CHARS = 200
 _EXCERPT_BYTES = 4096  # of which so many are read
+_ERROR_BYTES = 1 << 18  # a longer error is not read for its message; its beginning is shown
+_LARGE_BYTES = 1 << 18  # above it, reading takes milliseconds and is done beside the event loop
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +106,22 @@ def parse(answer: HttpAnswer) -> Any:
     """Return the JSON of an answer.
 
     Raises:
-        ProtocolError: If it is no JSON, too deep, or holds NaN or Infinity.
+        ProtocolError: If it is no JSON, holds NaN or Infinity, or would take too much to read.
     """
     try:
-        return json.loads(answer.body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as exc:
-        reason = "JSON nested too deeply" if isinstance(exc, RecursionError) else f"something that is no JSON ({exc})"
-    # Outside, so that the parser's error, which holds the whole answer, is in no chain.
+        check_json(answer.body)
+        return from_json(answer.body, allow_inf_nan=False, cache_strings="keys")
+    except JsonLimitError as exc:
+        reason = f"JSON that {exc}{'; lower max_batch' if exc.code == 'too_many_values' else ''}"
+    except ValueError as exc:
+        reason = f"something that is no JSON ({answer.shown(str(exc))})"
+    # Outside, so that the parser's error is in no chain.
     raise_protocol_error(answer, reason if answer.body else "an empty body")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+async def read_beside(answer: HttpAnswer, read: Callable[[], T]) -> T:
+    """Return what `read` makes of an answer; a large one is read in a thread, so that others need not wait for it."""
+    return await asyncio.to_thread(read) if len(answer.body) > _LARGE_BYTES else read()
 
 
 def refusal(answer: HttpAnswer, hint: str = "") -> BackendRejectedError:
@@ -175,9 +195,11 @@ def error_code(answer: HttpAnswer) -> str:
 
 
 def _payload(answer: HttpAnswer) -> Mapping[str, Any]:
+    if len(answer.body) > _ERROR_BYTES:
+        return {}
     try:
-        payload = json.loads(answer.body)
-    except (ValueError, RecursionError):
+        payload = parse(answer)
+    except ProtocolError:
         return {}
     return payload if isinstance(payload, Mapping) else {}
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from qwen_rerank.models.folder import read_tokenizer
 from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptSpec, PromptTokenizer
 from qwen_rerank.scorers.http import dialects
-from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, ScoreKind, parse, refusal
+from qwen_rerank.scorers.http.answers import HttpAnswer, ParsedAnswer, ScoreKind, parse, read_beside, refusal
 from qwen_rerank.scorers.http.dialects.dialect import Dialect, ServerRequest, TokenRoute
 from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TOKEN_BATCH = 64  # prompts of one request: large enough to fill a GPU, small enough to spread over servers
 TEMPLATE_RESERVE = 32  # tokens that a server's own template may add to the recipe's
+_MOST_MODELS = 100  # a list of more is no help to anyone, and each name is searched for keys
 SHORTEST_LIMIT = 128  # tokens; what a server tells below that is not believed
 _PROBE = ("What is the capital of China?", "The capital of China is Beijing.")
 
@@ -100,7 +102,7 @@ class Session:
         """Send a request and return its answer, raw and parsed."""
         asked = self.route or self.dialect
         answer = await transport.post(asked.path, encode_json(asked.body(request)), deadline=deadline)
-        return answer, asked.read(answer, parse(answer), request)
+        return answer, await read_beside(answer, lambda: asked.read(answer, parse(answer), request))
 
     async def probe(self, transport: Transport, deadline: float, *, logits: bool) -> float:
         """Return the score of one small pair."""
@@ -238,7 +240,7 @@ async def _ask(transport: Transport, path: str, deadline: float, *, open_questio
         answer = await transport.get(path, deadline=deadline)
         if answer.status in (401, 403) and open_question:
             raise refusal(answer)
-        return parse(answer) if answer.status == 200 else None
+        return await read_beside(answer, lambda: parse(answer)) if answer.status == 200 else None
     except ProtocolError:
         return None
 
@@ -255,7 +257,8 @@ def _length(listing: Any) -> int | None:
 
 
 def _models(listing: Any) -> tuple[str, ...]:
-    return tuple(card["id"] for card in _cards(listing) if isinstance(card.get("id"), str))
+    names = (card["id"] for card in _cards(listing) if isinstance(card.get("id"), str))
+    return tuple(islice(names, _MOST_MODELS))
 
 
 def encode_json(value: Any) -> bytes:

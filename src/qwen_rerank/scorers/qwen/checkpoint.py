@@ -22,6 +22,7 @@ from qwen_rerank.errors import (
 from qwen_rerank.models.folder import INDEX, PROMPT_FILE, read_index, read_json, read_tokenizer, weight_files
 from qwen_rerank.models.names import find_model
 from qwen_rerank.prompt import PromptSpec
+from qwen_rerank.regular_files import open_regular
 from qwen_rerank.scorers.qwen.config import QwenModelConfig, read_config, read_prompt_file
 from qwen_rerank.tokenizer import PromptTokenizer
 
@@ -125,7 +126,7 @@ def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 over the weights files of a folder, in name order; for a single file that of `sha256sum`."""
     digest = hashlib.sha256()
     for path in weight_files(folder):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()

@@ -46,7 +46,8 @@ def of_models(payload: Any) -> str | None:
     """Return the dialect of a server by its answer to `GET /v1/models`, or None."""
     cards = payload.get("data") if isinstance(payload, Mapping) else None
     card = cards[0] if isinstance(cards, list) and cards and isinstance(cards[0], Mapping) else {}
-    return _OWNERS.get(str(card.get("owned_by", "")).lower())
+    owner = card.get("owned_by")
+    return _OWNERS.get(owner.lower()) if isinstance(owner, str) else None
 
 
 def of_info(payload: Any) -> str | None:
