@@ -122,3 +122,55 @@ _KINDS: tuple[Callable[[random.Random, int], bytes], ...] = (
     _many_items, _mixed_items, _as_many_as_allowed, _pairs, _long_text, _one_wide_character, _nesting, _long_keys, _same_key,
     _long_numbers, _json_in_a_text, _noise, _white_space,
 )  # fmt: skip
+
+
+def answer(chance: random.Random, n_bytes: int, n_documents: int) -> tuple[str, int, bytes]:
+    """Return what is costly about a back end's answer to a request for scores, its status, and its body."""
+    make = chance.choice((*_ANSWERS, *_KINDS))
+    status = chance.choice((200, 200, 200, 200, 400, 413, 422, 500))
+    if make in _KINDS:
+        return make.__name__.strip("_"), status, make(chance, n_bytes)
+    return make.__name__.strip("_"), status, make(chance, n_bytes, n_documents)
+
+
+def _results(results: list[bytes]) -> bytes:
+    return b'{"results":[' + b",".join(results) + b"]}"
+
+
+def _repeated_texts(chance: random.Random, n_bytes: int, n_documents: int) -> bytes:
+    letter = chance.choice(_LETTERS)
+    text = letter * (n_bytes // n_documents // len(letter))
+    one = b'{"index":%d,"relevance_score":0.5,"document":{"text":"%s"}}'
+    return _results([one % (index, text) for index in range(n_documents)])
+
+
+def _further_fields(chance: random.Random, n_bytes: int, n_documents: int) -> bytes:
+    item = chance.choice(_ITEMS)
+    more = b",".join([item] * (n_bytes // n_documents // (len(item) + 1)))
+    return _results([b'{"index":%d,"score":0.5,"more":[%s]}' % (index, more) for index in range(n_documents)])
+
+
+def _many_results(chance: random.Random, n_bytes: int, _: int) -> bytes:
+    one = chance.choice((b'{"index":0,"score":1}', b'{"index":"0"}', b'{"logprobs":{"top_logprobs":[{"a":-1}]}}'))
+    return _results([one] * (n_bytes // (len(one) + 1)))
+
+
+def _long_scores(chance: random.Random, n_bytes: int, n_documents: int) -> bytes:
+    digits = chance.choice(_NUMBERS) * (n_bytes // n_documents // 8)
+    return _results([b'{"index":%d,"score":0.%s}' % (index, digits) for index in range(n_documents)])
+
+
+def _long_errors(chance: random.Random, n_bytes: int, _: int) -> bytes:
+    error = b'{"loc":["body","documents",%d],"msg":"%s","input":"' + chance.choice(_LETTERS) * 50 + b'"}'
+    errors = [error % (number, b"too long") for number in range(n_bytes // (len(error) + 8))]
+    return b'{"detail":[' + b",".join(errors) + b"]}"
+
+
+def _many_models(chance: random.Random, n_bytes: int, _: int) -> bytes:
+    card = b'{"id":"%s","owned_by":"vllm","max_model_len":%d}' % (b"m" * chance.choice((1, 100, 4_000)), 10**9)
+    return b'{"data":[' + b",".join([card] * (n_bytes // (len(card) + 1))) + b"]}"
+
+
+_ANSWERS: tuple[Callable[[random.Random, int, int], bytes], ...] = (
+    _repeated_texts, _further_fields, _many_results, _long_scores, _long_errors, _many_models,
+)  # fmt: skip

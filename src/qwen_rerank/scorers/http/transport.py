@@ -58,6 +58,8 @@ LONGEST_BACKOFF_S = 5.0
 CONNECT_S = 5.0  # then another server, or another try
 RETRY_SHARE = 0.1  # retries that each request earns, so that retries add at most a tenth to a struggling server's load
 RETRY_RESERVE = 10.0
+MOST_PIECES = 10_000  # of one answer; each costs far more than the few bytes that it may have
+_STEP_BYTES = 1 << 20  # that are unpacked before others have their turn
 _TEMPORARY = frozenset({500, 502, 503, 504, 529})
 _UNREACHABLE = frozenset({502, 503, 504})
 
@@ -354,15 +356,19 @@ class Transport:
         head = HttpAnswer(url, response.status_code, headers, b"", self._secrets)
         cap = self._config.max_answer_bytes
         body = bytearray()
+        n_pieces = 0
         async for chunk in _decompressed(response, head, cap):
             body += chunk
+            n_pieces += 1
             if len(body) > cap:
                 raise_protocol_error(head, f"more than {cap} bytes")
+            if n_pieces > MOST_PIECES:
+                raise_protocol_error(head, f"a body in more than {MOST_PIECES} pieces")
         return HttpAnswer(url, response.status_code, headers, bytes(body), self._secrets)
 
 
 async def _decompressed(response: httpx2.Response, head: HttpAnswer, cap: int) -> AsyncIterator[bytes]:
-    """Yield the body; at most `cap` bytes come out of one piece, however much it would expand to."""
+    """Yield the body; a megabyte or `cap` bytes come out at a time, however much a piece would expand to."""
     encoding = head.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
         async for chunk in response.aiter_raw():
@@ -372,10 +378,13 @@ async def _decompressed(response: httpx2.Response, head: HttpAnswer, cap: int) -
         raise_protocol_error(head, f"content-encoding {head.shown(encoding, 40)!r}, which was not asked for")
     decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
     async for chunk in response.aiter_raw():
-        try:
-            yield decoder.decompress(chunk, cap + 1)
-        except zlib.error as exc:
-            raise_protocol_error(head, f"a broken {encoding} body ({exc})")
+        while chunk:
+            try:
+                yield decoder.decompress(chunk, min(_STEP_BYTES, cap + 1))
+            except zlib.error as exc:
+                raise_protocol_error(head, f"a broken {encoding} body ({exc})")
+            chunk = decoder.unconsumed_tail
+            await asyncio.sleep(0)  # a piece may expand a thousandfold
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
