@@ -1,6 +1,6 @@
 """What the server does under stress, with a stub engine whose right answers are known.
 
-    python eval/serving/bench.py [clients] [overload] [sigterm] [--quick] [--out FOLDER] [--note TEXT]
+    python eval/serving/bench.py [clients] [overload] [busy] [sigterm] [--quick] [--out FOLDER] [--note TEXT]
 
 Each prints its figures and writes them as JSON; `results.md` is the table of all. Exits with 1 when a bar is missed.
 """
@@ -34,12 +34,18 @@ def measurements(*, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         return {
             "clients": lambda: crowd.measure(n_clients=50, n_rounds=2),
             "overload": lambda: overload.measure(service_s=0.02, factors=(1.0, overload.OVERLOAD), seconds=4.0),
+            "busy": lambda: overload.measure(
+                service_s=0.02, factors=(1.0, overload.OVERLOAD), seconds=4.0, busy_processes=1
+            ),
             "sigterm": lambda: sigterm.measure(n_shutdowns=3),
         }
     return {
         "clients": lambda: crowd.measure(n_clients=500, n_rounds=10),
         "overload": lambda: overload.measure(
             service_s=0.02, factors=(0.5, 0.8, 1.0, 1.5, 2.0, 3.0, overload.OVERLOAD), seconds=20.0
+        ),
+        "busy": lambda: overload.measure(
+            service_s=0.02, factors=(1.0, 1.5, 2.0, overload.OVERLOAD), seconds=20.0, busy_processes=1
         ),
         "sigterm": lambda: sigterm.measure(n_shutdowns=50),
     }

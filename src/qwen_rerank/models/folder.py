@@ -199,8 +199,11 @@ def weight_names(folder: Path) -> set[str]:
     """Return the names of all weights in a folder and the folders below it."""
     names: set[str] = set()
     for path in folder.rglob("*.safetensors"):
-        with open_regular(path) as file:
-            names.update(_read_header(path, file)[1])
+        try:
+            with open_regular(path) as file:
+                names.update(_read_header(path, file)[1])
+        except OSError as exc:
+            raise ModelCorruptError(f"{path} cannot be read ({exc}); download the model again.") from exc
     return names
 
 

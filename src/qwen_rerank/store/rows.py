@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from qwen_rerank.bounded_json import JsonLimitError, loads
 from qwen_rerank.checks import check_choice, check_text, kind_of
-from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.errors import InvalidInputError, StoreError
 from qwen_rerank.store.errors import DimensionMismatchError, InvalidEmbeddingError
 from qwen_rerank.types import Document
 
@@ -44,8 +45,16 @@ class Row:
         return found
 
     def document(self) -> Document:
-        """Return the document."""
-        return Document(self.id.decode(), self.text.decode(), json.loads(self.metadata))
+        """Return the document.
+
+        Raises:
+            StoreError: If its metadata would take too much to read, as none that was added here would.
+        """
+        try:
+            metadata = loads(self.metadata)
+        except JsonLimitError as exc:
+            raise StoreError(f"the metadata of document {self.id.decode()!r:.80} {exc}, so it is not read.") from exc
+        return Document(self.id.decode(), self.text.decode(), metadata)
 
 
 def row_digest(number: int, id: bytes, text: bytes, metadata: bytes, vector: bytes | None) -> bytes | None:
@@ -121,14 +130,18 @@ def encode_metadata(name: str, metadata: Mapping[str, Any]) -> bytes:
     """
     try:
         encoded = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        exact = json.loads(encoded) == metadata
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidInputError(f"{name} must hold what JSON can carry: {exc}.") from exc
+    data = check_text(name, encoded).encode()
+    try:
+        exact = loads(data) == metadata
+    except (JsonLimitError, RecursionError) as exc:
+        raise InvalidInputError(f"{name} {exc}; keep so much elsewhere, and here where it is.") from exc
     if not exact:
         raise InvalidInputError(
             f"{name} must come back from JSON as it is: keys must be strings, and lists must not be tuples."
         )
-    return check_text(name, encoded).encode()
+    return data
 
 
 def encode_row(number: int, document: Document, vector: bytes | None, *, place: int) -> Row:
