@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwen_rerank.calibration import Calibration
-from qwen_rerank.documents import read_documents
+from qwen_rerank.documents import read_corpus
 from qwen_rerank.embedders import load_embedder
 from qwen_rerank.errors import CalibrationError, FileError, InvalidInputError, ModelError, StoreError
 from qwen_rerank.evaluation.html_report import read_results
@@ -47,8 +47,8 @@ KINDS = [pipe, link_to_a_device, a_socket]
 DOORS = {
     "a calibration": ("c.json", Calibration.load, CalibrationError),
     "a key file": ("keys", lambda path: load_keys(file=path), InvalidInputError),
-    "a collection": ("docs.jsonl", lambda path: list(read_documents(path)), FileError),
-    "a compressed collection": ("docs.jsonl.gz", lambda path: list(read_documents(path)), FileError),
+    "a collection": ("docs.jsonl", read_corpus, FileError),
+    "a compressed collection": ("docs.jsonl.gz", read_corpus, FileError),
     "an evaluation's result": ("result.json", lambda path: read_results(path.parent), InvalidInputError),
     "a graph": ("model.onnx", read_graph, ModelError),
     "weights": ("model.safetensors", lambda path: weight_names(path.parent), ModelError),

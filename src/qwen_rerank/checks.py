@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from qwen_rerank.errors import InvalidInputError, InvalidTextError
@@ -72,6 +73,14 @@ def kind_of(value: object) -> str:
     """Return the name of a value's class, with its module where it is no built-in one: there is more than one Document."""
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def shown_address(value: object) -> str:
+    """Return an address as a message may show it: without user, password, query and fragment, where keys stand."""
+    if not isinstance(value, str):
+        return f"{type(value).__name__}"
+    plain = re.split(r"[?#]", value, maxsplit=1)[0]
+    return repr(re.sub(r"[^/]*@", "", plain)[:100])
 
 
 def check_count(name: str, value: object, *, minimum: int = 1) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from qwen_rerank.check.agreement import Agreement, FittedPrompt, compare, compar
 from qwen_rerank.check.findings import Finding, Report
 from qwen_rerank.check.probes import PROBES
 from qwen_rerank.check.scales import CLOSE
+from qwen_rerank.checks import shown_address
 from qwen_rerank.errors import DocumentScoringError, InvalidInputError, RerankError
 from qwen_rerank.models.folder import read_tokenizer
 from qwen_rerank.models.names import find_tokenizer
@@ -43,7 +44,7 @@ class CheckOptions:
     tokenizer: str | None = None
     dialect: str = "auto"
     model: str | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     timeout_s: float = 60.0
     long_tokens: int | None = 16_384
 
@@ -141,7 +142,9 @@ def check(target: str, options: CheckOptions | None = None) -> Report:
     if target.startswith(("http://", "https://")):
         return _check_server(target, options)
     if "://" in target:
-        raise InvalidInputError(f"target must be an http address, a folder or a model name, not {target!r}.")
+        raise InvalidInputError(
+            f"target must be an http address, a folder or a model name, not {shown_address(target)}."
+        )
     return _check_local(target, options)
 
 

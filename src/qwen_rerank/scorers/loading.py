@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_rerank.checks import check_query
+from qwen_rerank.checks import check_query, shown_address
 from qwen_rerank.errors import InvalidInputError, ModelError
 from qwen_rerank.models.folder import PROMPT_FILE, has_weights, read_json, read_settings, read_text
 from qwen_rerank.models.names import PINNED, SHIPPED, find_model
@@ -107,7 +107,9 @@ def load_scorer(
     }
     given = {option: value for option, value in options.items() if value not in (None, "auto") and value is not False}
     if misplaced := sorted(given.keys() - set(_TAKEN[kind])):
-        raise InvalidInputError(f"{misplaced[0]} is not for {_CALLED[kind]}, which {name} is; leave it out.")
+        raise InvalidInputError(
+            f"{misplaced[0]} is not for {_CALLED[kind]}, which {shown_address(name) if kind == 'server' else name} is; leave it out."
+        )
     if cache is None:
         return _load(kind, name, given)
     from qwen_rerank.scorers.cached import CachedScorer, open_cache

@@ -12,9 +12,13 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from qwen_rerank.errors import RerankError, RerankServerError
+from qwen_rerank.check import CheckOptions, check
+from qwen_rerank.errors import InvalidInputError, RerankError, RerankServerError
 from qwen_rerank.scorers.http import HttpScorer
+from qwen_rerank.scorers.http.network import EnvironmentProxy
 from qwen_rerank.scorers.http.redaction import Secrets
+from qwen_rerank.scorers.loading import load_scorer
+from qwen_rerank.serve.auth import KeyRing
 from tests.scorers.http.calls import GOOD, KEY, llamacpp, replying, results
 from tests.scorers.http.stub import Reply, raw_server, serving
 
@@ -189,3 +193,48 @@ def test_errors_of_single_documents_hold_no_key():
 
     assert np.isnan(details.log_odds).tolist() == [False, True]
     assert not leaks(all_of(details.errors[1]))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://host/?api_key={KEY}",
+        f"http://host/#{KEY}",
+        f"http://me:{KEY}@host",
+        f"me:{KEY}@host",
+        f"ftp://me:{KEY}@host/",
+        f"http://host:{KEY}/",
+        f"http://[{KEY}/",
+        f"http://host /?key={KEY}",
+        [f"host?key={KEY}"],
+        {"key": KEY},
+    ],
+)
+def test_an_address_with_a_key_in_it_is_refused_without_being_shown(url):
+    with pytest.raises(InvalidInputError) as caught:
+        HttpScorer(url)
+
+    assert not leaks(all_of(caught.value))
+
+
+def test_an_address_that_holds_the_key_itself_is_refused():
+    with pytest.raises(InvalidInputError, match="url holds the key") as caught:
+        HttpScorer(f"http://host/{KEY}/v1", api_key=KEY)
+
+    assert not leaks(all_of(caught.value))
+
+
+def test_no_options_or_settings_show_a_key_or_a_password():
+    shown = [CheckOptions(api_key=KEY), EnvironmentProxy("HTTP_PROXY", f"http://me:{KEY}@proxy:3128"), KeyRing([KEY])]
+
+    assert not leaks("".join(f"{each!r}{each}" for each in shown))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(f"http://host/?key={KEY}", {"dtype": "float32"}), (f"ftp://me:{KEY}@host", {})]
+)
+def test_loading_and_checking_by_an_address_with_a_key_do_not_show_it(name, options):
+    with pytest.raises(RerankError) as caught:
+        load_scorer(name, **options) if options else check(name)
+
+    assert not leaks(all_of(caught.value))

@@ -7,9 +7,11 @@ import itertools
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from qwen_rerank.checks import shown_address
 from qwen_rerank.errors import InvalidInputError
 
 _LONGEST_OUTAGE_S = 30.0
@@ -23,29 +25,39 @@ def check_url(value: object) -> str:
         InvalidInputError: If it is no plain http or https address: user names, queries and fragments are refused.
     """
     if not isinstance(value, str) or not value.isprintable() or any(c.isspace() for c in value):
+        raise InvalidInputError(f"url must be an address such as 'http://host:8000', not {shown_address(value)}.")
+    parts = _split(value)
+    if parts is None:
         raise InvalidInputError(
-            f"url must be an address such as 'http://host:8000', not {type(value).__name__} {value!r:.100}."
+            "url is no valid address: its host or port is none; give one such as 'http://host:8000'."
         )
-    try:
-        parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
-    except ValueError as exc:
-        raise InvalidInputError(f"url is no valid address ({exc}); give one such as 'http://host:8000'.") from exc
     if parts.username is not None or parts.password is not None:
         # The address itself is not repeated: it holds a password.
         raise InvalidInputError("url must not hold a user name or password; give the key as api_key=.")
-    if parts.scheme not in ("http", "https") or not host:
-        raise InvalidInputError(f"url must start with http:// or https:// and name a host, not {value!r}.")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInputError(f"url must start with http:// or https:// and name a host, not {shown_address(value)}.")
     if parts.query or parts.fragment:
-        raise InvalidInputError(f"url must not hold a query or fragment, as {value!r} does; give the server's root.")
+        raise InvalidInputError(
+            f"url must not hold a query or fragment, as that of {shown_address(value)} does; give the server's root."
+        )
     return _ROUTE.sub("", value, count=1)
+
+
+def _split(value: str) -> SplitResult | None:
+    with suppress(ValueError):  # which repeats what it could not read, and that may be a key
+        parts = urlsplit(value)
+        _ = parts.hostname, parts.port
+        return parts
+    return None
 
 
 def check_urls(value: object) -> tuple[str, ...]:
     """Return one address or several, each once."""
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, Sequence) or not values:
-        raise InvalidInputError(f"url must be an address or a list of addresses of equal servers, not {value!r}.")
+        raise InvalidInputError(
+            f"url must be an address or a list of addresses of equal servers, not {shown_address(value)}."
+        )
     return tuple(dict.fromkeys(check_url(item) for item in values))
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -52,7 +52,7 @@ class EnvironmentProxy:
     """
 
     variable: str
-    address: str
+    address: str = field(repr=False)
 
     @property
     def shown(self) -> str:

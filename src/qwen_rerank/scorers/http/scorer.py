@@ -103,6 +103,8 @@ class HttpScorer(BaseScorer):
         self.name = f"{dialect_name or 'rerank server'} at {self.config.url[0]}"
         self.fingerprint = _fingerprint(self.config)
         key = _check_key(api_key)
+        if key is not None and any(key in url for url in self.config.url):
+            raise InvalidInputError("url holds the key, which would be in logs and errors; give it as api_key= alone.")
         self._transport = Transport(self.config, key, check_headers(headers, has_key=key is not None))
         self._finalizer = weakref.finalize(self, self._transport.close)
         self._session: Session | None = None
