@@ -109,6 +109,25 @@ def test_broken_chunks_are_400(hasty, chunks):
     assert answer.status in (400, 408)
 
 
+def chunked(body: bytes, size: int) -> bytes:
+    pieces = (body[start : start + size] for start in range(0, len(body), size))
+    head = (
+        b"POST /v1/rerank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(("size", "status"), [(1, 400), (5, 400), (400, 200)])
+def test_a_body_in_very_many_very_small_chunks_is_refused_unread(hasty, size, status):
+    """Each chunk takes as long as hundreds of bytes: an 8 MB body in single bytes was 46 s of work."""
+    body = json.dumps({"query": "q", "documents": ["word " * 15_000]}).encode()
+
+    answer = talk(hasty.port, chunked(body, size))
+
+    assert answer.status == status
+    assert status == 200 or answer.json()["error"]["code"] == "chunks_too_small"
+
+
 def test_chunks_without_end_are_cut_off_at_the_limit(hasty):
     with connect(hasty.port) as sock:
         sock.sendall(

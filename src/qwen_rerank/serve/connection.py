@@ -20,6 +20,10 @@ logger = logging.getLogger("qwen_rerank.serve")
 
 _FIRST_PROBE_S = 0.05  # between the first two, then twice as long each time
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+_CHUNK_HEAD = re.compile(rb"\r\n[0-9a-fA-F]{1,16}(?=[\r;])")
+# Reading a chunk takes as long as reading a few hundred bytes: a body may have so many, and one more for so many bytes.
+_FREE_CHUNKS = 5_000
+_BYTES_A_CHUNK = 128
 
 
 def protocol_class(settings: ServeSettings) -> type[H11Protocol]:
@@ -41,6 +45,7 @@ class GuardedProtocol(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
+        self._body_bytes = self._chunks = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request; refuse the connection where there are too many."""
@@ -57,6 +62,9 @@ class GuardedProtocol(H11Protocol):
             self._start_head_timer()
         if self.conn.their_state is h11.IDLE and self._head_too_large(data):
             self._refuse_head()
+            return
+        if self._chunks_too_small(data):
+            self._break_off(ApiError(400, "chunks_too_small", "the body comes in too many too small chunks."))
             return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
@@ -87,10 +95,14 @@ class GuardedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is no HTTP."""
+        self._break_off(ApiError(400, "invalid_http", "this is not valid HTTP/1.1."))
+
+    def _break_off(self, error: ApiError) -> None:
+        """Refuse what is arriving; a request whose body it is is dropped, its work cancelled."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # a body that breaks off: its request is dropped, its work cancelled
+            self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self._refuse(ApiError(400, "invalid_http", "this is not valid HTTP/1.1."))
+        self._refuse(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
@@ -133,6 +145,18 @@ class GuardedProtocol(H11Protocol):
         limit = self.limits.max_head_bytes
         received = self.conn.trailing_data[0] + data[: limit + 1]
         return len(received) > limit and not _HEAD_END.search(received, 0, limit)
+
+    def _chunks_too_small(self, data: bytes) -> bool:
+        """Whether a chunked body has far more chunks than its size needs; told before they are parsed one by one."""
+        if self.conn.their_state is h11.IDLE:
+            self._body_bytes = self._chunks = 0
+            if b"chunked" not in data[: self.limits.max_head_bytes].lower():
+                return False
+        elif not any(name == b"transfer-encoding" for name, _ in self.headers):
+            return False
+        self._body_bytes += len(data)
+        self._chunks += len(_CHUNK_HEAD.findall(data))
+        return self._chunks > _FREE_CHUNKS + self._body_bytes // _BYTES_A_CHUNK
 
     def _refuse_head(self) -> None:
         message = f"the headers are larger than {self.limits.max_head_bytes} bytes."
