@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from qwen_rerank import QwenScorer
-from qwen_rerank.samples import load_sample
+from qwen_rerank.samples import load_demo_results, load_encyclopedia
 from qwen_rerank.serve.backend import State
 from qwen_rerank.testing import OverlapScorer
 from tests.serve.browser import browser, find
@@ -33,14 +33,37 @@ async def test_the_page_needs_nothing_from_elsewhere_and_may_run_nothing_else(cl
 async def test_a_search_shows_both_rounds_over_a_sample():
     async with app_client(OverlapScorer()) as client:
         samples = (await client.get("/playground/samples")).json()
-        answer = (await client.post("/playground/search", json={"query": "机械键盘", "collection": "zh"})).json()
+        query = samples["zh"]["queries"][0]
+        answer = (await client.post("/playground/search", json={"query": query, "collection": "zh"})).json()
 
-    assert samples["zh"]["queries"] == load_sample("zh").queries
-    assert answer["n_documents"] == len(load_sample("zh").documents)
+    assert set(samples["zh"]["queries"]) < set(samples["zh"]["questions"]) == set(load_encyclopedia("zh").queries)
+    assert answer["n_documents"] == len(load_encyclopedia("zh").documents)
     assert len(answer["first"]) == len(answer["final"]) == 20
     assert [hit["score"] for hit in answer["first"]] == sorted((hit["score"] for hit in answer["first"]), reverse=True)
     assert [hit["score"] for hit in answer["final"]] == sorted((hit["score"] for hit in answer["final"]), reverse=True)
     assert sorted(hit["index"] for hit in answer["final"]) == list(range(20))
+
+
+async def test_a_samples_question_tells_where_its_right_passage_stands():
+    sample = load_encyclopedia("en")
+    query = load_demo_results()["bm25"]["cases"]["en"][0]
+    async with app_client(OverlapScorer()) as client:
+        known = (await client.post("/playground/search", json={"query": query, "collection": "en"})).json()
+        other = (await client.post("/playground/search", json={"query": "Mongol Empire", "collection": "en"})).json()
+        lost = (await client.post("/playground/search", json={"query": query, "collection": "en", "top_k": 1})).json()
+
+    assert known["first"][known["right"]["index"]]["id"] == sample.relevant[query]
+    assert other["right"] is None
+    assert lost["right"] == {"index": None}
+    assert "mongol" in known["terms"]
+
+
+async def test_the_page_counts_what_was_counted(client):
+    samples, made = (await client.get("/playground/samples")).json(), load_demo_results()
+
+    for language in ("zh", "en"):
+        assert samples[language]["count"] == {"model": made["model"], **made["bm25"]["counts"][language]}
+        assert samples[language]["queries"] == made["bm25"]["cases"][language]
 
 
 async def test_texts_without_a_word_of_the_query_come_last_in_the_first_round(client):
@@ -142,13 +165,45 @@ def test_searching_ones_own_texts_with_instruction_and_threshold(page):
         page.click("#go")
         page.until(CHANGED)
         titles = page.texts("#final .title")
+        unlimited = page.text("#final-note")
         page.run("const t = document.querySelector('#threshold'); t.value = 0.6; t.dispatchEvent(new Event('input'))")
 
         assert titles[:2] == ["red planet mars", "red wine"]
+        assert "threshold" not in unlimited  # at 0 there is none to speak of
+        assert page.text("#final-note") == "1 of 4 at or above the threshold."
         assert page.run("document.querySelectorAll('#final li.below').length") == 3
         assert page.run("document.querySelectorAll('#rounds img').length") == 0
         assert "<img src=x" in page.text("#final")
     assert page.problems == []
+
+
+@pytest.mark.browser
+def test_ones_own_texts_come_with_a_question_that_fits_them(page):
+    with live_server(OverlapScorer) as server:
+        page.open(server.url)
+        page.until(READY)
+        page.run("document.querySelector('#query').value = 'a question about something else'")
+        page.run(MARK)
+        page.click("input[value=own]")
+        page.until(CHANGED)
+
+        asked = page.run("document.querySelector('#query').value")
+        assert asked == load_demo_results()["bm25"]["cases"]["en"][0]
+        answer = next(d for d in load_encyclopedia("en").documents if d.id == load_encyclopedia("en").relevant[asked])
+        assert answer.text.split("\n")[1] in page.run("document.querySelector('#texts').value")
+
+
+@pytest.mark.browser
+def test_the_right_text_is_marked_in_both_rounds_with_the_words_it_shares(page):
+    with live_server(OverlapScorer) as server:
+        page.open(server.url)
+        page.until(READY)
+        assert page.run("document.querySelectorAll('#final li.right').length") == 1
+        assert page.text("#right-note").startswith("The right text stands at place ")
+        assert "Mongol" in page.texts("#first .snippet b") + page.texts("#first .snippet b")[0].split()
+        assert page.text("#count").startswith("Counted over all 60 questions")
+        page.click("input[value=own]")
+        page.until("document.querySelector('#right-note').hidden && document.querySelector('#count').hidden")
 
 
 class Retriever:
@@ -230,6 +285,7 @@ def test_the_keyboard_reaches_everything(page):
     with live_server(OverlapScorer) as server:
         page.open(server.url)
         page.until(READY)
+        page.click("#options summary")
         page.run("document.body.focus()")
         reached: set[str] = set()
         for _ in range(60):
@@ -271,6 +327,17 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(page):
             page.open(server.url, width=width, height=800)
             page.until(READY)
             assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+            assert page.run("document.querySelector('#final .snippet').offsetHeight") > 0  # text before anybody taps
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", [(1280, 720), (390, 844)])
+@pytest.mark.parametrize("language", ["en-US", "zh-CN"])
+def test_the_first_result_is_seen_without_scrolling(page, size, language):
+    with live_server(OverlapScorer) as server:
+        page.open(server.url, width=size[0], height=size[1], language=language)
+        page.until(READY)
+        assert page.run("document.querySelector('#final li').getBoundingClientRect().bottom <= window.innerHeight")
 
 
 @pytest.mark.browser

@@ -133,7 +133,8 @@ async def test_the_description_says_where_a_key_is_needed():
 async def test_the_routes_page_needs_nothing_from_elsewhere(client):
     page = await client.get("/docs")
 
-    assert "/v1/rerank" in page.text
+    assert "<code>/v1/rerank</code>" in page.text
+    assert "`" not in page.text.split("<details>")[0]
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -48,6 +48,8 @@ def load_encyclopedia(language: str) -> Sample:
 def load_demo_results() -> dict[str, Any]:
     """Return what the demo's pair makes of the encyclopedia: counts, and the questions that are shown.
 
+    Behind words and vectors; under "bm25" behind words alone.
+
     `eval/demo.py` writes it.
     """
     found: dict[str, Any] = json.loads(

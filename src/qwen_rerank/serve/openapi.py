@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
@@ -147,7 +148,7 @@ def docs_page(app: FastAPI) -> Response:
     ]
     body = (
         f"<main><h1>{html.escape(schema['info']['title'])} {html.escape(schema['info']['version'])}</h1>"
-        f"<p>{html.escape(schema['info']['description'])}</p>{''.join(rows)}"
+        f"<p>{_coded(schema['info']['description'])}</p>{''.join(rows)}"
         "<p>For programs: <a href='openapi.json'>openapi.json</a></p></main>"
     )
     return page_response("qwen-rerank: routes", body, style=_STYLE)
@@ -158,8 +159,13 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
     fields = f"<pre>{html.escape(json.dumps(body, indent=2, ensure_ascii=False))}</pre>" if body else ""
     return (
         f"<details><summary><b>{method.upper()}</b> <code>{html.escape(path)}</code> "
-        f"{html.escape(operation.get('description', ''))}</summary>{fields}</details>"
+        f"{_coded(operation.get('description', ''))}</summary>{fields}</details>"
     )
+
+
+def _coded(text: str) -> str:
+    """Return a text as HTML in which what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 _STYLE = """

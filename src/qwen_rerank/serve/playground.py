@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.lexical import BM25Index, terms
 from qwen_rerank.pipeline import TwoStageRetriever
-from qwen_rerank.samples import LANGUAGES, load_sample
+from qwen_rerank.samples import LANGUAGES, Sample, load_demo_results, load_encyclopedia
 from qwen_rerank.serve import openapi
 from qwen_rerank.serve.backend import Backend
 from qwen_rerank.serve.errors import ApiError
@@ -65,13 +66,13 @@ class Playground:
         return page_response("qwen-rerank playground", body, style=style, script=script)
 
     async def samples(self) -> Response:
-        """Return the sample collections with a few queries each."""
+        """Return of each sample collection its questions, those to begin with, and what reranking gained over all of them."""
         return json_response(_samples())
 
     async def search(self, request: Request) -> Response:
         """Recall candidates, rank them, and show the prompt of the best one."""
         wanted = await self._read(request, SearchRequest, most=MAX_TEXTS)
-        first_stage, second_stage = _FirstStage(_documents(wanted)), _SecondStage(self._run, request, wanted)
+        first_stage, second_stage = _first_stage(wanted), _SecondStage(self._run, request, wanted)
         line = TwoStageRetriever(first_stage, second_stage, top_k=wanted.top_k, top_n=wanted.top_k)
         scoring = self._backend.scoring
         rounds = await line.aretrieve_rounds(wanted.query, instruction=wanted.wanted_instruction)
@@ -88,6 +89,8 @@ class Playground:
             "first_stage": "BM25",
             "first": first,
             "final": final,
+            "right": _right(wanted, rounds.candidates),
+            "terms": terms(wanted.query),
             "n_documents": len(first_stage.documents),
             "prompt": _prompt(scoring, wanted, rounds.ranked[0]),
         }
@@ -106,23 +109,45 @@ def _page_parts() -> tuple[str, str, str]:
 
 @lru_cache(maxsize=1)
 def _samples() -> dict[str, Any]:
-    collections = {language: load_sample(language) for language in LANGUAGES}
-    return {
-        language: {"queries": list(sample.queries), "texts": [document.text for document in sample.documents]}
-        for language, sample in collections.items()
-    }
+    made, samples = load_demo_results(), {}
+    for language in LANGUAGES:
+        (sample, _), cases = _sample(language), made["bm25"]["cases"][language]
+        texts = {document.id: document.text for document in sample.documents}
+        samples[language] = {
+            "queries": cases,  # the last is one where the second round does not help
+            "questions": list(sample.queries),
+            "count": {"model": made["model"], **made["bm25"]["counts"][language]},
+            "own": {"query": cases[0], "texts": [texts[sample.relevant[case]] for case in cases]},
+        }
+    return samples
 
 
-def _documents(wanted: SearchRequest) -> list[Document]:
+@lru_cache(maxsize=len(LANGUAGES))
+def _sample(language: str) -> tuple[Sample, _FirstStage]:
+    sample = load_encyclopedia(language)
+    return sample, _FirstStage(sample.documents)
+
+
+def _first_stage(wanted: SearchRequest) -> _FirstStage:
     if wanted.collection is not None:
-        return list(load_sample(wanted.collection).documents)
+        return _sample(wanted.collection)[1]
     texts = list(filter(has_text, wanted.texts or []))
     if not texts:
         raise ApiError(422, "no_texts", "choose a collection or give at least one text.", param="texts")
     if sum(map(len, (wanted.query, *texts))) > MAX_CHARS:
         message = f"the playground takes {MAX_CHARS} characters at most; use /v1/rerank for more."
         raise ApiError(413, "too_many_characters", message, param="texts")
-    return [Document(str(place), text) for place, text in enumerate(texts)]
+    return _FirstStage([Document(str(place), text) for place, text in enumerate(texts)])
+
+
+def _right(wanted: SearchRequest, candidates: Sequence[Candidate]) -> dict[str, int | None] | None:
+    """Return where among the candidates the passage stands that answers a sample's question; None for other queries."""
+    if wanted.collection is None:
+        return None
+    right = _sample(wanted.collection)[0].relevant.get(wanted.query)
+    if right is None:
+        return None
+    return {"index": next((i for i, found in enumerate(candidates) if found.document.id == right), None)}
 
 
 class _FirstStage:
@@ -131,11 +156,13 @@ class _FirstStage:
     def __init__(self, documents: Sequence[Document]) -> None:
         self.documents = documents
 
-    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
-        from qwen_rerank.lexical import BM25Index
+    @cached_property
+    def _index(self) -> BM25Index:
+        return BM25Index(self.documents)
 
+    def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         try:
-            found = BM25Index(self.documents).search(query, top_k, filter=filter)
+            found = self._index.search(query, top_k, filter=filter)
         except InvalidInputError:
             found = []
         known = {candidate.document.id for candidate in found}

@@ -4,20 +4,28 @@ const WORDS = {
   en: {
     playground: "playground",
     key: "API key",
-    lead: "A search in two rounds. The first recalls candidates fast, by the words they share with the query. The second reads query and document together and puts them in order. Watch what moves.",
+    lead: "Round 1 finds candidates by the words they share with the question. Round 2 reads question and text together and puts them in order.",
     collection: "Collection",
-    sample_zh: "Chinese sample",
-    sample_en: "English sample",
+    sample_zh: "Wikipedia, Chinese",
+    sample_en: "Wikipedia, English",
     sample_own: "Your own texts",
     texts: "One text a line, 200 at most",
     query: "Query",
     go: "Search",
     instruction: "Instruction: what counts as relevant (in English; empty for the model card's)",
     threshold: "Threshold",
+    options: "Instruction and threshold",
+    another: "Another question",
+    not_helped: "does not help",
     first_title: "First stage",
     final_title: "Reranked",
     first_note: (n, total, rest) => `BM25 found ${n} of ${total} texts by shared words${rest ? `; ${rest} more fill up the list` : ""}.`,
-    final_note: (kept, n) => `The model read all ${n}; ${kept} at or above the threshold.`,
+    final_note: (model, n) => `${model} read all ${n} and put them in order.`,
+    final_kept: (kept, n) => `${kept} of ${n} at or above the threshold.`,
+    right: (from, to) => `The right text stands at place ${from} before, ${to} after.`,
+    right_lost: (n) => `The right text is not among these ${n}: the second round cannot bring it back.`,
+    count: (c) => `Counted over all ${c.questions} questions of this collection: the right text comes first in ${c.before} by shared words alone, in ${c.after} after ${c.model} has read the 20 candidates. Sentences of Wikipedia from XQuAD-R (CC BY-SA 4.0).`,
+    right_mark: "the right text",
     all: (n) => `Show all ${n}`,
     fewer: "Show fewer",
     tab_prompt: "Prompt",
@@ -37,26 +45,34 @@ const WORDS = {
     unreachable: "The server does not answer.",
     moved: (from, to) => (from === to ? `stays at ${to}` : `from place ${from} to ${to}`),
     is_new: "shared no word with the query",
-    model: (name) => `Second round: ${name}${name === "pocket" ? ", a tiny model to learn with; it is not Qwen3-Reranker" : ""}`,
-    start: "Second round: loading …",
+    model: (name) => `Model: ${name}${{ mini: ", the small model that ships with the package", pocket: ", a tiny model for tests; it is not Qwen3-Reranker" }[name] ?? ""}.`,
+    start: "Model: loading …",
   },
   zh: {
     playground: "演练场",
     key: "API 密钥",
-    lead: "搜索分两轮。海选：按共有的词快速召回候选；决赛：模型把查询和文档放在一起读，重新排序。看看哪些文档动了。",
+    lead: "第一轮（海选）按共有的词找出候选；第二轮（决赛）把问题和正文放在一起读，重新排序。",
     collection: "文档集",
-    sample_zh: "中文示例",
-    sample_en: "英文示例",
+    sample_zh: "维基百科（中文）",
+    sample_en: "维基百科（英文）",
     sample_own: "自己的文本",
     texts: "每行一段文本，最多 200 段",
     query: "查询",
     go: "搜索",
     instruction: "指令：什么算相关（建议用英文；留空则用模型卡的默认指令）",
     threshold: "阈值",
+    options: "指令与阈值",
+    another: "换一个问题",
+    not_helped: "重排没帮上忙",
     first_title: "海选",
     final_title: "决赛",
     first_note: (n, total, rest) => `BM25 按共有的词从 ${total} 段中召回 ${n} 段${rest ? `，另补 ${rest} 段凑足候选` : ""}。`,
-    final_note: (kept, n) => `模型读完全部 ${n} 段，${kept} 段达到阈值。`,
+    final_note: (model, n) => `${model} 读完全部 ${n} 段，重新排了序。`,
+    final_kept: (kept, n) => `${n} 段中有 ${kept} 段达到阈值。`,
+    right: (from, to) => `正确的那段：重排前第 ${from} 位，重排后第 ${to} 位。`,
+    right_lost: (n) => `正确的那段不在这 ${n} 段里，第二轮也找不回来。`,
+    count: (c) => `这个文档集的全部 ${c.questions} 个问题：只按共有的词，${c.before} 个问题的正确段落排第一；${c.model} 读过 20 个候选之后，${c.after} 个。文本是维基百科的句子，来自 XQuAD-R（CC BY-SA 4.0）。`,
+    right_mark: "正确的那段",
     all: (n) => `显示全部 ${n} 段`,
     fewer: "收起",
     tab_prompt: "提示词",
@@ -80,15 +96,15 @@ const WORDS = {
     unreachable: "服务器没有应答。",
     moved: (from, to) => (from === to ? `仍在第 ${to} 位` : `从第 ${from} 位到第 ${to} 位`),
     is_new: "与查询没有共同的词",
-    model: (name) => `决赛模型：${name}${name === "pocket" ? "（学习用的微型模型，不是 Qwen3-Reranker）" : ""}`,
-    start: "决赛模型：加载中……",
+    model: (name) => `模型：${name}${{ mini: "，随包附带的小模型", pocket: "，测试用的微型模型，不是 Qwen3-Reranker" }[name] ?? ""}。`,
+    start: "模型：加载中……",
   },
 };
 const FEW = 8;
 const TABS = ["prompt", "curl", "langchain", "llamaindex"];
 
 const $ = (id) => document.getElementById(id);
-const state = { language: "en", samples: {}, answer: null, all: false, tab: "prompt", asked: 0 };
+const state = { language: "en", samples: {}, own: null, answer: null, all: false, tab: "prompt", asked: 0 };
 const words = () => WORDS[state.language];
 const base = () => new URL(".", location.href).href.replace(/\/$/, "");
 const python = (text) => JSON.stringify(text); // a JSON string is a Python string too
@@ -112,6 +128,7 @@ function speak(language) {
   for (const name of ["zh", "en"]) $(`lang-${name}`).setAttribute("aria-pressed", String(name === language));
   $("copy").textContent = words().copy;
   if (!state.answer) $("model").textContent = words().start;
+  if (state.samples[language]) showExamples();
   show();
 }
 
@@ -119,23 +136,37 @@ function choose(collection) {
   document.querySelector(`input[name=collection][value=${collection}]`).checked = true;
   $("own").hidden = collection !== "own";
   const sample = state.samples[collection];
-  $("examples").replaceChildren(
-    ...(sample ? sample.queries : []).map((query) => {
-      const button = element("button", "", query);
-      button.type = "button";
-      button.lang = collection;
-      button.addEventListener("click", () => {
-        $("query").value = query;
-        search();
-      });
-      return button;
-    }),
-  );
+  showExamples();
   if (sample) $("query").value = sample.queries[0];
-  if (collection === "own" && !$("texts").value.trim()) {
-    const other = state.samples[state.language];
-    $("texts").value = other ? other.texts.slice(0, 6).map((text) => text.replace(/\s*\n\s*/g, " ")).join("\n") : "";
+  else {
+    // One's own texts have a question of their own: that of the sample would fit none of them.
+    const { own } = state.samples[state.language];
+    if (!$("texts").value.trim()) $("texts").value = own.texts.map((text) => text.replace(/\s*\n\s*/g, ": ")).join("\n");
+    $("query").value = state.own ?? own.query;
   }
+}
+
+function showExamples() {
+  const sample = state.samples[chosen()];
+  const last = sample ? sample.queries.length - 1 : 0;
+  const buttons = (sample ? sample.queries : []).map((query, place) => {
+    const button = example(query, () => query);
+    button.lang = chosen();
+    if (place === last) button.append(element("i", "", words().not_helped));
+    return button;
+  });
+  const any = () => sample.questions[Math.floor(Math.random() * sample.questions.length)];
+  $("examples").replaceChildren(...buttons, ...(sample ? [example(words().another, any)] : []));
+}
+
+function example(text, query) {
+  const button = element("button", "", text);
+  button.type = "button";
+  button.addEventListener("click", () => {
+    $("query").value = query();
+    search();
+  });
+  return button;
 }
 
 function request() {
@@ -151,6 +182,8 @@ async function search() {
   const turn = ++state.asked;
   const headers = { "Content-Type": "application/json" };
   const key = $("key").value.trim();
+  const collection = chosen();
+  if (collection === "own") state.own = $("query").value;
   if (key) headers.Authorization = `Bearer ${key}`;
   busy(true);
   try {
@@ -158,7 +191,7 @@ async function search() {
     const answer = await response.json();
     if (turn !== state.asked) return;
     if (response.ok) {
-      state.answer = answer;
+      state.answer = { ...answer, collection };
       complain("");
     } else refuse(response, answer, turn);
   } catch {
@@ -201,7 +234,8 @@ function show() {
   const found = answer.first.filter((hit) => hit.score > 0).length;
   $("model").textContent = words().model(answer.model);
   $("first-note").textContent = words().first_note(found, answer.n_documents, n - found);
-  $("final-note").textContent = words().final_note(kept, n);
+  $("final-note").textContent = threshold > 0 ? words().final_kept(kept, n) : words().final_note(answer.model, n);
+  showRight(answer, n);
   const standard = (answer.prompt || []).find((each) => each.kind === "instruction");
   if (standard && !$("instruction").value.trim()) $("instruction").placeholder = standard.text;
   const limit = state.all ? n : Math.min(n, FEW);
@@ -221,12 +255,23 @@ function show() {
   requestAnimationFrame(draw);
 }
 
+function showRight({ right, final, collection }, n) {
+  const sample = state.samples[collection];
+  $("count").hidden = !sample;
+  if (sample) $("count").textContent = words().count(sample.count);
+  $("right-note").hidden = !right;
+  if (!right) return;
+  const after = final.findIndex((hit) => hit.index === right.index);
+  $("right-note").textContent = right.index === null ? words().right_lost(n) : words().right(right.index + 1, after + 1);
+}
+
 function percent(score) {
   return score >= 0.001 && score <= 0.999 ? `${(100 * score).toFixed(1)} %` : score < 0.5 ? "< 0.1 %" : "> 99.9 %";
 }
 
 function card(hit, { place, key, share, value, from, below, note }) {
-  const item = element("li", below ? "below" : "");
+  const right = state.answer.right && state.answer.right.index === key;
+  const item = element("li", [below && "below", right && "right"].filter(Boolean).join(" "));
   const [title, ...rest] = hit.text.split("\n");
   const score = element("span", "score");
   if (from !== undefined) score.append(moved(from + 1, place + 1));
@@ -237,13 +282,45 @@ function card(hit, { place, key, share, value, from, below, note }) {
   const button = element("button", "title");
   button.type = "button";
   button.setAttribute("aria-expanded", "false");
-  button.append(element("span", "", title)); // a button cannot cut its own lines
-  item.append(element("span", "rank", String(place + 1)), button, score, element("span", "snippet", rest.join(" ")), bar);
+  const name = element("span"); // a button cannot cut its own lines
+  if (right) name.append(rightMark(), " ");
+  name.append(...marked(title));
+  button.append(name);
+  const snippet = element("span", "snippet");
+  snippet.append(...marked(rest.join(" ")));
+  item.append(element("span", "rank", String(place + 1)), button, score, snippet, bar);
   item.dataset.key = key;
   for (const event of ["mouseenter", "focusin"]) item.addEventListener(event, () => near(key));
   for (const event of ["mouseleave", "focusout"]) item.addEventListener(event, () => near(null));
   item.addEventListener("click", () => toggle(item, button));
   return item;
+}
+
+function rightMark() {
+  const mark = element("span", "tick", "✓");
+  mark.title = words().right_mark;
+  mark.setAttribute("role", "img");
+  mark.setAttribute("aria-label", mark.title);
+  return mark;
+}
+
+// Words that the text shares with the query, which is all that the first round sees; single Chinese characters are too many.
+function marked(text) {
+  const shared = new Array(text.length).fill(false);
+  for (const term of state.answer.terms) {
+    const han = /^\p{Script=Han}+$/u.test(term);
+    if (han && term.length < 2) continue;
+    const quoted = term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    for (const found of text.matchAll(new RegExp(han ? quoted : `(?<![\\p{L}\\p{N}])${quoted}(?![\\p{L}\\p{N}])`, "giu"))) {
+      shared.fill(true, found.index, found.index + found[0].length);
+    }
+  }
+  const pieces = [];
+  for (let start = 0, end = 0; start < text.length; start = end) {
+    while (end < text.length && shared[end] === shared[start]) end += 1;
+    pieces.push(shared[start] ? element("b", "", text.slice(start, end)) : text.slice(start, end));
+  }
+  return pieces;
 }
 
 function toggle(item, button) {
