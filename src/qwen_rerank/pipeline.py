@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from qwen_rerank.checks import check_count, check_query, check_texts, check_weights
 from qwen_rerank.errors import InvalidInputError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from qwen_rerank.check.findings import Finding
 from qwen_rerank.check.probes import INSTRUCTED, INSTRUCTION, PROBES, ReportedByQuery, instruction_ignored

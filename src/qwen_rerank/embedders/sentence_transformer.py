@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from qwen_rerank.checks import check_choice, check_count, check_text, check_texts
 from qwen_rerank.errors import MissingExtraError, ModelCorruptError, ModelError, ModelIncompleteError, UnsafeModelError

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from qwen_rerank.checks import check_choice
 from qwen_rerank.errors import InvalidInputError, StoreError

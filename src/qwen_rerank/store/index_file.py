@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from qwen_rerank.store.commits import RECORD_FILE
 from qwen_rerank.store.database import Database
