@@ -102,7 +102,7 @@ def reliability_diagram(before: Sequence[Row], after: Sequence[Row]) -> Figure:
             axes.scatter(x, y, color=colour, s=[20 + 300 * b["n_pairs"] / total for b in bins], alpha=0.6)
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-0.03, 1.03)
-        axes.legend(frameon=False)
+        _legend(axes)
     return figure
 
 
@@ -119,7 +119,7 @@ def score_histogram(edges: Sequence[float], relevant: Sequence[int], others: Seq
         for name, counts, colour in (("not relevant or not judged", others, GREY), ("relevant", relevant, BLUE)):
             total = max(1, sum(counts))
             axes.stairs([count / total for count in counts], edges, fill=True, alpha=0.55, color=colour, label=name)
-        axes.legend(frameon=False)
+        _legend(axes)
     return figure
 
 
