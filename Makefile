@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: demo test check optimized clients notebooks docs clean
 
+# `make demo MODEL=Qwen/Qwen3-Reranker-0.6B` runs the real model, and says what to install where it is missing.
 demo: $(VENV)/.demo
-	$(BIN)/qwen-rerank demo
+	$(BIN)/qwen-rerank demo $(if $(MODEL),--model $(MODEL))
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

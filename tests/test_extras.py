@@ -18,6 +18,7 @@ NO_PART = {"all", "dev", "docs", "faiss-cpu", "faiss-gpu", "mteb", "ray"}  # `do
 # What somebody types without any extra: the feature that is named, the package that brings it, and the extra.
 LACKING = {
     "from qwen_rerank import QwenScorer": ("QwenScorer", "torch", "local"),
+    "from qwen_rerank import load_scorer; load_scorer('Qwen/Qwen3-Reranker-0.6B')": ("QwenScorer", "torch", "local"),
     "import qwen_rerank.scorers.cross_encoder.torch_backend": (
         "CrossEncoderScorer with safetensors weights",
         "transformers",
