@@ -1,6 +1,7 @@
 """Speed of the engine beside the official recipe, sentence-transformers and vLLM, on one model, in turn.
 
     python eval/speed/bench.py --tokenizer FOLDER [--device cuda] [--size 0.6B] [--out results.json]
+    python eval/speed/bench.py --tokenizer FOLDER --device cpu --dtype bfloat16 --formats   # float32, bfloat16 and int8
 
 Random weights of the true shape: speed does not depend on their values. Contestants take turns within each round, and
 the best round of each counts, so that a busy machine slows all of them alike. Exits with 1 when scores disagree.
@@ -45,6 +46,7 @@ from qwen_rerank.scorers.qwen.device import activation_bytes
 from qwen_rerank.scorers.qwen.scorer import shared_prefix_of
 
 # Largest difference of log-odds between contestants that rounding explains, at these random weights.
+FORMATS = ("engine-float32", "engine-int8")  # whose scores are meant to differ
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
 
 
@@ -95,6 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm-eager", action="store_true", help="vLLM without compilation")
     parser.add_argument("--only", nargs="*", help="contestants to run")
     parser.add_argument("--workloads", nargs="*", help="names of workloads, by their beginnings")
+    parser.add_argument("--formats", action="store_true", help="on a CPU also the engine in float32 and in int8")
     parser.add_argument("--quick", action="store_true", help="seconds of work, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("speed.json"))
     return parser.parse_args()
@@ -117,6 +120,10 @@ def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[s
     batch, batch_sizes = options.batch_size or (8 if on_cpu else 32), (1, 2, 4, 8, 16, 32) if on_cpu else (32, 64, 128)
     vllm = {"enforce_eager": options.vllm_eager, "block_size": options.vllm_block_size}
     engine = {"device": options.device, "dtype": str(dtype).removeprefix("torch."), "max_length": 16_384}
+    formats = {
+        "engine-float32": lambda: Engine(model, options.tokenizer, **{**engine, "dtype": "float32"}),
+        "engine-int8": lambda: Engine(model, options.tokenizer, **engine, quantize="int8"),
+    }
     makers = {
         "recipe": lambda: Recipe(model, options.tokenizer, batch_size=8, last_only=False),
         "recipe-last": lambda: Recipe(model, options.tokenizer, batch_size=batch, last_only=True),
@@ -125,6 +132,7 @@ def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[s
         ),
         "engine": lambda: Engine(model, options.tokenizer, **engine),
         "engine-deterministic": lambda: Engine(model, options.tokenizer, **engine, deterministic=True),
+        **(formats if on_cpu and options.formats else {}),
         "vllm": lambda: Vllm(model, options.tokenizer, dtype=engine["dtype"], max_length=16_384, **vllm),
     }
     found: dict[str, Contestant] = {}
@@ -182,7 +190,7 @@ def run(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Return the figures of one workload."""
-    names = [name for name in workload.engines if name in contestants]
+    names = [name for name in (*workload.engines, *FORMATS) if name in contestants]
     tried = {name: contestants[name].tune(workload.queries, workload.documents) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     scores: dict[str, np.ndarray] = {}
@@ -289,9 +297,10 @@ def finish(report: dict[str, Any]) -> None:
     differences = []
     for workload in report["workloads"].values():
         results = workload["contestants"]
-        for result in results.values():
+        for name, result in results.items():
             result["share_of_peak"] = result["flops_per_s"] / peak
-            differences.append(result["largest_difference"])
+            if name not in FORMATS:
+                differences.append(result["largest_difference"])
         if "engine" in results:
             engine = results["engine"]["documents_per_s"]
             workload["engine_over"] = {
