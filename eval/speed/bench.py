@@ -46,8 +46,9 @@ from qwen_rerank.scorers.qwen.device import activation_bytes
 from qwen_rerank.scorers.qwen.scorer import shared_prefix_of
 
 # Largest difference of log-odds between contestants that rounding explains, at these random weights.
-FORMATS = ("engine-float32", "engine-int8")  # whose scores are meant to differ
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
+# Contestants in a number format of their own, whose scores are meant to differ.
+FORMATS = {"engine-float32": "float32", "engine-int8": "int8", "engine-int8-outliers": "int8"}
 
 
 def main() -> int:
@@ -60,10 +61,10 @@ def main() -> int:
     model = random_model(model_config(options.size, layers=options.layers), dtype=dtype, device=options.device)
     contestants = build(options, model, dtype)
     engine = contestants["engine"]
-    report = header(options, model, engine, dtype)
+    report = header(options, model, contestants, dtype)
     encoder = PromptEncoder(PromptTokenizer((options.tokenizer / "tokenizer.json").read_text()))
     warm_up(contestants, words)
-    report["peak_flops_before"] = matmul_peak(options.device, dtype)
+    report["peak_flops_before"] = peaks(contestants, options.device, dtype)
     for workload in workloads:
         report["workloads"][workload.name] = run(workload, contestants, engine, encoder, options)
         save(report, options.out)
@@ -71,7 +72,7 @@ def main() -> int:
         report["callers"] = callers(engine, words, small=options.device == "cpu")
         if options.device.startswith("cuda"):
             report["queue"] = asyncio.run(queue(engine, words))
-    report["peak_flops_after"] = matmul_peak(options.device, dtype)
+    report["peak_flops_after"] = peaks(contestants, options.device, dtype)
     finish(report)
     save(report, options.out)
     print(table(report))
@@ -97,7 +98,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm-eager", action="store_true", help="vLLM without compilation")
     parser.add_argument("--only", nargs="*", help="contestants to run")
     parser.add_argument("--workloads", nargs="*", help="names of workloads, by their beginnings")
-    parser.add_argument("--formats", action="store_true", help="on a CPU also the engine in float32 and in int8")
+    parser.add_argument(
+        "--formats",
+        action="store_true",
+        help="on a CPU also the engine in float32 and in int8, plain and with planted outliers",
+    )
     parser.add_argument("--quick", action="store_true", help="seconds of work, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("speed.json"))
     return parser.parse_args()
@@ -123,6 +128,7 @@ def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[s
     formats = {
         "engine-float32": lambda: Engine(model, options.tokenizer, **{**engine, "dtype": "float32"}),
         "engine-int8": lambda: Engine(model, options.tokenizer, **engine, quantize="int8"),
+        "engine-int8-outliers": lambda: Engine(model, options.tokenizer, **engine, quantize="int8", outliers=True),
     }
     makers = {
         "recipe": lambda: Recipe(model, options.tokenizer, batch_size=8, last_only=False),
@@ -146,8 +152,9 @@ def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[s
     return found
 
 
-def header(options: argparse.Namespace, model: Any, engine: Any, dtype: torch.dtype) -> dict[str, Any]:
+def header(options: argparse.Namespace, model: Any, contestants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Return what the figures hold for."""
+    engine = contestants["engine"]
     scorer = engine.scorer
     shape = engine.config
     return {
@@ -160,6 +167,11 @@ def header(options: argparse.Namespace, model: Any, engine: Any, dtype: torch.dt
         "settings": {
             "recipe": "batches of 8",
             "sentence-transformers": "the fastest of the batch sizes tried, see seconds_by_batch_size",
+            "exact_share_of_weights": {
+                name: contestant.scorer.quantization.exact_share
+                for name, contestant in contestants.items()
+                if FORMATS.get(name) == "int8"
+            },
             "vllm": {
                 "eager": options.vllm_eager,
                 "block_size": options.vllm_block_size,
@@ -173,6 +185,12 @@ def header(options: argparse.Namespace, model: Any, engine: Any, dtype: torch.dt
         "callers": {},
         "queue": {},
     }
+
+
+def peaks(contestants: dict[str, Contestant], device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Return the matmul peak of every number format that a contestant computes in."""
+    formats = {str(dtype).removeprefix("torch."), *(FORMATS[name] for name in contestants if name in FORMATS)}
+    return {name: matmul_peak(device, getattr(torch, name)) for name in sorted(formats)}
 
 
 def warm_up(contestants: dict[str, Contestant], words: Words) -> None:
@@ -292,13 +310,13 @@ async def queue(engine: Any, words: Words, *, seconds: float = 4.0) -> dict[str,
 
 def finish(report: dict[str, Any]) -> None:
     """Add what follows from the figures."""
-    peak = max(report["peak_flops_before"], report["peak_flops_after"])
-    report["peak_flops"] = peak
+    before, after = report["peak_flops_before"], report["peak_flops_after"]
+    report["peak_flops"] = {name: max(before[name], after[name]) for name in before}
     differences = []
     for workload in report["workloads"].values():
         results = workload["contestants"]
         for name, result in results.items():
-            result["share_of_peak"] = result["flops_per_s"] / peak
+            result["share_of_peak"] = result["flops_per_s"] / report["peak_flops"][FORMATS.get(name, report["dtype"])]
             if name not in FORMATS:
                 differences.append(result["largest_difference"])
         if "engine" in results:

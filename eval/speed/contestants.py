@@ -166,8 +166,10 @@ def chat_template() -> str:
 class Engine(Contestant):
     """This package's engine, with a copy of the same weights in the shape it reads."""
 
-    def __init__(self, model: Any, tokenizer: Path, **options: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Path, *, outliers: bool = False, **options: Any) -> None:
         checkpoint = as_checkpoint(model, tokenizer)
+        if outliers:
+            plant_outliers(checkpoint.weights, checkpoint.config)
         self.config = checkpoint.config
         load, scorer_module.load_checkpoint = scorer_module.load_checkpoint, lambda *_, **__: checkpoint
         try:
@@ -220,6 +222,20 @@ class Vllm(Contestant):
         found = np.array([output.outputs.probs[-1] for output in outputs], dtype=np.float64)
         scores = np.log(found / (1 - found)).astype(np.float32)
         return np.split(scores, np.cumsum([len(texts) for texts in documents])[:-1])
+
+
+def plant_outliers(weights: dict[str, torch.Tensor], config: QwenModelConfig) -> None:
+    """Give every fourth MLP one input channel that is 2,048 times as large and counts as much less; no exact score moves."""
+    for i in range(0, config.n_layers, 4):
+        at, channel = f"model.layers.{i}.", 3
+        for name, factor in (
+            ("post_attention_layernorm", 2048),
+            ("mlp.gate_proj", 1 / 2048),
+            ("mlp.up_proj", 1 / 2048),
+        ):
+            changed = weights[f"{at}{name}.weight"].clone()
+            changed[..., channel] *= factor
+            weights[f"{at}{name}.weight"] = changed
 
 
 def as_checkpoint(model: Any, tokenizer: Path) -> Checkpoint:

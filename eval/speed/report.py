@@ -10,7 +10,9 @@ def table(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
     lines = [
         f"{report['model']}, {report['dtype']}, {report['hardware'].get('gpu', report['hardware']['cpu'])}, "
-        f"{report['hardware']['threads']} threads, matmul peak {report['peak_flops'] / 1e12:.3g} TFLOP/s",
+        f"{report['hardware']['threads']} threads, matmul peak "
+        + ", ".join(f"{name} {peak / 1e12:.3g}" for name, peak in report["peak_flops"].items())
+        + " TFLOP/s",
         "",
         "| workload | contestant | documents/s | ms a query | of peak | MiB beside weights | engine is |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
