@@ -1,4 +1,4 @@
-"""The CUDA path's logic, on the CPU: gathered keys, padded fallback, and the keywords of each PyTorch version."""
+"""Attention on the CPU, and the CUDA path's logic there: gathered keys, padded fallback, each PyTorch version's keywords."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_rerank.scorers.qwen import attention_cuda
+from qwen_rerank.scorers.qwen import attention_cpu, attention_cuda
 from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.attention_cuda import CudaAttention, choose_kernel, padded
 from qwen_rerank.scorers.qwen.device import CUDA_BATCH, cuda_budget
 from qwen_rerank.scorers.qwen.engine import Runner
 from qwen_rerank.scorers.qwen.kernels import EagerOps
 from qwen_rerank.scorers.qwen.model import Forward
-from qwen_rerank.scorers.qwen.packing import GroupSlice, PackedBatch, lay_out
+from qwen_rerank.scorers.qwen.packing import GroupSlice, PackedBatch, RowSpan, Segment, lay_out
 from tests.scorers.qwen.tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
 
 CPU = torch.device("cpu")
@@ -52,6 +52,35 @@ def test_gathered_and_padded_attention_equals_the_loop(shapes, n_at_hand, shared
             torch.testing.assert_close(getattr(gathered, name)(rows, keys, kept, plan), expected)
     finally:
         attention_cuda._MASK_ELEMENTS, attention_cuda._GATHERED_KEYS = before
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight_bytes", [1 << 20, 1])
+@pytest.mark.parametrize(("n_past", "n_rows"), [(0, 1), (75, 64), (0, 130), (75, 67), (600, 70)])
+def test_attention_on_the_cpu_is_causal_and_about_as_exact_as_pytorchs_own(
+    monkeypatch, dtype, weight_bytes, n_past, n_rows
+):
+    """Mean error against float64, behind keys of an earlier pass, with all heads at once and one at a time.
+
+    In bfloat16 the scores are rounded before the softmax, as in the recipe's eager attention; PyTorch's kernel keeps them.
+    """
+    monkeypatch.setattr(attention_cpu, "_WEIGHT_BYTES", weight_bytes)
+    made = torch.Generator().manual_seed(n_past + n_rows)
+    query, *parts = (torch.randn(n_past + n_rows, heads, 32, generator=made).to(dtype) for heads in (4, 2, 2))
+    query, (past, kv) = query[n_past:], zip(*((part[:n_past], part[n_past:]) for part in parts), strict=True)
+    segment = Segment(RowSpan(0, n_rows), (RowSpan(0, n_past, past=True),))
+    ours = CpuAttention(dtype).all_rows(query, kv, past, ([segment], []))
+
+    def theirs(kind: torch.dtype) -> torch.Tensor:
+        heads = (rows.to(kind).transpose(0, 1)[None] for rows in (query, *parts))
+        hidden = torch.ones(n_rows, n_past + n_rows, dtype=torch.bool).triu_(n_past + 1)
+        mask = torch.zeros(hidden.shape, dtype=kind).masked_fill_(hidden, float("-inf"))
+        found = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+        return found[0].transpose(0, 1).double()
+
+    exact = theirs(torch.float64)
+    assert (ours.double() - exact).abs().mean() <= 2 * (theirs(dtype) - exact).abs().mean() + 1e-7
 
 
 def fake_torch(version: str, *, right: bool = True):

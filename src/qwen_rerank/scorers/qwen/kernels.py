@@ -14,8 +14,13 @@ CosSin = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's posi
 class Ops(Protocol):
     """The elementwise operations that a device may have a fused kernel for."""
 
-    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
-        """Normalise every head of `x` `(n_rows, heads, head_dim)` and apply the rotary positions."""
+    def norm_rotate(
+        self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Normalise every head of `x` `(n_rows, heads, head_dim)` and apply the rotary positions.
+
+        The result lies in `out` where it is given, a dense tensor of the same shape and dtype.
+        """
         ...
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
@@ -23,23 +28,40 @@ class Ops(Protocol):
         ...
 
 
+_BLOCK = 1 << 18  # float32 numbers that an operation on a CPU leaves in the cores' own caches for the next one
+
+
 class EagerOps:
     """Works everywhere; one pass over the data an operation."""
 
-    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
+    def norm_rotate(
+        self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Normalise every head of `x` and apply the rotary positions."""
-        size, half = x.shape[-1], x.shape[-1] // 2
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = length.square_().div_(size).add_(eps).rsqrt_()
-        normed = (x * scale).to(x.dtype).mul_(weight)  # a scale rounded to bfloat16 would shift a whole head
-        cosine, sine = cos_sin[0].unsqueeze(1), cos_sin[1].unsqueeze(1)
-        first, second = normed.chunk(2, dim=-1)
-        out = torch.empty_like(normed)
-        torch.mul(first, cosine, out=out[..., :half]).addcmul_(second, sine, value=-1)
-        torch.mul(second, cosine, out=out[..., half:]).addcmul_(first, sine)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+        weight, cosine, sine = weight.float(), cos_sin[0].float().unsqueeze(1), cos_sin[1].float().unsqueeze(1)
+        # Some rows at a time, so that what is read again is still in the caches, in float32, rounded once.
+        step = max(1, _BLOCK // x[0].numel()) if len(x) and x.device.type == "cpu" else max(1, len(x))
+        for start in range(0, len(x), step):
+            rows = slice(start, start + step)
+            found = _norm_rotate(x[rows].float(), weight, (cosine[rows], sine[rows]), eps)
+            out[rows] = found
         return out
 
     def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Return `silu(gate) * up`."""
         gate, up = gate_up.chunk(2, dim=1)
         return silu(gate).mul_(up)
+
+
+def _norm_rotate(x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
+    """Return heads `(n_rows, heads, head_dim)`, normalised and rotated, all float32."""
+    half, (cosine, sine) = x.shape[-1] // 2, cos_sin
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    normed = (x * scale).mul_(weight)
+    first, second = normed.chunk(2, dim=-1)
+    out = torch.empty_like(normed)
+    torch.mul(first, cosine, out=out[..., :half]).addcmul_(second, sine, value=-1)
+    torch.mul(second, cosine, out=out[..., half:]).addcmul_(first, sine)
+    return out

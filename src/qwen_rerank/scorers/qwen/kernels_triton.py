@@ -58,10 +58,12 @@ def _gate(x: Any, out: Any, size: Any, block: tl.constexpr) -> None:
 class TritonOps:
     """As `EagerOps`; sums and products in float32, rounded once."""
 
-    def norm_rotate(self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
+    def norm_rotate(
+        self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Normalise every head of `x` and apply the rotary positions; `x` may be a slice of columns."""
         rows, heads, size = x.shape
-        out = torch.empty(rows, heads, size, dtype=x.dtype, device=x.device)
+        out = torch.empty(rows, heads, size, dtype=x.dtype, device=x.device) if out is None else out
         if rows:
             _norm_rotate[(rows,)](
                 x,

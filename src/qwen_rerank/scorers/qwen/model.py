@@ -293,15 +293,11 @@ class Forward:
         self, layer: Layer, hidden: torch.Tensor, cos_sin: CosSin, last: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return query, key and value of every row, `(n, heads, head_dim)`; with `last` the queries of those rows only."""
-        chunks = self._chunks(len(hidden))
-        if len(chunks) == 1:
-            query, key, value = self._heads(layer, hidden, cos_sin)
-        else:
-            shapes = ((len(hidden), n, self._config.head_dim) for n in self._head_counts(layer))
-            query, key, value = (hidden.new_empty(shape) for shape in shapes)
-            for rows in chunks:
-                found = self._heads(layer, hidden[rows], (cos_sin[0][rows], cos_sin[1][rows]))
-                query[rows], key[rows], value[rows] = found
+        shapes = ((len(hidden), n, self._config.head_dim) for n in self._head_counts(layer))
+        query, key, value = (hidden.new_empty(shape) for shape in shapes)
+        for rows in self._chunks(len(hidden)):
+            cos_sin_here = cos_sin[0][rows], cos_sin[1][rows]
+            self._heads(layer, hidden[rows], cos_sin_here, out=(query[rows], key[rows], value[rows]))
         if layer.query is not None and last is not None:
             flat = layer.query(self._norm(hidden[last], layer.input_norm))  # (n_documents, n_heads * head_dim)
             query = flat.view(len(last), self._config.n_heads, self._config.head_dim)
@@ -309,22 +305,30 @@ class Forward:
         return query, key, value
 
     def _heads(
-        self, layer: Layer, hidden: torch.Tensor, cos_sin: CosSin
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return query, key and value of some rows; no query in the last layer."""
+        self,
+        layer: Layer,
+        hidden: torch.Tensor,
+        cos_sin: CosSin,
+        *,
+        out: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    ) -> None:
+        """Leave query, key and value of some rows in `out`; no query in the last layer."""
         flat, counts = layer.qkv(self._norm(hidden, layer.input_norm)), self._head_counts(layer)
         query, key, value = torch.split(flat.view(len(hidden), sum(counts), self._config.head_dim), counts, dim=1)
         if query.shape[1]:
-            query = self._rotate(query, layer.query_norm, cos_sin)
-        return query, self._rotate(key, layer.key_norm, cos_sin), value
+            self._rotate(query, layer.query_norm, cos_sin, out=out[0])
+        self._rotate(key, layer.key_norm, cos_sin, out=out[1])
+        out[2].copy_(value)
 
     def _head_counts(self, layer: Layer) -> list[int]:
         """Return how many heads of query, key and value the layer's joined matrix gives."""
         shape = self._config
         return [shape.n_heads if layer.query is None else 0, shape.n_kv_heads, shape.n_kv_heads]
 
-    def _rotate(self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin) -> torch.Tensor:
-        return self._ops.norm_rotate(x, weight, cos_sin, self._config.rms_norm_eps)
+    def _rotate(
+        self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return self._ops.norm_rotate(x, weight, cos_sin, self._config.rms_norm_eps, out=out)
 
     def _add_block(self, layer: Layer, hidden: torch.Tensor, attn_out: torch.Tensor) -> None:
         """Add the attention's output and the MLP to `hidden`, in place, some rows at a time."""
