@@ -30,9 +30,11 @@ class Client(httpx2.AsyncClient):
 
 
 @contextlib.asynccontextmanager
-async def app_client(scorer: Any = None, *, keys: tuple[str, ...] = (), **settings: Any) -> AsyncIterator[Client]:
+async def app_client(
+    scorer: Any = None, *, keys: tuple[str, ...] = (), first_stage: Any = None, **settings: Any
+) -> AsyncIterator[Client]:
     """Yield a client of a fresh app that is ready."""
-    app = create_app(scorer or Oracle(), settings=ServeSettings(**settings), api_keys=keys)
+    app = create_app(scorer or Oracle(), first_stage=first_stage, settings=ServeSettings(**settings), api_keys=keys)
     async with (
         app.router.lifespan_context(app),
         Client(transport=httpx2.ASGITransport(app), base_url="http://server") as client,
@@ -60,10 +62,12 @@ class Live:
 
 
 @contextlib.contextmanager
-def live_server(scorer: Callable[[], Any] = Oracle, *, keys: tuple[str, ...] = (), **settings: Any) -> Iterator[Live]:
+def live_server(
+    scorer: Callable[[], Any] = Oracle, *, keys: tuple[str, ...] = (), first_stage: Any = None, **settings: Any
+) -> Iterator[Live]:
     """Yield a server that is ready, and stop it afterwards."""
     sock = listen("127.0.0.1", 0)
-    server = make_server(scorer, settings=ServeSettings(**settings), api_keys=keys)
+    server = make_server(scorer, first_stage=first_stage, settings=ServeSettings(**settings), api_keys=keys)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     live = Live(server, sock.getsockname()[1])

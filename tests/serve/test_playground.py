@@ -10,7 +10,8 @@ import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from qwen_rerank import QwenScorer
+from qwen_rerank import FaissStore, QwenScorer
+from qwen_rerank.folders import sync_folder
 from qwen_rerank.samples import load_demo_results, load_encyclopedia
 from qwen_rerank.serve.backend import State
 from qwen_rerank.testing import OverlapScorer
@@ -74,6 +75,31 @@ async def test_texts_without_a_word_of_the_query_come_last_in_the_first_round(cl
     assert [hit["text"] for hit in answer["first"]] == ["a red one 2", "blue 1", "green 3"]
     assert [hit["score"] > 0 for hit in answer["first"]] == [True, False, False]
     assert answer["prompt"] is None  # this scorer has no prompt to show
+
+
+async def test_a_server_with_a_store_searches_it_and_tells_where_each_passage_stands(tmp_path):
+    (tmp_path / "笔记").mkdir()
+    (tmp_path / "笔记" / "租约.md").write_text("# 租约\n\n租约六月到期。\n", encoding="utf-8")
+    with FaissStore.create(tmp_path / "store", None) as store:
+        sync_folder(store, [tmp_path / "笔记"])
+        async with app_client(OverlapScorer(), first_stage=store, keys=(KEY,)) as client:
+            wanted = {"query": "租约到期", "collection": "store"}
+            refused = await client.post("/playground/search", json=wanted)
+            client.headers["authorization"] = f"Bearer {KEY}"
+            answer = (await client.post("/playground/search", json=wanted)).json()
+            nothing = (await client.post("/playground/search", json={**wanted, "query": "?!"})).json()
+
+    assert refused.status_code == 401
+    assert [(hit["place"], hit["text"]) for hit in answer["first"]] == [("笔记/租约.md:1", "# 租约\n\n租约六月到期。")]
+    assert (answer["first_stage"], answer["n_documents"], len(answer["final"])) == ("store", 1, 1)
+    assert (nothing["first"], nothing["final"], nothing["prompt"]) == ([], [], None)
+
+
+async def test_without_a_store_there_is_none_to_search(client):
+    answer = await client.post("/playground/search", json={"query": "q", "collection": "store"})
+
+    assert (answer.status_code, "start it with --store" in answer.json()["detail"]) == (422, True)
+    assert (await client.get("/playground/samples")).json()["has_store"] is False
 
 
 @pytest.mark.parametrize(
@@ -175,6 +201,23 @@ def test_searching_ones_own_texts_with_instruction_and_threshold(page):
         assert page.run("document.querySelectorAll('#rounds img').length") == 0
         assert "<img src=x" in page.text("#final")
     assert page.problems == []
+
+
+@pytest.mark.browser
+def test_a_servers_own_store_is_what_the_page_searches(page, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "lease.md").write_text("# Lease\n\nThe lease ends in June.\n")
+    with FaissStore.create(tmp_path / "store", None) as store:
+        sync_folder(store, [tmp_path / "notes"])
+        with live_server(OverlapScorer, first_stage=store) as server:
+            page.open(server.url)
+            page.until("document.querySelector('input[value=store]')?.checked")
+            page.run("document.querySelector('#query').value = 'when does the lease end'")
+            page.click("#go")
+            page.until("document.querySelectorAll('#final li').length === 1")
+
+            assert page.texts("#final .title") == ["notes/lease.md:1"]
+            assert page.text("#first-note") == "The store found 1 of 1 passages, by meaning and by words."
 
 
 @pytest.mark.browser

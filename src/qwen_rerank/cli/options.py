@@ -20,6 +20,11 @@ def expanded(path: Path) -> Path:
     return path.expanduser()
 
 
+def expanded_or_none(path: Path | None) -> Path | None:
+    """As `expanded`, for an option that may be left out."""
+    return None if path is None else path.expanduser()
+
+
 StoreArgument = Annotated[Path, typer.Argument(help="A store made by `qwen-rerank index`.", callback=expanded)]
 StoreOption = Annotated[
     Path, typer.Option("--store", help="Folder of the store; made if it is not there.", callback=expanded)

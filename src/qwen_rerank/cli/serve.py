@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qwen_rerank.cli import options
+
+if TYPE_CHECKING:
+    from qwen_rerank.store import FaissStore
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -25,6 +29,11 @@ def serve(
     ),
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
     kind: Annotated[str | None, typer.Option(hidden=True)] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="A store that the page at / searches.", callback=options.expanded_or_none),
+    ] = None,
+    embedder: options.StoredEmbedder = None,
     device: options.Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     quantize: options.Quantize = None,
@@ -113,12 +122,20 @@ def serve(
         max_length=max_length,
         cache=int(cache) if cache and cache.isdecimal() else cache,
     )
-    process.serve(
-        load,
-        host=host,
-        port=port,
-        settings=settings,
-        api_keys=keys,
-        no_auth=no_auth,
-        listener=process.inherited_listener(),
-    )
+    with nullcontext() if store is None else _opened(store, embedder) as first_stage:
+        process.serve(
+            load,
+            host=host,
+            port=port,
+            first_stage=first_stage,
+            settings=settings,
+            api_keys=keys,
+            no_auth=no_auth,
+            listener=process.inherited_listener(),
+        )
+
+
+def _opened(store: Path, embedder: str | None) -> FaissStore:
+    from qwen_rerank.store import FaissStore
+
+    return FaissStore.open(store, options.load_stored_embedder(store, embedder), read_only=True)

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from qwen_rerank import __version__
-from qwen_rerank.protocols import SimpleScorer
+from qwen_rerank.protocols import FirstStage, SimpleScorer
 from qwen_rerank.serve import openapi, responses
 from qwen_rerank.serve.auth import KeyRing
 from qwen_rerank.serve.backend import Backend, State
@@ -48,6 +48,7 @@ def create_app(
     scorer: SimpleScorer | str | None = None,
     *,
     load: Callable[[], SimpleScorer | str] | None = None,
+    first_stage: FirstStage | None = None,
     settings: ServeSettings | None = None,
     api_keys: Iterable[str] = (),
 ) -> FastAPI:
@@ -56,11 +57,13 @@ def create_app(
     Args:
         scorer: A scorer, any object with `name` and `score(query, documents)`, or a name that `load_scorer` knows; or
         load: a function that returns one of these. Loading is done in a thread when the app starts.
+        first_stage: A store, or another first stage, that the page at `/` searches beside its samples.
         settings: Limits; None for the defaults.
         api_keys: Keys that open it; without any it is open to all.
     """
     chosen = settings or ServeSettings()
-    return _Server(Backend(load or (lambda: _given(scorer)), chosen), chosen, KeyRing(api_keys)).app
+    backend = Backend(load or (lambda: _given(scorer)), chosen)
+    return _Server(backend, chosen, KeyRing(api_keys), first_stage).app
 
 
 def _given(scorer: SimpleScorer | str | None) -> SimpleScorer | str:
@@ -72,7 +75,9 @@ def _given(scorer: SimpleScorer | str | None) -> SimpleScorer | str:
 class _Server:
     """The routes over one backend."""
 
-    def __init__(self, backend: Backend, settings: ServeSettings, keys: KeyRing) -> None:
+    def __init__(
+        self, backend: Backend, settings: ServeSettings, keys: KeyRing, first_stage: FirstStage | None
+    ) -> None:
         self._backend = backend
         self._settings = settings
         self._metrics = Metrics()
@@ -90,7 +95,7 @@ class _Server:
         self.app.state.backend = backend
         self.app.add_exception_handler(HTTPException, _routing_error)
         self._add_routes(with_keys=len(keys) > 0)
-        playground = Playground(backend, self._run, self.read)
+        playground = Playground(backend, self._run, self.read, first_stage)
         playground.add_routes(self.app, openapi.extra)
         paths = frozenset(path for route in self.app.routes if (path := getattr(route, "path", None)))
         self.app.add_middleware(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -10,8 +10,10 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request, Response
 
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.folders.excerpts import place_of
 from qwen_rerank.lexical import BM25Index, terms
 from qwen_rerank.pipeline import TwoStageRetriever
+from qwen_rerank.protocols import FirstStage
 from qwen_rerank.samples import LANGUAGES, Sample, load_demo_results, load_encyclopedia
 from qwen_rerank.serve import openapi
 from qwen_rerank.serve.backend import Backend
@@ -42,14 +44,16 @@ class Playground:
         backend: Tells which model is behind it.
         run: Scores jobs as any other route does.
         read: Reads a request's body as any other route does.
+        store: A first stage of the server's own, which is the collection "store".
     """
 
     static_paths = frozenset({"/", "/playground/samples"})
 
-    def __init__(self, backend: Backend, run: Run, read: Read) -> None:
+    def __init__(self, backend: Backend, run: Run, read: Read, store: FirstStage | None = None) -> None:
         self._backend = backend
         self._run = run
         self._read = read
+        self._store = store
 
     def add_routes(self, app: FastAPI, extra: Callable[..., dict[str, Any]]) -> None:
         """Add the page, its samples and its search."""
@@ -67,17 +71,23 @@ class Playground:
 
     async def samples(self) -> Response:
         """Return of each sample collection its questions, those to begin with, and what reranking gained over all of them."""
-        return json_response(_samples())
+        return json_response({**_samples(), "has_store": self._store is not None})
 
     async def search(self, request: Request) -> Response:
         """Recall candidates, rank them, and show the prompt of the best one."""
         wanted = await self._read(request, SearchRequest, most=MAX_TEXTS)
-        first_stage, second_stage = _first_stage(wanted), _SecondStage(self._run, request, wanted)
+        first_stage, second_stage = self._first_stage(wanted), _SecondStage(self._run, request, wanted)
         line = TwoStageRetriever(first_stage, second_stage, top_k=wanted.top_k, top_n=wanted.top_k)
         scoring = self._backend.scoring
         rounds = await line.aretrieve_rounds(wanted.query, instruction=wanted.wanted_instruction)
+        of_files = wanted.collection == "store"
         first = [
-            {"id": candidate.document.id, "text": candidate.document.text, "score": candidate.score}
+            {
+                "id": candidate.document.id,
+                "text": candidate.document.text,
+                "score": candidate.score,
+                "place": place_of(candidate.document) if of_files else None,
+            }
             for candidate in rounds.candidates
         ]
         final = [
@@ -86,15 +96,22 @@ class Playground:
         ]
         answer = {
             "model": self._backend.names.reported,
-            "first_stage": "BM25",
+            "first_stage": "store" if of_files else "BM25",
             "first": first,
             "final": final,
             "right": _right(wanted, rounds.candidates),
             "terms": terms(wanted.query),
-            "n_documents": len(first_stage.documents),
-            "prompt": _prompt(scoring, wanted, rounds.ranked[0]),
+            "n_documents": len(first_stage) if isinstance(first_stage, Sized) else None,
+            "prompt": _prompt(scoring, wanted, rounds.ranked[0]) if rounds.ranked else None,
         }
         return json_response(answer)
+
+    def _first_stage(self, wanted: SearchRequest) -> FirstStage:
+        if wanted.collection != "store":
+            return _first_stage(wanted)
+        if self._store is None:
+            raise ApiError(422, "no_store", "this server has no store; start it with --store.", param="collection")
+        return self._store
 
 
 @lru_cache(maxsize=1)
@@ -142,7 +159,7 @@ def _first_stage(wanted: SearchRequest) -> _FirstStage:
 
 def _right(wanted: SearchRequest, candidates: Sequence[Candidate]) -> dict[str, int | None] | None:
     """Return where among the candidates the passage stands that answers a sample's question; None for other queries."""
-    if wanted.collection is None:
+    if wanted.collection is None or wanted.collection == "store":
         return None
     right = _sample(wanted.collection)[0].relevant.get(wanted.query)
     if right is None:
@@ -155,6 +172,9 @@ class _FirstStage:
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self.documents = documents
+
+    def __len__(self) -> int:
+        return len(self.documents)
 
     @cached_property
     def _index(self) -> BM25Index:
@@ -189,6 +209,8 @@ class _SecondStage:
         top_n: int | None = None,
         instruction: str | None = None,
     ) -> list[RankedDocument]:
+        if not candidates:
+            return []
         texts = [candidate.document.text for candidate in candidates]
         job = RerankJob(query=query, documents=texts, instruction=instruction)
         [result] = await self._run(self._request, self._wanted, [job])

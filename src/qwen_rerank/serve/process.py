@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.protocols import SimpleScorer
+from qwen_rerank.protocols import FirstStage, SimpleScorer
 from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.serve.app import create_app
 from qwen_rerank.serve.backend import Backend, State
@@ -46,6 +46,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
+    first_stage: FirstStage | None = None,
     settings: ServeSettings | None = None,
     api_keys: Sequence[str] = (),
     no_auth: bool = False,
@@ -59,6 +60,7 @@ def serve(
         load: Returns the scorer, or a name that `load_scorer` knows; called in a thread, while the port answers 503.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, and the log says which.
+        first_stage: A store, or another first stage, that the page at `/` searches.
         settings: Limits; None for the defaults.
         api_keys: Keys that open the server.
         no_auth: Listen on other addresses than this machine's own without any key.
@@ -69,7 +71,12 @@ def serve(
     """
     check_exposure(host, has_keys=bool(api_keys), no_auth=no_auth)
     sock = listener or listen(host, port)
-    server = make_server(partial(_load_to_stay, load), settings=settings or ServeSettings(), api_keys=api_keys)
+    server = make_server(
+        partial(_load_to_stay, load),
+        first_stage=first_stage,
+        settings=settings or ServeSettings(),
+        api_keys=api_keys,
+    )
     address, bound, *_ = sock.getsockname()
     url = f"http://[{address}]:{bound}" if ":" in address else f"http://{address}:{bound}"
     event = {"url": url, "address": address, "port": bound, "keys": len(api_keys), "pid": os.getpid()}
@@ -90,10 +97,14 @@ def _load_to_stay(load: Callable[[], SimpleScorer | str]) -> SimpleScorer:
 
 
 def make_server(
-    load: Callable[[], SimpleScorer | str], *, settings: ServeSettings, api_keys: Sequence[str] = ()
+    load: Callable[[], SimpleScorer | str],
+    *,
+    first_stage: FirstStage | None = None,
+    settings: ServeSettings,
+    api_keys: Sequence[str] = (),
 ) -> Server:
     """Return a server that `run(sockets=[…])` starts."""
-    app = create_app(load=load, settings=settings, api_keys=api_keys)
+    app = create_app(load=load, first_stage=first_stage, settings=settings, api_keys=api_keys)
     config = uvicorn.Config(
         app,
         http=protocol_class(_within_file_limit(settings)),

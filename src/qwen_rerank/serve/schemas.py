@@ -267,10 +267,10 @@ class PairsRequest(ScoringBody):
 
 
 class SearchRequest(ScoringBody):
-    """The playground's request: both rounds over a sample collection or over the reader's own texts."""
+    """The playground's request: both rounds over a sample collection, the server's store, or the reader's own texts."""
 
     query: Query
-    collection: Literal["en", "zh"] | None = None
+    collection: Literal["en", "zh", "store"] | None = None
     texts: Texts | None = None
     top_k: Annotated[StrictInt, Field(ge=1, le=100)] = 20
 

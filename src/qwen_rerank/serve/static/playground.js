@@ -9,6 +9,7 @@ const WORDS = {
     sample_zh: "Wikipedia, Chinese",
     sample_en: "Wikipedia, English",
     sample_own: "Your own texts",
+    sample_store: "This server's store",
     texts: "One text a line, 200 at most",
     query: "Query",
     go: "Search",
@@ -20,6 +21,7 @@ const WORDS = {
     first_title: "First stage",
     final_title: "Reranked",
     first_note: (n, total, rest) => `BM25 found ${n} of ${total} texts by shared words${rest ? `; ${rest} more fill up the list` : ""}.`,
+    store_note: (n, total) => `The store found ${n} of ${total} passages, by meaning and by words.`,
     final_note: (model, n) => `${model} read all ${n} and put them in order.`,
     final_kept: (kept, n) => `${kept} of ${n} at or above the threshold.`,
     right: (from, to) => `The right text stands at place ${from} before, ${to} after.`,
@@ -56,6 +58,7 @@ const WORDS = {
     sample_zh: "维基百科（中文）",
     sample_en: "维基百科（英文）",
     sample_own: "自己的文本",
+    sample_store: "服务器上的文件",
     texts: "每行一段文本，最多 200 段",
     query: "查询",
     go: "搜索",
@@ -67,6 +70,7 @@ const WORDS = {
     first_title: "海选",
     final_title: "决赛",
     first_note: (n, total, rest) => `BM25 按共有的词从 ${total} 段中召回 ${n} 段${rest ? `，另补 ${rest} 段凑足候选` : ""}。`,
+    store_note: (n, total) => `按意思和按词，从存储的 ${total} 段中召回 ${n} 段。`,
     final_note: (model, n) => `${model} 读完全部 ${n} 段，重新排了序。`,
     final_kept: (kept, n) => `${n} 段中有 ${kept} 段达到阈值。`,
     right: (from, to) => `正确的那段：重排前第 ${from} 位，重排后第 ${to} 位。`,
@@ -138,6 +142,7 @@ function choose(collection) {
   const sample = state.samples[collection];
   showExamples();
   if (sample) $("query").value = sample.queries[0];
+  else if (collection === "store") $("query").value = "";
   else {
     // One's own texts have a question of their own: that of the sample would fit none of them.
     const { own } = state.samples[state.language];
@@ -179,6 +184,7 @@ function request() {
 }
 
 async function search() {
+  if (!$("query").value.trim() && chosen() === "store") return; // there is no question of ours for somebody's own files
   const turn = ++state.asked;
   const headers = { "Content-Type": "application/json" };
   const key = $("key").value.trim();
@@ -233,7 +239,8 @@ function show() {
   const kept = answer.final.filter((hit) => hit.score >= threshold).length;
   const found = answer.first.filter((hit) => hit.score > 0).length;
   $("model").textContent = words().model(answer.model);
-  $("first-note").textContent = words().first_note(found, answer.n_documents, n - found);
+  $("first-note").textContent =
+    answer.first_stage === "store" ? words().store_note(n, answer.n_documents) : words().first_note(found, answer.n_documents, n - found);
   $("final-note").textContent = threshold > 0 ? words().final_kept(kept, n) : words().final_note(answer.model, n);
   showRight(answer, n);
   const standard = (answer.prompt || []).find((each) => each.kind === "instruction");
@@ -272,7 +279,7 @@ function percent(score) {
 function card(hit, { place, key, share, value, from, below, note }) {
   const right = state.answer.right && state.answer.right.index === key;
   const item = element("li", [below && "below", right && "right"].filter(Boolean).join(" "));
-  const [title, ...rest] = hit.text.split("\n");
+  const [title, ...rest] = hit.place ? [hit.place, hit.text] : hit.text.split("\n");
   const score = element("span", "score");
   if (from !== undefined) score.append(moved(from + 1, place + 1));
   score.append(element("span", "", value));
@@ -465,7 +472,8 @@ async function start() {
   }
   addEventListener("resize", draw);
   state.samples = await (await fetch("playground/samples")).json();
-  choose(state.language);
+  $("of-store").hidden = !state.samples.has_store;
+  choose(state.samples.has_store ? "store" : state.language);
   search();
 }
 
