@@ -10,6 +10,7 @@ import pytest
 
 from qwen_rerank import BM25Index, Document, FaissStore
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.store.commits import StoreSettings
 from qwen_rerank.testing import HashEmbedder
 
 EMBEDDER = HashEmbedder(16)
@@ -59,3 +60,22 @@ def test_words_and_fields_take_it_to_the_next_format(old):
         assert store.search("green apple", 9, mode="lexical") == BM25Index(store).search("green apple", 9)
         assert store.search("green pear", 1)[0].score_kind == "fused"
         assert store.verify().ok
+
+
+def test_a_setting_that_format_2_does_not_know_needs_a_new_number():
+    """The settings are part of what every commit signs: one more in the same format, and older stores read as corrupt."""
+    known = {
+        "store",
+        "embedder",
+        "fingerprint",
+        "dim",
+        "metric",
+        "index",
+        "words",
+        "indexed_fields",
+        "vectors",
+        "effort",
+    }
+    settings = StoreSettings(store="", embedder="", fingerprint="", dim=1, metric="ip", index="Flat", words=True)
+
+    assert (settings.format, set(settings.encoded())) == (2, known)
