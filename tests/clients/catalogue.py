@@ -19,6 +19,7 @@ class Client:
         setting: How it is pointed at the server; ROOT stands for the server's address.
         sends_key: Whether it can send a key.
         shows_error: Whether it shows the server's words when it is refused.
+        plain_documents: Whether the server must be told to repeat documents as strings.
     """
 
     group: str
@@ -28,6 +29,7 @@ class Client:
     setting: str
     sends_key: bool = True
     shows_error: bool = True
+    plain_documents: bool = False
 
     @property
     def version(self) -> str:
@@ -110,6 +112,11 @@ CLIENTS = (
     _litellm("cohere", "ROOT", "cohere"),
     _litellm("jina_ai", "ROOT", "jina_ai"),
     _litellm("infinity", "ROOT/infinity", "infinity"),
+    replace(
+        _litellm("infinity", "ROOT", "infinity_root"),
+        setting="`api_base=ROOT` (`serve --plain-documents`)",
+        plain_documents=True,
+    ),
     _litellm("huggingface", "ROOT", "huggingface"),
     _litellm("voyage", "ROOT", "voyage"),
     _haystack("CohereRanker", "cohere-haystack", "api_base_url=ROOT", "cohere"),

@@ -52,9 +52,16 @@ def unguarded() -> Iterator[str]:
         yield server.url
 
 
-def serving(env: dict[str, str]):
+@pytest.fixture(scope="module")
+def plain() -> Iterator[str]:
+    """The address of a server that wants a key and repeats documents as strings."""
+    with serving({"QWEN_RERANK_API_KEYS": KEY}, "--plain-documents") as server:
+        yield server.url
+
+
+def serving(env: dict[str, str], *options: str):
     command = ["-m", "qwen_rerank", "serve", "--model", "pocket", "--device", "cpu", "--port", "0"]
-    return running([*command, "--served-name", NAME], env=env)
+    return running([*command, "--served-name", NAME, *options], env=env)
 
 
 @lru_cache
@@ -84,7 +91,8 @@ def each(wanted: Callable[[Client], bool] = lambda _: True) -> list[Any]:
 
 @pytest.mark.parametrize(("client", "call"), each())
 def test_the_order_and_scores_are_the_models_own(client, call, request, expected):
-    url = request.getfixturevalue("guarded" if client.sends_key else "unguarded")
+    server = "plain" if client.plain_documents else "guarded" if client.sends_key else "unguarded"
+    url = request.getfixturevalue(server)
     answer = answers(client.group, url, KEY)[call]
     assert "error" not in answer, answer["error"]
     log_odds = expected(instruction=answer["instructed"]).astype(np.float64)

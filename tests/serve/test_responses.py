@@ -66,6 +66,16 @@ async def test_infinitys_prefix_has_documents_as_strings(client):
     assert body["usage"]["total_tokens"] == 39
 
 
+@pytest.mark.parametrize("path", RERANK)
+async def test_a_server_can_be_told_to_repeat_documents_as_strings_at_its_root(path):
+    async with app_client(plain_documents=True) as client:
+        body = await ask(client, path, documents=DOCUMENTS, top_n=1, return_documents=True)
+        texts = await ask(client, path, texts=DOCUMENTS, top_n=1)
+
+    assert body["results"] == [{"index": 1, "relevance_score": P3, "document": "b 3"}]
+    assert texts == [{"index": 1, "score": P3}]
+
+
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/tei/rerank"])
 async def test_texts_are_answered_as_tei_does(client, path):
     assert await ask(client, path, texts=DOCUMENTS, top_n=1, return_text=True) == [

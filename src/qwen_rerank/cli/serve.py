@@ -67,6 +67,13 @@ def serve(
             help="A page's origin that may ask from a browser, such as https://app.example.org; can be repeated."
         ),
     ] = None,
+    plain_documents: Annotated[
+        bool,
+        typer.Option(
+            "--plain-documents",
+            help="Repeat documents as strings, as Infinity does; for LiteLLM's infinity/NAME at the server's root.",
+        ),
+    ] = False,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen on other addresses without a key.")] = False,
     max_documents: Annotated[int, typer.Option(help="Documents of one request.")] = 1_000,
     max_queue_wait: Annotated[
@@ -95,6 +102,7 @@ def serve(
         any_model=any_model,
         instruction=instruction,
         long_documents=long_documents,
+        plain_documents=plain_documents,
         cors_origins=tuple(cors_origin or ()),
         calibration=options.load_calibration(calibration, threshold),
         threshold=threshold,

@@ -199,8 +199,11 @@ class _Server:
             return await self._passages(request, wanted)
         if isinstance(wanted, MixedbreadRequest):
             return await self._inputs(request, wanted)
-        answer = responses.pinecone if _PINECONE_HEADER in request.headers else responses.rerank
-        return await self._listed(request, wanted, answer)
+        if _PINECONE_HEADER in request.headers:
+            return await self._listed(request, wanted, responses.pinecone)
+        # Nothing in a request of LiteLLM's tells whether it reads documents as objects or as strings.
+        plain = self._settings.plain_documents
+        return await self._listed(request, wanted, responses.infinity if plain else responses.rerank)
 
     async def infinity(self, request: Request) -> Response:
         """As /rerank, with documents as plain strings: Infinity's shape."""

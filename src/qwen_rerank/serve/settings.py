@@ -24,6 +24,7 @@ class ServeSettings:
         any_model: Accept whatever a request gives as `model`.
         instruction: Default instruction; None for the scorer's own.
         long_documents: What happens to an over-long document unless the request says otherwise.
+        plain_documents: Repeat documents as strings, as Infinity does, on the rerank routes, too, where others read objects.
         cors_origins: Origins of pages elsewhere that may ask from a browser, such as "https://app.example.org"; "*" is all.
         calibration: Turns log-odds into the scores of answers; fitted for this scorer, instruction and long_documents. A
             request for another instruction or way is refused.
@@ -54,6 +55,7 @@ class ServeSettings:
     any_model: bool = False
     instruction: str | None = None
     long_documents: LongDocuments = "truncate"
+    plain_documents: bool = False
     cors_origins: tuple[str, ...] = ()
     calibration: Calibration | None = None
     threshold: float | None = None

@@ -52,6 +52,11 @@ def infinity():
 
 
 @client()
+def infinity_root():
+    return ask("infinity", URL)
+
+
+@client()
 def huggingface():
     return ask("huggingface", URL)
 
