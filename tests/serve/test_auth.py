@@ -229,3 +229,70 @@ async def test_no_other_page_may_ask_by_default(client):
 def test_an_origin_that_no_browser_sends_is_refused(origin):
     with pytest.raises(InvalidInputError, match="without a path"):
         ServeSettings(cors_origins=(origin,))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        f"{KEY}\r\n\r\n",
+        f"GET /health {KEY}\r\n\r\n",
+        f"GET /health HTTP/1.1\r\nHost: a\r\n{KEY}\r\n\r\n",
+        f"GET /health HTTP/1.1\r\nHost: a\r\n{KEY}: {KEY}\r\nConnection: close\r\n\r\n",
+        f"GET /health HTTP/1.1\r\nHost: {KEY} {KEY}\r\nConnection: close\r\n\r\n",
+        f"POST /v1/rerank HTTP/1.1\r\nHost: a\r\nContent-Length: {KEY}\r\n\r\n",
+        f"POST /v1/rerank HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {KEY}\r\n\r\n",
+        f"POST /v1/rerank HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        f"Transfer-Encoding: chunked\r\n\r\n{KEY}\r\n",
+        f"POST /v1/rerank?key={KEY} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Type: {KEY}\r\n"
+        "Content-Length: 2\r\nConnection: close\r\n\r\n{}",
+        f"POST /v1/rerank HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Encoding: {KEY}\r\n"
+        "Content-Length: 2\r\nConnection: close\r\n\r\n{}",
+        f"POST /v1/rerank HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nX-Request-Timeout-Ms: {KEY}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 33\r\nConnection: close\r\n\r\n"
+        '{"query":"q","documents":["a b"]}',
+    ],
+    ids=[
+        "no HTTP",
+        "version",
+        "header",
+        "header's name",
+        "host",
+        "length",
+        "encoding",
+        "chunk",
+        "type",
+        "compression",
+        "timeout",
+    ],
+)
+def test_broken_http_with_a_key_in_it_is_neither_logged_nor_sent_back(locked, caplog, sent):
+    caplog.set_level(logging.DEBUG)
+    answer = talk(locked.port, sent)
+
+    shown = "".join(
+        f"{record.getMessage()}{getattr(record, 'event', '')}{record.exc_text}" for record in caplog.records
+    )
+    assert answer.status in (200, 400, 401, 415, 501)
+    assert KEY.encode() not in answer.head + answer.body
+    assert KEY not in shown
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"query": "q", "documents": ["a"], "model": KEY},
+        {"query": KEY, "documents": [KEY, {"text": 1, KEY: KEY}]},
+        {"query": "q", "documents": ["a"], KEY: KEY, "top_n": KEY},
+        {"query": "q", "documents": ["a"], "long_documents": KEY},
+        {"query": "q", "documents": ["a"], "kwargs": KEY},
+        {"query": "q", "documents": ["a"], "chat_template_kwargs": {KEY: [KEY]}, "truncation_side": KEY},
+    ],
+)
+async def test_a_refusal_repeats_nothing_of_a_body(caplog, body):
+    caplog.set_level(logging.DEBUG, logger="qwen_rerank")
+    async with app_client(keys=(KEY,)) as client:
+        response = await client.post("/v1/rerank", json=body, headers=RIGHT)
+
+    assert response.status_code in (404, 422)
+    assert KEY not in response.text
+    assert all(KEY not in f"{record.getMessage()}{getattr(record, 'event', '')}" for record in caplog.records)
