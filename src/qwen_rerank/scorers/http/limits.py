@@ -12,12 +12,18 @@ _THINGS = r"(?:documents?|docs|texts?|passages?|items?|inputs|elements?|entries|
 _COUNTS = (
     re.compile(r"maximum allowed batch size (\d{1,9})"),
     re.compile(r"size <= (\d{1,9})"),
+    re.compile(rf"\b{_THINGS} (?:must be )?<= (\d{{1,9}})"),
+    re.compile(r"batch size \d{1,9} exceeds (?:the )?(?:limit|maximum)\D{0,10}(\d{1,9})"),
+    re.compile(r"(?:文档|文本|条目|段落)(?:数量|个数|数|的数量)\D{0,20}?(\d{1,9})"),
     re.compile(rf"(?:at most|more than|exceeds?|up to|limit of|limited to|maximum of|max) (\d{{1,9}}) {_THINGS}"),
     re.compile(rf"\b(?:maximum|max|limit)\b\D{{0,40}}\b{_THINGS}\b\D{{0,30}}?(\d{{1,9}})\b(?! tokens)"),
     re.compile(rf"\b{_THINGS}\b\D{{0,20}}\b(?:maximum|max|limit)\b\D{{0,20}}?(\d{{1,9}})\b(?! tokens)"),
     re.compile(r"(?:maximum|max|limit)\D{0,20}batch size\D{0,20}?(\d{1,9})"),
 )
 _LENGTHS = (
+    re.compile(r"tokens > (\d{1,9})"),
+    re.compile(r"(?:limit|maximum) (?:is|of) (\d{1,9}) tokens"),
+    re.compile(r"(?:长度|上下文|字数|tokens?数)\D{0,20}?(\d{1,9})"),
     re.compile(r"current batch size: (\d{1,9})"),  # llama.cpp means the tokens that it takes at once
     re.compile(r"(?:max\w*|limit)[^\d.]{0,40}?(?:length|len|context|tokens)\D{0,20}?(\d{1,9})"),
     re.compile(r"context (?:length|window|size)\D{0,20}?(\d{1,9})"),
@@ -25,7 +31,10 @@ _LENGTHS = (
         r"(?:less than|fewer than|more than|at most|exceeds?|limit of|limit is|maximum of|max) (\d{1,9}) tokens"
     ),
 )
-_IS_LENGTH = re.compile(r"context (?:length|size|window)|too long|too large to process|tokens|longer than")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+_IS_LENGTH = re.compile(
+    r"过长|超长|长度超|context (?:length|size|window)|too long|too large to process|tokens|longer than"
+)
 _IS_COUNT = re.compile(rf"batch|too many {_THINGS}|number of {_THINGS}")
 _ALONE = frozenset({400, 413, 422, 424, 500})
 
@@ -48,7 +57,7 @@ class Limit:
 
 def stated_limit(text: str) -> Limit | None:
     """Return the limit that a refusal speaks of, or None if it is about something else."""
-    text = text.casefold()
+    text = _THOUSANDS.sub("", text.casefold())
     if (number := _first(_COUNTS, text)) is not None:
         return Limit("documents", number)
     if (number := _first(_LENGTHS, text)) is not None or _IS_LENGTH.search(text):
