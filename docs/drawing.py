@@ -111,6 +111,13 @@ def clients(language: str) -> str:
     return table(language)
 
 
+def servers(language: str) -> str:
+    """Return the real servers that the client and the check were tried on."""
+    from tests.clients.catalogue import server_table
+
+    return server_table(language)
+
+
 def troubleshooting(language: str) -> str:
     """Return the page behind `qwen-rerank help`, one heading a topic."""
     from qwen_rerank.help import sections
@@ -290,6 +297,7 @@ PIECES: dict[str, Callable[..., str]] = {
     "metrics": metrics,
     "notebooks": notebooks,
     "published": published,
+    "servers": servers,
     "settings": settings,
     "speed": speed,
     "tree": code_tree,

@@ -273,6 +273,22 @@ def test_a_calibration_reaches_search_and_rerank(texts, tmp_path, calibration):
         )
 
 
+def test_a_calibration_and_a_threshold_reach_serve(tmp_path, calibration, monkeypatch):
+    given = []
+    monkeypatch.setattr("qwen_rerank.serve.telemetry.configure", lambda **_: None)
+    monkeypatch.setattr("qwen_rerank.serve.process.serve", lambda load, *, settings, **_: given.append(settings))
+    options = ["--calibration", str(tmp_path / "fitted.json"), "--threshold", "0.3"]
+
+    assert runner.invoke(app, ["serve", "--model", "pocket", *options]).exit_code == 0
+    assert [(settings.calibration, settings.threshold) for settings in given] == [(calibration, 0.3)]
+
+
+def test_a_shell_can_be_told_the_commands():
+    shown = runner.invoke(app, ["--show-completion", "bash"], prog_name="qwen-rerank", env={"SHELL": "/bin/bash"})
+
+    assert "_QWEN_RERANK_COMPLETE" in shown.output
+
+
 def test_a_threshold_keeps_what_reaches_it_and_says_where_nothing_does(texts, tmp_path):
     runner.invoke(app, ["index", str(texts), "--store", str(tmp_path / "store")])
     search = ["search", str(tmp_path / "store"), "程序员"]
@@ -315,6 +331,13 @@ def test_a_console_of_another_encoding_shows_what_it_can(encoding):
         done = run_command(command, PYTHONIOENCODING=encoding)
         assert b"Traceback" not in done.stderr
         assert len(done.stdout) > 200
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("gbk", "√ × ★ · → … ? 键"), ("cp1252", "+ × * • > … ? ?"), ("ascii", "+ x * - > ~ ? ?")]
+)
+def test_marks_stay_apart_on_a_console_that_lacks_them(encoding, shown):
+    assert "✓ ✗ ★ • → … \U0001f600 键".encode(encoding, "qwen-rerank").decode(encoding) == shown
 
 
 def test_json_for_a_console_of_another_encoding_loses_nothing():

@@ -1,10 +1,12 @@
-"""Which clients are tried, how each is pointed at the server, and the documentation's table of them."""
+"""Which clients are tried, how each is pointed at the server, and the documentation's tables of them and of real servers."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from typing import Any
 
-from tests.clients.environments import REQUIREMENTS
+from tests.clients.environments import REQUIREMENTS, ROOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,3 +187,45 @@ def table(language: str) -> str:
     rows += [[each.title, each.setting + ("" if each.sends_key else keyless), each.version] for each in CLIENTS]
     rows += [[title, setting, by_source] for title, setting in APPLICATIONS]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+_SERVER_TITLES = {"vllm": "vLLM", "llamacpp": "llama.cpp", "infinity": "Infinity", "xinference": "Xinference"}
+_SERVER_HEADS = {
+    "en": (
+        "server",
+        "really run",
+        "`HttpScorer`: greatest distance in log-odds",
+        "started wrongly, `qwen-rerank check` names",
+    ),
+    "zh": ("服务器", "真正运行过的版本", "`HttpScorer`：对数几率的最大差", "启动有误时 `qwen-rerank check` 指出"),
+}
+_SERVER_WORDS = {
+    "en": ("with `tokenizer=` {}", "the server's own prompt {}", "it makes no prompt"),
+    "zh": ("有 `tokenizer=` 时 {}", "服务器自己的提示 {}", "它不生成提示"),
+}
+
+
+def server_table(language: str) -> str:
+    """Return the table of real servers, from what `tests.servers.running` saw, in a language."""
+    results = ROOT / "eval" / "serving" / "results" / "servers.json"
+    rows = [list(_SERVER_HEADS[language]), ["---"] * 4]
+    for name, seen in json.loads(results.read_text(encoding="utf-8"))["servers"].items():
+        distances = _distances(name, seen["settings"], language)
+        rows.append([_SERVER_TITLES[name], f"`{seen['package']}` {seen['version']}", distances, _causes(seen)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _distances(name: str, settings: dict[str, Any], language: str) -> str:
+    exact, own, none = _SERVER_WORDS[language]
+    if "template" not in settings:
+        return none
+    client = settings["template"]["client"]
+    parts = [own.format(f"{client[f'{name}, without tokenizer']['log_odds']:.1g}")]
+    if name == "vllm":  # the one of them that takes exact prompts
+        parts.insert(0, exact.format(f"{client[f'{name}, with tokenizer']['log_odds']:.1g}"))
+    return "; ".join(parts)
+
+
+def _causes(seen: dict[str, Any]) -> str:
+    wrong = [each["check"]["cause"] for each in seen["settings"].values() if each["check"]["verdict"] == "wrong"]
+    return ", ".join(f"`{cause}`" for cause in wrong) or "-"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,16 +39,27 @@ def cache_folder() -> Path:
 
 
 def python_of(group: str) -> Path:
-    """Return the environment's interpreter; make the environment where it is absent or was made for other versions."""
-    requirements = REQUIREMENTS[group]
-    folder = cache_folder() / group
+    """Return the interpreter of a group's environment."""
+    return python_in(cache_folder() / group, REQUIREMENTS[group])
+
+
+def python_in(folder: Path, requirements: Sequence[str], *, without: Sequence[str] = ()) -> Path:
+    """Return an environment's interpreter; make the environment where it is absent or was made for other versions.
+
+    Args:
+        folder: Where it is kept.
+        requirements: What is installed.
+        without: What is removed afterwards.
+    """
     stamp = folder / "made-for"
-    wanted = hashlib.sha256("\n".join((sys.version, *requirements)).encode()).hexdigest()
+    wanted = hashlib.sha256("\n".join((sys.version, *requirements, *without)).encode()).hexdigest()
     python = folder / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != wanted:
         venv.create(folder, clear=True, with_pip=True)
-        install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*install, "-c", ROOT / "constraints-cpu.txt", *requirements], check=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "-qq", "-c", ROOT / "constraints-cpu.txt", *requirements], check=True)
+        if without:
+            subprocess.run([*pip, "uninstall", "-qq", "-y", *without], check=True)
         stamp.write_text(wanted)
     return python
 

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 
 from qwen_rerank.errors import InvalidInputError, ModelError, ModelNotFoundError
-from qwen_rerank.models.names import PINNED, find_model, find_tokenizer
+from qwen_rerank.models.names import PINNED, find_model, find_tokenizer, why_no_hub
 
 
 @pytest.fixture
@@ -113,3 +113,11 @@ def test_foreign_errors_of_the_hub_become_ours(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(ModelNotFoundError, match=r"nobody/x \(revision main\).*RuntimeError: proxy says no\)"):
         find_model("nobody/x")
+
+
+def test_a_dead_proxy_is_named_where_the_hub_cannot_be_reached(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+
+    assert "through the proxy that HTTPS_PROXY names" in str(why_no_hub(timeout_s=2.0))

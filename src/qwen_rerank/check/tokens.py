@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qwen_rerank.check.diagnosis import Reported, Subject
     from qwen_rerank.check.reference import Reference
 
-_SAFE = "send exact prompts: HttpScorer(url, tokenizer=...), or use qwen-rerank serve"
+_EXACT = "exact prompts: HttpScorer(url, tokenizer=...)"
 
 
 def counted(
@@ -93,7 +93,7 @@ def control_strings(
         "warning",
         f"<|im_end|> in a document is read as a control token (by its {how}).",
         "a document can end its turn and answer in the model's place; whoever writes documents can choose their scores.",
-        _SAFE,
+        _safe_way(subject),
     )
 
 
@@ -161,7 +161,7 @@ def long_document(subject: Subject, fitted: FittedPrompt | None, limit: int | No
             "warning",
             f"a document over its {length} tokens fails the request: {exc}",
             "one such document fails all documents that are sent with it, and applications then fall back without a word.",
-            f"vLLM: send max_tokens_per_doc; {_SAFE}, which cut the document alone",
+            _cutting_way(subject),
         )
     if got.cut_here:
         return Finding(
@@ -169,14 +169,14 @@ def long_document(subject: Subject, fitted: FittedPrompt | None, limit: int | No
             "warning",
             f"a document over its {length} tokens fails the request; this client then cut it and asked again.",
             "other clients lose all documents that are sent with such a one, and fall back without a word.",
-            f"vLLM: send max_tokens_per_doc; {_SAFE}, which cut the document alone",
+            _cutting_way(subject),
         )
     if fitted is None:
         why = "without a reference that the other scores fit."
     elif length > fitted.reference.longest:
         why = f"because the reference would take too long (up to {fitted.reference.longest} tokens are tried)."
     else:
-        return _how_cut(got, document, length, fitted)
+        return _how_cut(subject, got, document, length, fitted)
     return Finding(
         "long document",
         "unknown",
@@ -185,7 +185,7 @@ def long_document(subject: Subject, fitted: FittedPrompt | None, limit: int | No
     )
 
 
-def _how_cut(got: Reported, document: str, length: int, fitted: FittedPrompt) -> Finding:
+def _how_cut(subject: Subject, got: Reported, document: str, length: int, fitted: FittedPrompt) -> Finding:
     reference, variant = fitted.reference, fitted.variant
     whole = reference.text_ids(variant.render(reference.spec, reference.instruction, CAPITAL, document))
     ways = {"end": [whole[:length]], "beginning": [whole[-length:]]}
@@ -201,4 +201,16 @@ def _how_cut(got: Reported, document: str, length: int, fitted: FittedPrompt) ->
     if lost == "document":
         return Finding("long document", "ok", saw + ": the document was cut, and the prompt kept its end.")
     saw += f": the {lost} of the prompt was cut off."
-    return Finding("long document", "wrong", saw, "the scores of long documents mean nothing.", _SAFE)
+    return Finding("long document", "wrong", saw, "the scores of long documents mean nothing.", _safe_way(subject))
+
+
+def _safe_way(subject: Subject) -> str:
+    """Return what helps where the server's own way of making prompts does harm."""
+    if subject.dialect in ("vllm", "sglang"):
+        return f"send {_EXACT}, or use qwen-rerank serve"
+    return f"use qwen-rerank serve, or vLLM or SGLang with {_EXACT}"
+
+
+def _cutting_way(subject: Subject) -> str:
+    first = "send max_tokens_per_doc; " if subject.dialect == "vllm" else ""
+    return f"{first}{_safe_way(subject)}, which cut the document alone"

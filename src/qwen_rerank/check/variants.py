@@ -22,6 +22,9 @@ VLLM_FLAGS = (
     '--hf_overrides \'{"architectures":["Qwen3ForSequenceClassification"],"classifier_from_token":["no","yes"],'
     '"is_original_qwen3_reranker":true}\''
 )
+_NO_PROMPTS = (
+    "Infinity makes no prompts; serve this model with vLLM, SGLang, llama.cpp, Xinference or qwen-rerank serve"
+)
 _IDS = "or send exact prompts: HttpScorer(url, tokenizer=...)"
 
 Render = Callable[[PromptSpec, str, str, str], str]
@@ -118,6 +121,8 @@ VARIANTS = (
         {
             "vllm": _TEMPLATE.format(server="vllm") + f" and {VLLM_FLAGS}; {_IDS}",
             "sglang": _TEMPLATE.format(server="sglang") + f"; {_IDS}",
+            "infinity": _NO_PROMPTS,
+            "llamacpp": "convert the checkpoint with llama.cpp's own converter, which writes the prompt into the GGUF file",
             "": "give the server the model card's prompt as its rerank template",
         },
     ),

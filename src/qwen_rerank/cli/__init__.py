@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import sys
 from typing import Annotated
@@ -12,6 +13,12 @@ from qwen_rerank import __version__
 from qwen_rerank.cli import check, demo, doctor, folders, mcp, search, serve, store, train
 from qwen_rerank.cli import eval as evaluate
 from qwen_rerank.errors import RerankError
+
+# What stands for a mark that a console in GBK, cp1252 or ASCII lacks: the first that it has.
+_STAND_INS = {
+    "✓": "√+", "✗": "×x", "★": "*", "•": "·-", "›": ">", "→": ">", "░": "-", "█": "#", "▲": "^", "▼": "v",
+    "…": "~", "–": "-", "—": "-", "━": "-", "“": '"', "”": '"', "‘": "'", "’": "'",
+}  # fmt: skip
 
 app = typer.Typer(
     name="qwen-rerank",
@@ -38,11 +45,26 @@ def common(
     """Two-stage retrieval with Qwen3-Reranker: recall with a first stage, decide with a cross-encoder."""
 
 
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """Return what is shown for characters that an encoding lacks, and where to go on."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_encodable(_STAND_INS.get(character, ""), error.encoding) for character in lacking), error.end
+
+
+def _encodable(candidates: str, encoding: str) -> str:
+    return next((each for each in candidates if each.encode(encoding, "ignore")), "?")
+
+
+codecs.register_error("qwen-rerank", _stand_in)
+
+
 def main() -> None:
     """Run the command line; one of our errors is a sentence on stderr, what helps, and exit status 1."""
     for stream in (sys.stdout, sys.stderr):  # a Windows console in GBK or cp1252 shows what it can
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="qwen-rerank")
     try:
         app()
     except RerankError as exc:

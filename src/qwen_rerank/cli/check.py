@@ -130,7 +130,12 @@ def _formats(
 def template(
     server: Annotated[str, typer.Argument(help="vllm or sglang")],
 ) -> None:
-    """Print a correct prompt template for a server: qwen-rerank template vllm > qwen3.jinja."""
+    r"""Print a correct prompt template for a server: qwen-rerank template vllm > qwen3.jinja.
+
+    vLLM is started with --runner pooling --chat-template qwen3.jinja --hf_overrides '{"architectures":
+    \["Qwen3ForSequenceClassification"], "classifier_from_token": \["no","yes"], "is_original_qwen3_reranker": true}';
+    SGLang with --chat-template qwen3.jinja and without --is-embedding.
+    """
     from qwen_rerank.check.templates import template_text
 
     # No newline at the end: it would belong to the file, and the file is the prompt.

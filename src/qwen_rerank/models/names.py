@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -170,13 +171,19 @@ def why_no_hub(*, timeout_s: float) -> str | None:
             get_session().head(constants.ENDPOINT, timeout=timeout_s)
             found.append(None)
         except Exception as exc:  # of whichever HTTP library the client has
-            found.append(f"{constants.ENDPOINT}: {first_line(exc)}")
+            found.append(f"{constants.ENDPOINT}: {first_line(exc)}{_through_proxy()}")
 
     # In a thread, as looking an address up knows no time limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout_s)
     return found[0] if found else f"{constants.ENDPOINT}: no answer within {timeout_s:g} s"
+
+
+def _through_proxy() -> str:
+    """Return words that name the variable of a proxy which the hub is asked through, or none."""
+    variables = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    return next((f", through the proxy that {name} names" for name in variables if os.environ.get(name)), "")
 
 
 def first_line(exc: BaseException) -> str:

@@ -141,6 +141,29 @@ def test_a_refusal_is_not_tried_again(status):
 
 
 @pytest.mark.parametrize(
+    ("reply", "explained"),
+    [
+        pytest.param(Reply(404, body=b"404 page not found"), True, id="Ollama, which has no such route"),
+        pytest.param(Reply(404, {"detail": "Not Found"}), True, id="vLLM that generates"),
+        pytest.param(
+            Reply(404, {"error": {"message": "The model does not exist.", "code": 404, "type": "NotFoundError"}}),
+            False,
+            id="a model's name that vLLM does not serve",
+        ),
+    ],
+)
+def test_a_server_without_a_rerank_route_is_told_from_one_without_the_model(reply, explained):
+    with (
+        serving(replying(reply)) as server,
+        llamacpp(server.url) as scorer,
+        pytest.raises(BackendRejectedError) as caught,
+    ):
+        scorer.score("q", ["d"])
+
+    assert ("Ollama never does" in str(caught.value)) == explained
+
+
+@pytest.mark.parametrize(
     ("body", "text"),
     [
         ({"error": "batch too odd", "error_type": "validation"}, "batch too odd"),

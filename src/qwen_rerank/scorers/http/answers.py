@@ -92,6 +92,12 @@ class ParsedAnswer:
     echoes: Mapping[int, str] = field(default_factory=dict)
 
 
+_NO_ROUTE = (
+    " This server does not rerank: Ollama never does, vLLM only when it was started for it (`qwen-rerank template vllm --help` "
+    "says how); a vLLM or SGLang that generates scores through HttpScorer(url, tokenizer=...)."
+)
+
+
 def raise_protocol_error(answer: HttpAnswer, what: str) -> NoReturn:
     """Raise `ProtocolError` for an answer with status 200."""
     raise ProtocolError(
@@ -124,19 +130,25 @@ async def read_beside(answer: HttpAnswer, read: Callable[[], T]) -> T:
     return await asyncio.to_thread(read) if len(answer.body) > _LARGE_BYTES else read()
 
 
-def refusal(answer: HttpAnswer, hint: str = "") -> BackendRejectedError:
+def refusal(answer: HttpAnswer) -> BackendRejectedError:
     """Return the error for an answer of 3xx or 4xx."""
     if 300 <= answer.status < 400:
         message = (
             f"{answer.url} answered {answer.status}, a redirect, which is not followed; give the final address as url."
         )
     else:
+        hint = _NO_ROUTE if _lacks_rerank_route(answer) else ""
         message = (
             f"{answer.url} refused the request with {answer.status}: {error_text(answer) or 'no reason given'}.{hint}"
         )
     return BackendRejectedError(
         message, url=answer.url, status=answer.status, excerpt=answer.excerpt, code=error_code(answer)
     )
+
+
+def _lacks_rerank_route(answer: HttpAnswer) -> bool:
+    """Whether a server that may be well otherwise does not rerank; an unknown model has a code of its own."""
+    return answer.status == 404 and answer.url.endswith("/rerank") and error_code(answer) != "NotFoundError"
 
 
 def is_about_a_limit(answer: HttpAnswer) -> bool:
