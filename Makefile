@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test check optimized clients notebooks docs clean
+.PHONY: demo test check optimized clients servers notebooks docs clean
 
 # `make demo MODEL=Qwen/Qwen3-Reranker-0.6B` runs the real model, and says what to install where it is missing.
 demo: $(VENV)/.demo
@@ -25,6 +25,10 @@ optimized: $(VENV)/.dev
 # Real client packages against the server, in environments of their own under build/clients; ONLY='cohere/' takes some.
 clients: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m clients tests/clients $(if $(ONLY),-k '$(ONLY)')
+
+# The client and `check` against real servers (vLLM, llama.cpp, Infinity, Xinference), in environments under build/servers: 6 GB.
+servers: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m servers tests/servers
 
 # Execute every notebook from an empty folder and see that the committed ones are made from their sources.
 notebooks: $(VENV)/.dev

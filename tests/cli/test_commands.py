@@ -213,7 +213,7 @@ def test_an_error_of_ours_is_one_sentence_and_exit_status_1():
 
     assert (done.returncode, done.stdout) == (1, "")
     assert (
-        done.stderr == "qwen-rerank: 'no-such-file' does not exist; give a folder or a .txt, .md, .jsonl, .csv file.\n"
+        done.stderr == "qwen-rerank: 'no-such-file' does not exist; give a folder or a file.\n"
     )
 
 

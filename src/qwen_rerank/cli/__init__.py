@@ -18,6 +18,7 @@ from qwen_rerank.errors import RerankError
 _STAND_INS = {
     "✓": "√+", "✗": "×x", "★": "*", "•": "·-", "›": ">", "→": ">", "░": "-", "█": "#", "▲": "^", "▼": "v",
     "…": "~", "–": "-", "—": "-", "━": "-", "“": '"', "”": '"', "‘": "'", "’": "'",
+    **dict(zip("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\|/-\\|/", strict=True)),  # the spinner
 }  # fmt: skip
 
 app = typer.Typer(
