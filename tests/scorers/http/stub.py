@@ -67,9 +67,10 @@ class StubServer:
                     self.send_header(name, value)
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                if self.command != "HEAD":
+                    self.wfile.write(content)
 
-            do_GET = do_POST = _serve
+            do_GET = do_POST = do_HEAD = _serve
 
             def log_message(self, *_: Any) -> None:
                 pass
