@@ -212,9 +212,7 @@ def test_an_error_of_ours_is_one_sentence_and_exit_status_1():
     )
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        done.stderr == "qwen-rerank: 'no-such-file' does not exist; give a folder or a file.\n"
-    )
+    assert done.stderr == "qwen-rerank: 'no-such-file' does not exist; give a folder or a file.\n"
 
 
 def test_an_error_names_the_section_that_helps(tmp_path):
