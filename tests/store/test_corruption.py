@@ -74,7 +74,7 @@ def words_file(path: Path) -> Path:
 
 
 def data_files(path: Path) -> list[Path]:
-    return [*(path / name for name in DURABLE), index_file(path), words_file(path)]
+    return [*(path / name for name in [*DURABLE, "seal.json"]), index_file(path), words_file(path)]
 
 
 def damaged_copies(sound, tmp_path, n, damage, seed=0):

@@ -236,7 +236,12 @@ def test_create_takes_an_empty_folder_and_makes_parents(tmp_path, embedder):
 
     for path in (tmp_path / "empty", tmp_path / "a" / "b" / "c", tmp_path / ("n" * 255)):
         FaissStore.create(path, embedder).close()
-        assert sorted(p.name for p in path.iterdir()) == ["commit.json", "documents.sqlite3", "writer.lock"]
+        assert sorted(p.name for p in path.iterdir()) == [
+            "commit.json",
+            "documents.sqlite3",
+            "seal.json",
+            "writer.lock",
+        ]
     assert {p.name for p in tmp_path.iterdir()} == {"empty", "a", "n" * 255}
 
 

@@ -25,6 +25,7 @@ from qwen_rerank.store.errors import (
 )
 from qwen_rerank.store.filter_sql import INDEX_PATTERN, field_index
 from qwen_rerank.store.rows import Row, row_digest, vector_digest
+from qwen_rerank.store.seal import PageDigests, Seal
 
 DATABASE_FILE = "documents.sqlite3"
 JOURNAL_FILE = DATABASE_FILE + "-journal"
@@ -53,24 +54,32 @@ class Database:
         read_only: Whether nothing will be written; a crashed writer's journal is rolled back even so where the
             file system allows it.
         writable: Whether the file system can be written.
+
+    Attributes:
+        pages: Digests of the file's pages; unknown until they are read.
     """
 
     def __init__(self, folder: Path, *, read_only: bool, writable: bool, create: bool = False) -> None:
         self.path = folder / DATABASE_FILE
         mode = "rwc" if create else "rw" if writable else "ro"
-        with self.explained():
-            self._connection = sqlite3.connect(
-                f"file:{quote(str(self.path))}?mode={mode}",
-                uri=True,
-                timeout=_BUSY_S,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            try:
-                self._prepare(read_only=read_only, create=create)
-            except BaseException:
-                self._connection.close()
-                raise
+        self.pages = PageDigests(self.path)
+        try:
+            with self.explained():
+                self._connection = sqlite3.connect(
+                    f"file:{quote(str(self.path))}?mode={mode}",
+                    uri=True,
+                    timeout=_BUSY_S,
+                    isolation_level=None,
+                    check_same_thread=False,
+                )
+                try:
+                    self._prepare(read_only=read_only, create=create)
+                except BaseException:
+                    self._connection.close()
+                    raise
+        except BaseException:
+            self.pages.close()
+            raise
 
     def _prepare(self, *, read_only: bool, create: bool) -> None:
         self._connection.text_factory = bytes
@@ -91,6 +100,7 @@ class Database:
     def close(self) -> None:
         """Close the database."""
         self._connection.close()
+        self.pages.close()
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -140,16 +150,24 @@ class Database:
         with self.explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self.pages.begin()
                 yield
+                self.pages.before_commit(self.path.with_name(JOURNAL_FILE))
                 self._connection.execute("COMMIT")
             except BaseException:
                 self._roll_back()
+                self.pages.rolled_back()
                 raise
+            self.pages.committed()
 
     def _roll_back(self) -> None:
         # Some errors have rolled back already.
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+
+    def settle(self) -> None:
+        """Read something, so that the snapshot begins now and a crashed writer's journal has been rolled back."""
+        self._all("SELECT count(*) FROM sqlite_master")
 
     # Reading
 
@@ -169,11 +187,13 @@ class Database:
 
     def number(self) -> int:
         """Return the number of the last commit."""
-        with self.explained():
-            return int(self._connection.execute("SELECT number FROM state").fetchone()[0])
+        rows = self._all("SELECT number FROM state")
+        if len(rows) != 1 or not isinstance(rows[0][0], int):
+            raise CorruptStoreError(self.path, "its state is not what was written")
+        return rows[0][0]
 
-    def check_structure(self) -> StoreSettings:
-        """Check schema, pages and indexes, and return the settings.
+    def check_schema(self) -> StoreSettings:
+        """Check that tables and indexes are those of a store, and return the settings.
 
         Raises:
             CorruptStoreError: If anything is not as it was written.
@@ -186,6 +206,15 @@ class Database:
         settings = self.settings()
         if indexes != {field_index(n, field) for n, field in enumerate(settings.indexed_fields)}:
             raise CorruptStoreError(self.path, "its indexes are not those of its declared fields")
+        return settings
+
+    def check_structure(self) -> StoreSettings:
+        """Check schema, pages and indexes, and return the settings.
+
+        Raises:
+            CorruptStoreError: If anything is not as it was written.
+        """
+        settings = self.check_schema()
         report = self._all("PRAGMA integrity_check(3)")
         if report != [(b"ok",)]:
             raise CorruptStoreError(self.path, "; ".join(line.decode(errors="replace") for (line,) in report))
@@ -197,12 +226,7 @@ class Database:
         Raises:
             CorruptStoreError: If a row is damaged.
         """
-        rows = self._all("SELECT number, next_row, previous FROM state")
-        if len(rows) != 1:
-            raise CorruptStoreError(self.path, f"it has {len(rows)} states, not 1")
-        number, next_row, previous = rows[0]
-        if not (isinstance(number, int) and isinstance(next_row, int) and isinstance(previous, bytes)):
-            raise CorruptStoreError(self.path, "its state is not what was written")
+        number, next_row, previous = self._state()
         content = documents = without_vector = 0
         # Every row of the store passes here whenever it is opened, so its digest is computed once and nothing is built.
         with self.explained():
@@ -215,11 +239,36 @@ class Database:
         return Commit(
             number=number,
             next_row=next_row,
-            previous=previous.decode(errors="replace"),
+            previous=previous,
             content=content % MODULUS,
             documents=documents,
             without_vector=without_vector,
         )
+
+    def sealed_commit(self, seal: Seal) -> Commit:
+        """Return the last commit with the sums that a seal has of its rows, which are not read.
+
+        Raises:
+            CorruptStoreError: If the state is not what was written.
+        """
+        number, next_row, previous = self._state()
+        return Commit(
+            number=number,
+            next_row=next_row,
+            previous=previous,
+            content=int(seal.content, 16),
+            documents=seal.documents,
+            without_vector=seal.without_vector,
+        )
+
+    def _state(self) -> tuple[int, int, str]:
+        rows = self._all("SELECT number, next_row, previous FROM state")
+        if len(rows) != 1:
+            raise CorruptStoreError(self.path, f"it has {len(rows)} states, not 1")
+        number, next_row, previous = rows[0]
+        if not (isinstance(number, int) and isinstance(next_row, int) and isinstance(previous, bytes)):
+            raise CorruptStoreError(self.path, "its state is not what was written")
+        return number, next_row, previous.decode(errors="replace")
 
     def rows(self, numbers: Iterable[int]) -> dict[int, Row]:
         """Return these rows by number, each checked against its digest; unknown numbers are left out."""
@@ -285,6 +334,11 @@ class Database:
         if place != len(numbers):
             raise CorruptStoreError(self.path, f"{len(numbers) - place} vectors are missing")
         return out
+
+    def last_row(self, condition: str) -> int:
+        """Return the highest row number under an SQL condition; 0 where there is none."""
+        rows = self._all(f"SELECT row FROM documents WHERE {condition} ORDER BY row DESC LIMIT 1")
+        return int(rows[0][0]) if rows else 0
 
     def index_files(self) -> dict[str, str]:
         """Return name and SHA-256 of the index files that belong to this database."""
@@ -365,7 +419,7 @@ class Database:
                 copy.close()
 
     def shrink(self) -> None:
-        """Give the space of deleted rows back to the file system."""
+        """Give the space of deleted rows back to the file system, which writes every page anew."""
         with self.explained():
             self._connection.execute("VACUUM")
 

@@ -103,7 +103,10 @@ class FaissStore(StoreHandle):
     def open(
         cls, path: str | os.PathLike[str], embedder: Embedder | None, *, read_only: bool = False, device: str = "auto"
     ) -> FaissStore:
-        """Open a store; it never makes one. Every row is checked; a bad index file is built again.
+        """Open a store; it never makes one. A bad index file is built again.
+
+        Every byte of the files is compared with its digest; where that of the database does not fit, as after a crash,
+        every row is checked instead, which takes some ten times as long.
 
         Args:
             path: The store's folder.

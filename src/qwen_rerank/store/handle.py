@@ -20,7 +20,7 @@ from qwen_rerank.fusion import HYBRID_K, fuse_ranks
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.sharing import SharedCopies
 from qwen_rerank.store.access import Guard, WriterLock
-from qwen_rerank.store.commits import Change, StoreSettings, read_commit_record
+from qwen_rerank.store.commits import Change, Commit, StoreSettings, read_commit_record
 from qwen_rerank.store.database import Database
 from qwen_rerank.store.errors import StoreFullError, StoreLockedError, StoreReadOnlyError
 from qwen_rerank.store.faiss_build import gpu_resources, load_faiss
@@ -30,7 +30,9 @@ from qwen_rerank.store.index_file import VECTORS, WORDS, IndexFile, remove_orpha
 from qwen_rerank.store.opening import (
     StoreStatistics,
     VerifyReport,
+    await_seal,
     check_database,
+    check_opening,
     copy_store,
     examine,
     match_embedder,
@@ -38,6 +40,7 @@ from qwen_rerank.store.opening import (
     statistics,
 )
 from qwen_rerank.store.rows import Row, check_vectors, normalise
+from qwen_rerank.store.seal import Seal
 from qwen_rerank.types import Candidate, Document
 from qwen_rerank.words import WordIndex
 
@@ -86,16 +89,20 @@ class StoreHandle(SharedCopies):
             raise
 
     def _load(self) -> None:
+        if self.read_only:
+            await_seal(self._database, self.path)
         with self._database.snapshot():
-            self._settings, self._commit = check_database(self._database, self.path)
+            self._settings, self._commit = check_opening(self._database, self.path, keep_pages=not self.read_only)
             match_embedder(self.embedder, self._settings)
-            self._load_indexes()
+            self._load_indexes(self._commit)
             self._seen = self._commit.number
         if not self.read_only:
             self._recover()
 
-    def _load_indexes(self) -> None:
-        """Load the indexes that the settings ask for and that are not there yet."""
+    def _load_indexes(self, commit: Commit | None = None) -> None:
+        """Load the indexes that the settings ask for and that are not there yet; faster where the commit is known."""
+        documents = None if commit is None else commit.documents
+        with_vector = None if commit is None else commit.documents - commit.without_vector
         if self._settings.dim and self._vectors is None:
             faiss = load_faiss()
             gpu = gpu_resources(faiss, self._device)
@@ -112,10 +119,10 @@ class StoreHandle(SharedCopies):
                     stored=self._database.vectors,
                 ),
             )
-            self._vectors.load()
+            self._vectors.load(with_vector)
         if self._settings.words and self._words is None:
             self._words = IndexFile(self.path, self._database, WORDS, WordIndex)
-            self._words.load()
+            self._words.load(documents)
 
     @property
     def _index_files(self) -> list[IndexFile[Any]]:
@@ -132,6 +139,12 @@ class StoreHandle(SharedCopies):
         if read_commit_record(self.path) != current:
             current.acknowledge(self.path, current.prepare(self.path))
         remove_orphans(self.path, self._database)
+        self._seal()
+
+    def _seal(self) -> None:
+        """Note what the database file is now, so that the next `open` need not check each row."""
+        if (pages := self._database.pages.total()) is not None:
+            Seal.of(self._commit, self._settings, pages).write(self.path)
 
     # Commits
 
@@ -154,12 +167,14 @@ class StoreHandle(SharedCopies):
                 self._words.add(np.arange(first, first + len(texts)), texts)
         if any(file.due() for file in self._index_files):
             self._try_to_save()
+        self._seal()
 
     def _change_settings(self, settings: StoreSettings) -> None:
         """Commit other settings, and load the indexes that they ask for."""
         self._write(Change([], [], []), settings)
         with self._indexing(), self._database.snapshot():
             self._load_indexes()
+        self._seal()
 
     def _write(self, change: Change, settings: StoreSettings | None = None) -> None:
         """Make a change durable before the caller hears of it: prepare the record, commit, acknowledge. Memory is the caller's."""
@@ -316,6 +331,7 @@ class StoreHandle(SharedCopies):
         with self._guard.using(write=True):
             for file in self._index_files:
                 file.save()
+            self._seal()
 
     def compact(self) -> None:
         """Build the indexes again without deleted documents, give their space back, and write the index files.
@@ -330,6 +346,11 @@ class StoreHandle(SharedCopies):
             self._database.shrink()
             for file in self._index_files:
                 file.save()
+            # Every page is new, so every row is checked before the file gets its seal.
+            with self._database.snapshot():
+                self._database.pages.read()
+                check_database(self._database, self.path)
+            self._seal()
 
     def rebuild_index(self) -> None:
         """Build the index of vectors again, the one that suits as many as there are; searches go on meanwhile."""
@@ -366,6 +387,7 @@ class StoreHandle(SharedCopies):
             try:
                 if not self.read_only and self._guard.fault is None:
                     self._try_to_save()
+                    self._seal()
                 self._database.close()
             finally:
                 self._unlock()

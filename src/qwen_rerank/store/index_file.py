@@ -111,8 +111,12 @@ class IndexFile(Generic[Index]):
         """Whether the file holds all there is."""
         return self._unsaved == 0
 
-    def load(self) -> None:
-        """Read the file and catch up with the database; without a good file, rebuild from the database."""
+    def load(self, count: int | None = None) -> None:
+        """Read the file and catch up with the database; without a good file, rebuild from the database.
+
+        Args:
+            count: How many rows the database has for it, where that is known.
+        """
         bound = self._database.index_files()
         for name, digest in bound.items():
             if self._kind.file.fullmatch(name) or not any(kind.file.fullmatch(name) for kind in KINDS):
@@ -122,7 +126,10 @@ class IndexFile(Generic[Index]):
                     text = "The %s file of %s is not usable (%s); it is built again."
                     _log.warning(text, self._kind.name, self._folder, exc)
                     self.index = self.empty()
-        self.catch_up()
+        # A row that came later has a higher number, and without one the rest can only have become fewer.
+        same = count == len(self.index) and self.index.last_row() == self._database.last_row(self._kind.condition)
+        if not same:
+            self.catch_up()
         if not bound and len(self.index):
             _log.info("The %s index of %s was built from %d rows.", self._kind.name, self._folder, len(self.index))
 

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -30,9 +31,12 @@ from qwen_rerank.store.errors import (
 from qwen_rerank.store.files import TEMPORARY, check_regular, explained, sync_file, sync_folder
 from qwen_rerank.store.index import VectorIndex
 from qwen_rerank.store.index_file import KINDS, VECTORS, WORDS
+from qwen_rerank.store.seal import SEAL_FILE, read_seal
 from qwen_rerank.words import WordIndex
 
 _CHUNK = 20_000  # texts read from the database at a time
+_SEAL_TRIES = 10
+_SEAL_WAIT_S = 0.01
 _MAKING = re.compile(r"\.[0-9a-f]{16}\.making")
 
 
@@ -133,7 +137,7 @@ def remove_store(folder: Path, *, keep_folder: bool) -> None:
             if _MAKING.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
             elif (
-                path.name in (DATABASE_FILE, JOURNAL_FILE, RECORD_FILE)
+                path.name in (DATABASE_FILE, JOURNAL_FILE, RECORD_FILE, SEAL_FILE)
                 or _is_index(path.name)
                 or (path.name == LOCK_FILE and not keep_folder)
             ):
@@ -186,7 +190,7 @@ def check_folder(folder: Path) -> CommitRecord:
             )
         if not folder.is_dir() or not any((folder / name).exists() for name in (DATABASE_FILE, RECORD_FILE)):
             raise NotAStoreError(f"{folder} is not a store; make one with FaissStore.create at another path.")
-        for name in (DATABASE_FILE, JOURNAL_FILE, *FOREIGN_FILES, RECORD_FILE, LOCK_FILE):
+        for name in (DATABASE_FILE, JOURNAL_FILE, *FOREIGN_FILES, RECORD_FILE, SEAL_FILE, LOCK_FILE):
             try:
                 check_regular(folder / name)
             except OSError as exc:
@@ -194,6 +198,47 @@ def check_folder(folder: Path) -> CommitRecord:
         if not (folder / DATABASE_FILE).is_file():
             raise CorruptStoreError(folder / DATABASE_FILE, "it is missing")
     return read_commit_record(folder)
+
+
+def check_opening(database: Database, folder: Path, *, keep_pages: bool) -> tuple[StoreSettings, Commit]:
+    """Return what `check_database` returns; where the seal fits the database file, without reading every row.
+
+    To be called inside a snapshot of the database.
+
+    Args:
+        database: The database.
+        folder: The store's folder.
+        keep_pages: Whether the digests of the pages are needed later, as a writer needs them.
+
+    Raises:
+        CorruptStoreError: If anything is damaged, missing or another store's.
+    """
+    database.settle()
+    acknowledged, seal = read_commit_record(folder), read_seal(folder)
+    fits = seal is not None and seal.names(acknowledged)
+    if fits or keep_pages:
+        # Before the rows are checked: what changes in between must not get a seal.
+        database.pages.read()
+    if seal is not None and fits and database.pages.total() == seal.pages:
+        settings = database.check_schema()
+        commit = database.sealed_commit(seal)
+        # The chain binds settings, counts and content, so the seal's word for them is not needed.
+        if commit.record(settings) == acknowledged:
+            return settings, commit
+    return check_database(database, folder)
+
+
+def await_seal(database: Database, folder: Path) -> None:
+    """Wait a moment if a writer is between a commit and its seal."""
+    for _ in range(_SEAL_TRIES):
+        with database.snapshot():
+            database.check_schema()
+            number = database.number()
+            acknowledged, seal = read_commit_record(folder), read_seal(folder)
+        # More than one commit behind is a seal that nobody is about to renew.
+        if seal is None or seal.names(acknowledged) or not number - 1 <= seal.commit <= number:
+            return
+        time.sleep(_SEAL_WAIT_S)
 
 
 def check_database(database: Database, folder: Path) -> tuple[StoreSettings, Commit]:
