@@ -1,9 +1,11 @@
 """A store of up to a million passages: build time, memory, disk, time of a search and recall, beside raw FAISS.
 
-python eval/store/scale.py --data ../shared/data --passages 1000000 > eval/store/scale.json
+python eval/store/scale.py build build/scale --data ../shared/data --passages 1000000
+python eval/store/scale.py measure build/scale > eval/store/scale.json
 
 The passages are real text and distinct; the embedder is the one that ships. Query embedding is not counted. Recall is the
-share of the exact 100 best, found by comparing all vectors.
+share of the exact 100 best, found by comparing all vectors while building. FAISS alone searches with the same parameters
+and threads.
 """
 
 from __future__ import annotations
@@ -13,10 +15,8 @@ import json
 import os
 import platform
 import resource
-import shutil
 import sqlite3
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -33,6 +33,7 @@ from qwen_rerank import Document, FaissStore, load_embedder
 TOP_K = 100
 TARGET = 0.95  # recall that the store is tuned for, on every other query; the rest are measured
 CHUNK = 20_000
+N_PEERS = 100_000  # passages that the stores of other packages are filled with
 SHARES = (0.001, 0.01, 0.1, 0.5)  # of the documents, that a filter keeps
 
 
@@ -61,29 +62,31 @@ def milliseconds(search: Callable[[int], Any], count: int) -> dict[str, float]:
     return {"p50_ms": round(float(p50), 2), "p95_ms": round(float(p95), 2)}
 
 
-def exact(vectors: np.ndarray, asked: np.ndarray, kept: np.ndarray | None = None) -> list[set[int]]:
+def exact(vectors: np.ndarray, asked: np.ndarray, kept: np.ndarray | None = None) -> np.ndarray:
     """Return the places of the exact 100 best of each query, among all or among those that are kept."""
     index = faiss.IndexFlatIP(vectors.shape[1])
     places = np.arange(len(vectors)) if kept is None else np.flatnonzero(kept)
     index.add(vectors[places])
-    return [set(places[one].tolist()) for one in index.search(asked, min(TOP_K, len(places)))[1]]
+    return places[index.search(asked, min(TOP_K, len(places)))[1]]
 
 
-def recall(found: Sequence[Sequence[Any]], wanted: Sequence[set[int]]) -> float:
+def recall(found: Sequence[Sequence[Any]], wanted: np.ndarray) -> float:
     """Return the mean share of the exact best that was found."""
     shares = [
-        len(best & {int(hit.document.id) for hit in hits}) / len(best) for hits, best in zip(found, wanted, strict=True)
+        len({*best} & {int(hit.document.id) for hit in hits}) / len(best)
+        for hits, best in zip(found, wanted.tolist(), strict=True)
     ]
     return round(float(np.mean(shares)), 4)
 
 
-def build(path: Path, texts: Sequence[str], vectors: np.ndarray, asked: list[str], embedder: Any) -> dict[str, Any]:
+def fill(path: Path, texts: Sequence[str], vectors: np.ndarray, asked: list[str], embedder: Any) -> dict[str, Any]:
     """Fill a new store in batches, tune it, and return what that took."""
+    shares = share_of(len(texts)).tolist()
     with FaissStore.create(path, embedder, indexed_fields=["share"]) as store:
         taken = 0.0
         for start in range(0, len(texts), CHUNK):
             batch = [
-                Document(str(n), texts[n], {"share": (n * 7919) % 1000 / 1000, "chars": len(texts[n])})
+                Document(str(n), texts[n], {"share": shares[n], "chars": len(texts[n])})
                 for n in range(start, min(len(texts), start + CHUNK))
             ]
             taken += timed(lambda b=batch, s=start: store.upsert(b, vectors=vectors[s : s + CHUNK]))[0]
@@ -101,48 +104,113 @@ def build(path: Path, texts: Sequence[str], vectors: np.ndarray, asked: list[str
     }
 
 
-def measure(path: Path, vectors: np.ndarray, asked: list[str], embedder: Any) -> dict[str, Any]:
-    """Open the store and return times and recall of every kind of search."""
-    result: dict[str, Any] = {}
-    of_queries = embedder.embed_queries(asked)
-    asked = [text for text, vector in zip(asked, of_queries, strict=True) if vector.any()]
+def build(folder: Path, data: Path, n_passages: int, n_queries: int) -> None:
+    """Make a store, and beside it the queries with their exact answers and what all that took."""
+    started = conditions()
+    texts = passages(data, n_passages)
+    embedder = load_embedder("pocket")
+    seconds, vectors = timed(lambda: embedded(texts, embedder))
+    known = vectors.any(axis=1)
+    texts = [text for text, one in zip(texts, known, strict=True) if one]
+    vectors = np.ascontiguousarray(vectors[known])
+    say(f"{len(texts)} passages, embedded in {seconds:.0f} s")
+    asked = queries(data, n_queries)
+    folder.mkdir(parents=True)
+    built = fill(folder / "store", texts, vectors, asked[1::2], embedder)
+    built["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+    say("built", built)
+    measured = asked[::2]
+    of_queries = embedder.embed_queries(measured)
+    measured = [text for text, vector in zip(measured, of_queries, strict=True) if vector.any()]
     of_queries = np.ascontiguousarray(of_queries[of_queries.any(axis=1)])
-    index_path = next(path.glob("index-*.faiss"))
+    answers = {"all": exact(vectors, of_queries)}
+    for share in SHARES:
+        answers[str(share)] = exact(vectors, of_queries, share_of(len(texts)) < share)
+    setting = {"passages": len(texts), "dim": vectors.shape[1], "embed_s": round(seconds, 1), "building": started}
+    np.savez(folder / "queries.npz", vectors=of_queries, **answers)
+    (folder / "queries.json").write_text(json.dumps(measured), encoding="utf-8")
+    (folder / "build.json").write_text(json.dumps({"setting": setting, "build": built}), encoding="utf-8")
+    np.save(folder / "vectors.npy", vectors[:N_PEERS])
+    (folder / "texts.json").write_text(json.dumps(texts[:N_PEERS]), encoding="utf-8")
+
+
+def share_of(count: int) -> np.ndarray:
+    """Return the number from 0 to 1 that each document has to be filtered by."""
+    return (np.arange(count) * 7919) % 1000 / 1000
+
+
+def conditions() -> dict[str, Any]:
+    """Return what a time depends on besides the code."""
+    return {
+        "cores": os.cpu_count(),
+        "threads": faiss.omp_get_max_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "cpu": next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), ""),
+        "faiss": faiss.__version__,
+        "sqlite": sqlite3.sqlite_version,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def opening(path: Path, embedder: Any, asked: str, vector: np.ndarray) -> dict[str, Any]:
+    """Return sizes of a store's files, the seconds until it has answered, and those of reading the files otherwise."""
     files = [one for one in path.iterdir() if one.suffix in (".faiss", ".bin", ".sqlite3")]
-    result["file_mb"] = {one.name.split("-")[0]: round(one.stat().st_size / 1e6, 1) for one in files}
-    result["sha256_of_all_files_s"] = round(
-        sum(timed(lambda p=one: file_digest(p.open("rb"), "sha256"))[0] for one in files), 2
-    )
-    seconds, raw = timed(lambda: faiss.read_index(str(index_path)))
-    result["raw_read_index_s"] = round(seconds, 2)
-    seconds, store = timed(lambda: FaissStore.open(path, embedder, read_only=True))
-    first, _ = timed(lambda: store.search_many([asked[0]], TOP_K, vectors=of_queries[:1]))
-    result["open_and_first_search_s"] = round(seconds + first, 2)
+    hashed = sum(timed(lambda p=one: file_digest(p.open("rb"), "sha256"))[0] for one in files)
+    read, _ = timed(lambda: faiss.read_index(str(next(path.glob("index-*.faiss")))))
+    opened, store = timed(lambda: FaissStore.open(path, embedder, read_only=True))
+    first, _ = timed(lambda: store.search_many([asked], TOP_K, vectors=vector))
+    store.close()
+    return {
+        "file_mb": {one.name.split("-")[0]: round(one.stat().st_size / 1e6, 1) for one in files},
+        "sha256_of_all_files_s": round(hashed, 2),
+        "raw_read_index_s": round(read, 2),
+        "open_s": round(opened, 2),
+        "open_and_first_search_s": round(opened + first, 2),
+    }
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Open the store and return times and recall of every kind of search."""
+    path, embedder = folder / "store", load_embedder("pocket")
+    saved = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+    asked = json.loads((folder / "queries.json").read_text(encoding="utf-8"))
+    with np.load(folder / "queries.npz") as arrays:
+        of_queries = arrays["vectors"]
+        answers = {name: arrays[name] for name in arrays.files if name != "vectors"}
+    result: dict[str, Any] = {"setting": {**saved["setting"], "queries": len(asked), "top_k": TOP_K}}
+    result["setting"]["measuring"] = conditions()
+    result["build"] = saved["build"]
+    # 1. Twice, and the second time counts: the files are in the system's cache for all.
+    opening(path, embedder, asked[0], of_queries[:1])
+    result.update(opening(path, embedder, asked[0], of_queries[:1]))
     say("opened", result)
+    raw = faiss.read_index(str(next(path.glob("index-*.faiss"))))
+    store = FaissStore.open(path, embedder, read_only=True)
 
     def ask(mode: str, n: int, **options: Any) -> list[Any]:
         vector = None if mode == "lexical" else of_queries[n : n + 1]
         return store.search_many([asked[n]], TOP_K, mode=mode, vectors=vector, **options)[0]
 
-    wanted = exact(vectors, of_queries)
+    # 2. Searches.
     base = faiss.downcast_index(raw.index)
     inner = store._vectors.index
     parameters = inner._parameters(125, None, 1.0, 0) if inner.kind != "Flat" else None
+    if inner.kind.startswith("IVF"):
+        base.parallel_mode = 1  # as the store has it: one query's lists are shared out among the threads
     result["index"] = inner.kind
     result["raw_faiss_ids"] = milliseconds(
         lambda n: base.search(of_queries[n : n + 1], 125, params=parameters), len(asked)
     )
     result["store_ids"] = milliseconds(lambda n: inner.search(of_queries[n : n + 1], TOP_K), len(asked))
     ids = [hit.document.id for hit in ask("dense", 0)]
-    result["get_100_documents"] = milliseconds(lambda n: store.get(ids), 50)
+    result["get_100_documents"] = milliseconds(lambda n: store.get(ids), 200)
     for mode in ("dense", "lexical", "hybrid"):
         result[mode] = milliseconds(lambda n, m=mode: ask(m, n), len(asked))
-    result["dense"]["recall"] = recall([ask("dense", n) for n in range(len(asked))], wanted)
+    result["dense"]["recall"] = recall([ask("dense", n) for n in range(len(asked))], answers["all"])
     say("searched", result)
-    share_of = (np.arange(len(vectors)) * 7919) % 1000 / 1000
+    # 3. Filters.
     for share in SHARES:
-        kept = share_of < share
-        best = exact(vectors, of_queries, kept)
         filter = {"share": {"$lt": share}}
         some = dict(milliseconds(lambda n, f=filter: ask("dense", n, filter=f), len(asked)))
         # A filter that was never asked before: nothing of it is remembered.
@@ -151,52 +219,28 @@ def measure(path: Path, vectors: np.ndarray, asked: list[str], embedder: Any) ->
             for n in range(20)
         ]
         some["new_filter_p50_ms"] = round(float(np.median(fresh)) * 1000, 2)
-        some["recall"] = recall([ask("dense", n, filter=filter) for n in range(len(asked))], best)
+        some["recall"] = recall([ask("dense", n, filter=filter) for n in range(len(asked))], answers[str(share)])
         result[f"dense, {share:.1%} kept"] = some
         say(share, some)
     store.close()
     result["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+    result["setting"]["load_after"] = round(os.getloadavg()[0], 1)
     return result
 
 
 def main() -> None:
-    """Build, measure, print one JSON value."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    """Build into a folder, or measure what is there and print one JSON value."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("build", "measure"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=400)
-    parser.add_argument("--folder", type=Path, default=None)
     arguments = parser.parse_args()
-    load = os.getloadavg()[0]
-    texts = passages(arguments.data, arguments.passages)
-    embedder = load_embedder("pocket")
-    seconds, vectors = timed(lambda: embedded(texts, embedder))
-    known = vectors.any(axis=1)
-    texts = [text for text, one in zip(texts, known, strict=True) if one]
-    vectors = np.ascontiguousarray(vectors[known])
-    say(f"{len(texts)} passages, embedded in {seconds:.0f} s")
-    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
-    try:
-        asked = queries(arguments.data, arguments.queries)
-        built = build(folder / "store", texts, vectors, asked[1::2], embedder)
-        say("built", built)
-        measured = measure(folder / "store", vectors, asked[::2], embedder)
-    finally:
-        shutil.rmtree(folder)
-    setting = {
-        "passages": len(texts),
-        "dim": vectors.shape[1],
-        "queries": arguments.queries,
-        "top_k": TOP_K,
-        "embed_s": round(seconds, 1),
-        "faiss": faiss.__version__,
-        "sqlite": sqlite3.sqlite_version,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load_before": round(load, 1),
-        "load_after": round(os.getloadavg()[0], 1),
-    }
-    print(json.dumps({"setting": setting, "build": built, **measured}, indent=1))
+    if arguments.step == "build":
+        build(arguments.folder, arguments.data, arguments.passages, arguments.queries)
+    else:
+        print(json.dumps(measure(arguments.folder), indent=1))
 
 
 if __name__ == "__main__":

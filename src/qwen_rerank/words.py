@@ -159,18 +159,15 @@ class _Part:
             postings: Places, counts and importance of each term.
             norm: What is added to a term's count, for each text.
             top_k: How many are needed.
-            allowed: Row numbers to choose from, ascending; None is all.
+            allowed: For each row number from 0 whether it may be found, bool; None is all.
         """
-        eligible = self.alive
-        if allowed is not None:
-            eligible = np.zeros(len(self.rows), dtype=bool)
-            eligible[np.isin(self.rows, allowed, assume_unique=True)] = True
-            eligible &= self.alive
         sums = np.zeros(len(self.rows), dtype=np.float32)
         for places, counts, importance in postings:
             often = counts.astype(np.float32)
             sums[places] += importance * (often / (often + norm[places]))
-        found = np.flatnonzero((sums > 0) & eligible)
+        found = np.flatnonzero((sums > 0) & self.alive)
+        if allowed is not None:
+            found = found[allowed[self.rows[found]]]
         scores = sums[found]
         if len(found) > top_k:
             kept = scores >= np.partition(scores, -top_k)[-top_k]
@@ -241,7 +238,7 @@ class WordIndex:
         Args:
             query: What to look for.
             top_k: Longest result, at least 1.
-            allowed: Row numbers to choose from, int64, ascending; None is all.
+            allowed: For each row number from 0 whether it may be found, bool; None is all.
         """
         wanted = Counter(terms(query))
         weights = dict(zip(_hashes(list(wanted)).tolist(), wanted.values(), strict=True))

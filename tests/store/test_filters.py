@@ -156,3 +156,14 @@ def test_a_remembered_filter_is_forgotten_with_the_next_commit(store):
     store.add([Document("plum", "grows", {"year": 2020})])
 
     assert len(store.search("grows", 9, filter={"year": 2020})) == 3
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_a_filter_goes_on_after_the_newest_documents_were_deleted(tmp_path, mode):
+    with FaissStore.create(tmp_path / "store", HashEmbedder(16)) as store:
+        store.add([Document(f"{n}", f"apple {n}", {"n": n}) for n in range(20)])
+        for newest in (19, 18, 17):
+            store.delete([f"{newest}"])
+            found = store.search("apple", 99, mode=mode, filter={"n": {"$gte": 15}})
+
+    assert sorted(hit.document.id for hit in found) == ["15", "16"]

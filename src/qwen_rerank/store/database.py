@@ -40,6 +40,7 @@ _SCHEMA = (
 )
 _ROW = "row, id, text, metadata, vector_digest, digest"
 _BUSY_S = 60.0
+_IDS_AT_ONCE = 500  # below SQLite's limit on parameters
 
 
 class Database:
@@ -283,8 +284,15 @@ class Database:
 
     def rows_of(self, ids: Sequence[str]) -> dict[str, Row]:
         """Return the rows of these ids; unknown ids are left out."""
-        query = f"SELECT {_ROW} FROM documents WHERE id = ?"
-        return {one: row for one in ids for row in self._rows(query, (one,))}
+        found: dict[bytes, Row] = {}
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            part = ids[start : start + _IDS_AT_ONCE]
+            marks = ", ".join("?" * len(part))
+            found.update(
+                (row.id, row) for row in self._rows(f"SELECT {_ROW} FROM documents WHERE id IN ({marks})", part)
+            )
+        encoded = {one: one.encode() for one in ids}
+        return {one: found[name] for one, name in encoded.items() if name in found}
 
     def known(self, ids: Sequence[str], *, documents: int) -> list[str]:
         """Return those of these ids that are there, out of so many documents."""
@@ -297,7 +305,13 @@ class Database:
     def matching_rows(self, condition: str, parameters: Sequence[Any] = ()) -> np.ndarray:
         """Return the numbers of all rows under an SQL condition, int64, ascending."""
         # Sorted here: SQLite would read the documents in order rather than an index of the condition's fields.
-        return np.sort(self._numbers(f"SELECT row FROM documents WHERE {condition}", parameters))
+        return np.sort(self._numbers(condition, parameters))
+
+    def matching_mask(self, condition: str, parameters: Sequence[Any] = ()) -> np.ndarray:
+        """Return for each row number that was ever given, and 0, whether that row is under an SQL condition, bool."""
+        mask = np.zeros(self._state()[1], dtype=bool)
+        mask[self._numbers(condition, parameters)] = True
+        return mask
 
     def ids(self, condition: str, parameters: Sequence[Any]) -> list[str]:
         """Return the ids of all rows under an SQL condition, in the order of their numbers."""
@@ -431,14 +445,14 @@ class Database:
                     raise CorruptStoreError(self.path, f"row {row.number} does not match its digest")
                 yield row
 
-    def _numbers(self, query: str, parameters: Sequence[Any]) -> np.ndarray:
-        with self.explained():
-            found = self._connection.execute(query, parameters).fetchall()
-        return np.array(found, dtype=np.int64).reshape(-1)
+    def _numbers(self, condition: str, parameters: Sequence[Any]) -> np.ndarray:
+        # As one text: a million rows one by one take four times as long.
+        ((joined,),) = self._all(f"SELECT group_concat(row) FROM documents WHERE {condition}", parameters)
+        return np.fromstring(joined or b"", dtype=np.int64, sep=",")
 
-    def _all(self, query: str) -> list[tuple[Any, ...]]:
+    def _all(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self.explained():
-            return self._connection.execute(query).fetchall()
+            return self._connection.execute(query, parameters).fetchall()
 
 
 def _sound(row: Row, digest: object) -> bool:

@@ -227,12 +227,12 @@ class StoreHandle(SharedCopies):
             yield
 
     def _allowed(self, condition: Sql) -> np.ndarray:
-        """Return the rows under a condition; those of the last few conditions are remembered until the next commit."""
+        """Return for each row number whether it is under a condition; the last few are remembered until the next commit."""
         key = repr(condition)
         if key not in self._filtered:
             while len(self._filtered) >= _FILTERS_REMEMBERED:
                 del self._filtered[next(iter(self._filtered))]
-            self._filtered[key] = self._database.matching_rows(*condition)
+            self._filtered[key] = self._database.matching_mask(*condition)
         return self._filtered[key]
 
     # Searching

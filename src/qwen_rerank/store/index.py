@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ _AUTO_FLAT = 100_000  # up to so many vectors a search that compares all of them
 _TRAIN_PER_LIST = 40  # vectors; FAISS warns below 39
 _TRAIN_CODES = 20_000  # vectors for an index without lists that needs training
 _PROBED = 400  # lists that a search reads unless it was tuned: 95 % of the exact 100 best of 0.2 and of 1 million texts
+_CHOICES_REMEMBERED = 8
 _AT_ONCE = 50_000  # vectors decoded at a time
 
 
@@ -62,6 +64,16 @@ def planned(factory: str, count: int) -> str:
     n_lists = re.match(r"IVF(\d+)", factory)
     needed = int(n_lists[1]) * _TRAIN_PER_LIST if n_lists else 0 if factory[:4] in ("Flat", "HNSW") else 1000
     return factory if count >= needed else "Flat"
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The positions that a search may find."""
+
+    allowed: np.ndarray | None  # as given to the search
+    mask: np.ndarray  # bool (n_positions,)
+    count: int
+    selector: Any | None  # FAISS's, None for all positions
 
 
 class VectorIndex:
@@ -108,7 +120,6 @@ class VectorIndex:
             base.cp.niter = 10
             base.cp.spherical = True  # lists of an inner product are told apart by direction
             base.make_direct_map(True)  # so that a vector can be decoded by its position
-            base.parallel_mode = 1  # one query's lists are shared out among threads
         return base
 
     def start(self, count: int, sample: Callable[[int], np.ndarray]) -> None:
@@ -153,12 +164,15 @@ class VectorIndex:
     def _adopt(self, index: Any) -> None:
         self._index = index
         self._base = self._faiss.downcast_index(index.index)
+        if self._has_lists(self._base):
+            self._base.parallel_mode = 1  # one query's lists are shared out among threads; no file keeps this
         self._rows = self._faiss.vector_to_array(index.id_map).astype(np.int64)
         self._alive = np.ones(len(self._rows), dtype=bool)
+        self._choices: list[_Choice] = []
         self._on_gpu: Any | None = None
 
     def __len__(self) -> int:
-        return int(self._alive.sum())
+        return int(np.count_nonzero(self._alive))
 
     @property
     def exact(self) -> bool:
@@ -183,10 +197,12 @@ class VectorIndex:
         self._index.add_with_ids(vectors, rows)
         self._rows = np.concatenate([self._rows, rows])
         self._alive = np.concatenate([self._alive, np.ones(len(rows), dtype=bool)])
+        self._choices = []
 
     def remove(self, rows: np.ndarray) -> None:
         """Make these rows dead; unknown ones are ignored."""
         self._alive &= ~np.isin(self._rows, rows)
+        self._choices = []
         if self.exact and self.dead > max(1000, _DROP_DEAD_ABOVE * len(self._rows)):
             self._index.remove_ids(self._faiss.IDSelectorBatch(self._rows[~self._alive]))
             self._adopt(self._index)
@@ -212,52 +228,53 @@ class VectorIndex:
         Args:
             vectors: The queries.
             top_k: At least 1; more than there are is all there are.
-            allowed: Row numbers to choose from, int64, ascending; None is all.
+            allowed: For each row number from 0 whether it may be found, bool; None is all.
             effort: In place of the index's own; 0 is that.
         """
-        mask = self._alive if allowed is None else self._among(allowed)
-        count = int(mask.sum())
-        wanted = min(top_k, count)
+        among = self._among(allowed)
+        wanted = min(top_k, among.count)
         if wanted == 0 or len(vectors) == 0:
             return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in vectors]
         vectors = np.ascontiguousarray(vectors)
         if self.lossless:
-            scores, positions = self._nearest(vectors, wanted, mask, count, effort)
+            scores, positions = self._nearest(vectors, wanted, among, effort)
         else:
             # A few more than are wanted: what the saved bits put just behind comes to the front again.
-            depth = min(count, wanted + max(20, wanted // 4))
-            scores, positions = self._by_stored(vectors, self._nearest(vectors, depth, mask, count, effort)[1], wanted)
+            depth = min(among.count, wanted + max(20, wanted // 4))
+            scores, positions = self._by_stored(vectors, self._nearest(vectors, depth, among, effort)[1], wanted)
         return [self._ordered(*pair) for pair in zip(positions, scores, strict=True)]
 
-    def _among(self, allowed: np.ndarray) -> np.ndarray:
-        """Return which positions are alive and of these ascending rows, bool `(n_positions,)`."""
-        mask = np.zeros(len(self._rows), dtype=bool)
-        positions = np.searchsorted(self._rows, allowed)
-        positions[positions == len(self._rows)] = 0
-        mask[positions[self._rows[positions] == allowed] if len(self._rows) else positions[:0]] = True
-        return mask & self._alive
+    def _among(self, allowed: np.ndarray | None) -> _Choice:
+        """Return the positions that are alive and may be found; those of the last few arrays are remembered."""
+        for one in self._choices:
+            if one.allowed is allowed:
+                return one
+        mask = self._alive if allowed is None else allowed[self._rows] & self._alive
+        count = int(np.count_nonzero(mask))
+        selector = None
+        if count < len(mask):
+            selector = self._faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+        self._choices = [*self._choices[1 - _CHOICES_REMEMBERED :], _Choice(allowed, mask, count, selector)]
+        return self._choices[-1]
 
     def _ordered(self, positions: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         order = np.lexsort((positions, -scores))
         return self._rows[positions[order]], scores[order]
 
-    def _nearest(
-        self, vectors: np.ndarray, k: int, mask: np.ndarray, count: int, effort: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        all_alive = count == len(self._rows)
-        selector = None if all_alive else self._faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    def _nearest(self, vectors: np.ndarray, k: int, among: _Choice, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        selector = among.selector
         if self.exact:
-            if self._gpu is not None and all_alive and k <= MAX_GPU_K:
+            if self._gpu is not None and selector is None and k <= MAX_GPU_K:
                 return self._gpu_index().search(vectors, k)  # type: ignore[no-any-return]
             parameters = None if selector is None else self._faiss.SearchParameters(sel=selector)
             return self._base.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
-        share = count / len(self._rows)
+        share = among.count / len(self._rows)
         if share >= _EXACT_BELOW or not self.kind.startswith("HNSW"):
             scores, positions = self._base.search(vectors, k, params=self._parameters(k, selector, share, effort))
             if (positions >= 0).all():
                 return scores, positions
         # Few are allowed, or the search did not reach as many as there are.
-        return self._compared(vectors, np.flatnonzero(mask), k)
+        return self._compared(vectors, np.flatnonzero(among.mask), k)
 
     def _parameters(self, k: int, selector: Any | None, share: float, effort: int) -> Any:
         effort = effort or self.effort
