@@ -71,6 +71,16 @@ def test_only_allowed_rows_are_found():
     assert filled().search("red pear", 9, np.isin(np.arange(10), [2, 4, 5]))[0].tolist() == [2]
 
 
+def test_an_index_whose_texts_are_all_gone_is_an_empty_one(tmp_path):
+    index = filled()
+    index.remove(index.rows())
+    index.write(tmp_path / "words")
+    again = WordIndex()
+    again.read(tmp_path / "words")
+
+    assert (len(again), again.last_row(), again.search("red pear", 9)[0].tolist()) == (0, 0, [])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_an_index_does_not_depend_on_how_it_came_about(tmp_path, seed):
     """In many steps, with removals, saved and read in between, it is the one that is made of what is left at once."""

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 def main(source: str, target: str) -> None:
     """Draw the efforts of a measured store."""
     found = json.loads(Path(source).read_text(encoding="utf-8"))
-    tuned = found["build"]["tuned"]
+    tuned = found["tuned"]
     mpl.rcParams["svg.hashsalt"] = "scale"  # the same picture from the same figures
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -29,7 +29,7 @@ def main(source: str, target: str) -> None:
     axes.set(
         xlabel="median milliseconds of a dense query",
         ylabel="recall of the exact 100 best",
-        title=f"{setting['passages']:,} passages, {found['index']}, {setting['cores']} shared cores",
+        title=f"{setting['passages']:,} passages, {found['index']}, {setting['measuring']['threads']} threads",
     )
     figure.savefig(target, metadata={"Date": None})
 

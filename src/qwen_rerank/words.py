@@ -109,7 +109,7 @@ _MERGE_UP_TO = 4_000_000  # postings; two larger parts are searched one after th
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """An inverted index that never grows: for each term the documents that hold it, by their place in `rows`.
 
     A term is kept as 64 bits of its hash; among two million terms the odds of one collision are one in ten million.
@@ -198,7 +198,7 @@ class WordIndex:
     def __init__(self, *, k1: float = 0.9, b: float = 0.4) -> None:
         self._k1 = k1
         self._b = b
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         self._norms: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -210,13 +210,16 @@ class WordIndex:
 
     def last_row(self) -> int:
         """Return the highest row number that it holds, removed ones included; 0 when empty."""
-        return int(self._parts[-1].rows[-1]) if self._parts else 0
+        return next((int(part.rows[-1]) for part in reversed(self._parts) if len(part.rows)), 0)
 
     def add(self, rows: np.ndarray, texts: Sequence[str]) -> None:
         """Add texts under row numbers, int64 ascending, above every one before."""
-        if not len(rows):
-            return
-        self._parts.append(_part_of(rows, texts))
+        if len(rows):
+            self.append(part_of(rows, texts))
+
+    def append(self, part: Part) -> None:
+        """Add what `part_of` made of some texts, which takes most of the time of `add`."""
+        self._parts.append(part)
         # As the digits of a binary number: a part is merged again only when it has doubled.
         while len(self._parts) > 1 and _size(self._parts[-2]) <= min(2 * _size(self._parts[-1]), _MERGE_UP_TO):
             self._parts[-2:] = [_merged(self._parts[-2:])]
@@ -305,7 +308,7 @@ class WordIndex:
         if [len(values) for values in arrays] != head["lengths"]:
             raise ValueError("it is shorter than it says")
         size = len(_FIELDS)
-        self._parts = [_Part(*arrays[start : start + size]) for start in range(0, len(arrays), size)]
+        self._parts = [Part(*arrays[start : start + size]) for start in range(0, len(arrays), size)]
         self._norms = None
 
     def same_as(self, other: WordIndex) -> bool:
@@ -314,7 +317,7 @@ class WordIndex:
         return all(np.array_equal(getattr(mine, name), getattr(theirs, name)) for name, _ in _FIELDS)
 
 
-def _size(part: _Part) -> int:
+def _size(part: Part) -> int:
     return len(part.places)
 
 
@@ -328,7 +331,8 @@ def _hashes(found: Sequence[str]) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
-def _part_of(rows: np.ndarray, texts: Sequence[str]) -> _Part:
+def part_of(rows: np.ndarray, texts: Sequence[str]) -> Part:
+    """Return the index of at least one text, by row numbers, int64 ascending."""
     # 1. Every term of every text as a small number, in the order in which terms are first met.
     numbers: dict[str, int] = {}
     flat, lengths = array("i"), array("i")
@@ -345,7 +349,7 @@ def _part_of(rows: np.ndarray, texts: Sequence[str]) -> _Part:
     places = np.repeat(np.arange(len(texts)), lengths)
     pairs, counts = np.unique(rank[np.asarray(flat)] * len(texts) + places, return_counts=True)
     term_of, place_of = np.divmod(pairs, len(texts))
-    return _Part(
+    return Part(
         rows=np.asarray(rows, dtype=np.int64),
         lengths=np.array(lengths, dtype=np.int32),
         terms=hashes[order],
@@ -355,7 +359,7 @@ def _part_of(rows: np.ndarray, texts: Sequence[str]) -> _Part:
     )
 
 
-def _merged(parts: Sequence[_Part]) -> _Part:
+def _merged(parts: Sequence[Part]) -> Part:
     """Return parts, whose rows ascend from one to the next, as one without what was removed."""
     all_terms = np.unique(_concatenated([part.terms for part in parts], np.uint64))
     term_of, place_of, counts, before = [], [], [], 0
@@ -369,7 +373,7 @@ def _merged(parts: Sequence[_Part]) -> _Part:
     terms_ = _concatenated(term_of, np.int32)
     order = np.argsort(terms_, kind="stable")  # places ascend already, part after part
     used, first = np.unique(terms_[order], return_index=True)
-    return _Part(
+    return Part(
         rows=_concatenated([part.rows[part.alive] for part in parts], np.int64),
         lengths=_concatenated([part.lengths[part.alive] for part in parts], np.int32),
         terms=all_terms[used],

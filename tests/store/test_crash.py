@@ -77,7 +77,7 @@ def kill_one(path: Path, model: dict[str, str], seed: int) -> tuple[dict[str, st
 
 def test_kill_9_loses_nothing_acknowledged(tmp_path, full, capsys):
     """Two stores at once, each written to and killed over and over."""
-    kills = 2000 if full else 40
+    kills = 3000 if full else 40
 
     def lane(number: int) -> Counter:
         path, model, counts = tmp_path / f"store{number}", {}, Counter()
@@ -111,13 +111,13 @@ SCRIPT = [
 CALLS = ["fsync", "fdatasync", "pwrite64", "write", "rename", "unlink", "ftruncate", "openat"]
 
 
-def strace(path: Path, log: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
+def strace(path: Path, log: Path, *options: str, script: list = SCRIPT) -> subprocess.CompletedProcess[bytes]:
     traced = [
         a
         for file in (path, *path.iterdir(), path / "commit.json.tmp", path / "documents.sqlite3-journal")
         for a in ("-P", str(file))
     ]
-    command = ["strace", "-f", "-qq", "-o", str(log), *traced, *options, *WORKER, str(path), json.dumps(SCRIPT)]
+    command = ["strace", "-f", "-qq", "-o", str(log), *traced, *options, *WORKER, str(path), json.dumps(script)]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, check=False, timeout=60)
 
 
@@ -200,3 +200,43 @@ def test_nothing_is_left_to_a_power_loss_when_a_call_returns(prepared, places, t
         elif not touched[0].endswith(("writer.lock", "seal.json")):  # a seal that is lost or torn costs time alone
             unsynced.add(touched[0])
     assert acknowledged == len(SCRIPT)
+
+
+@pytest.mark.parametrize("state", ["not acknowledged", "half written"])
+def test_a_recovery_that_is_killed_again_and_again_ends_as_one_that_is_not(prepared, places, tmp_path, full, state):
+    crashed = Path(shutil.copytree(prepared, tmp_path / "crashed"))
+    model = {id: f"apple {id}" for id in POOL}
+    with FaissStore.open(crashed, EMBEDDER) as store:
+        before = (crashed / "commit.json").read_bytes()
+        if state == "not acknowledged":
+            store.add([Document("new", "apple new")])
+            model["new"] = "apple new"
+            shutil.copytree(crashed, tmp_path / "left")
+            (tmp_path / "left" / "commit.json").write_bytes(before)
+        else:
+            with store._database.transaction():
+                store._database._connection.execute("PRAGMA cache_size = 2")  # so that pages are written before the end
+                store._database._connection.execute("UPDATE documents SET text = text || hex(zeroblob(4000))")
+                shutil.copytree(crashed, tmp_path / "left")
+                store._database._connection.execute("UPDATE documents SET text = substr(text, 1, length(text) - 8000)")
+            assert (tmp_path / "left" / "documents.sqlite3-journal").stat().st_size > 0
+    for junk in ("commit.json.tmp", "index-0123456789abcdef.faiss", "words-0123456789abcdef.bin.tmp"):
+        (tmp_path / "left" / junk).write_bytes(b"junk")
+    chosen = opening_places(tmp_path / "left", tmp_path)
+    killed = 0
+    for number, (call, when) in enumerate(chosen if full else random.Random(state).sample(chosen, 3)):
+        path = Path(shutil.copytree(tmp_path / "left", tmp_path / f"{number}"))
+        for _ in range(2):
+            inject = f"inject={call}:signal=SIGKILL:when={when}"
+            done = strace(path, tmp_path / "log", "-e", f"trace={call}", "-e", inject, script=[])
+            killed += done.returncode != 0
+        check(path, model, None)
+    assert killed > 0
+
+
+def opening_places(path: Path, tmp_path: Path) -> list[tuple[str, int]]:
+    """Every (system call, how many-th) on the files of a store that is opened and closed."""
+    copy = Path(shutil.copytree(path, tmp_path / "traced"))
+    strace(copy, tmp_path / "log", "-e", "trace=" + ",".join(CALLS), script=[])
+    counts = Counter(re.findall(r"^\d+ +(\w+)\(", (tmp_path / "log").read_text(), re.MULTILINE))
+    return [(call, n) for call in CALLS for n in range(1, counts[call] + 1)]

@@ -346,7 +346,7 @@ def test_filtered_searches_stay_on_the_cpu():
     index, _ = filled("Flat", gpu=object())
     index._faiss = fake
 
-    index.search(unit(1, 16), 5, np.arange(100))
+    index.search(unit(1, 16), 5, mask(np.arange(100)))
 
     assert fake.searches == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import shutil
 import sqlite3
@@ -121,13 +123,16 @@ def test_compact_seals_nothing_that_it_has_not_checked(tmp_path):
     assert not verify_store(path).ok
 
 
-def test_a_seal_that_cannot_be_written_costs_nothing_but_time(tmp_path, checked):
+def test_a_seal_that_cannot_be_written_costs_nothing_but_time(tmp_path, checked, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     path = tmp_path / "store"
     store = FaissStore.create(path, EMBEDDER)
-    (path / SEAL_FILE).unlink()
-    (path / SEAL_FILE).mkdir()
+    monkeypatch.setattr(os, "pwrite", full)
     store.add(["a red apple"])
     store.close()
+    monkeypatch.undo()
     checked.clear()
 
     assert list(contents(path).values()) == ["a red apple"]

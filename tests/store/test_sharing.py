@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qwen_rerank.store import EmbedderMismatchError, FaissStore, ForkedHandleError, StoreLockedError
+from qwen_rerank.store import CorruptStoreError, EmbedderMismatchError, FaissStore, ForkedHandleError, StoreLockedError
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
 
@@ -112,6 +112,87 @@ def test_a_reader_outlives_the_files_it_was_opened_with(store, path, embedder):
             store.add([f"plum {i}"])
             store.compact()
         assert len(reader.search("plum", 99)) == 7
+
+
+def searches(handle):
+    return [
+        handle.search("red apple", 9, mode=mode, filter={"kind": "fruit"}) for mode in ("dense", "lexical", "hybrid")
+    ]
+
+
+def test_a_search_does_not_wait_for_the_commit_of_its_own_handle(store, monkeypatch):
+    before = searches(store)
+    inside, go_on = threading.Event(), threading.Event()
+    real = store._database.write
+
+    def slow(*arguments) -> None:
+        real(*arguments)
+        inside.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(store._database, "write", slow)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(store.add, [Document("plum", "a red apple plum", {"kind": "fruit"})])
+        assert inside.wait(60)
+        try:
+            assert searches(store) == before
+            assert not writing.done()
+        finally:
+            go_on.set()
+        writing.result()
+    assert all("plum" in {hit.document.id for hit in hits} for hits in searches(store))
+
+
+def test_a_search_does_not_wait_for_the_commit_of_another_handle(store, path, embedder):
+    with FaissStore.open(path, embedder, read_only=True) as reader:
+        before = searches(reader)
+        connection = store._database._connection
+        connection.execute("BEGIN EXCLUSIVE")  # nobody else can read the file by SQLite's rules until this ends
+        try:
+            assert searches(reader) == before
+        finally:
+            connection.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("trouble", ["missing", "damaged"])
+def test_a_document_that_is_being_replaced_just_now_is_waited_for(store, path, embedder, monkeypatch, trouble):
+    with FaissStore.open(path, embedder, read_only=True) as reader:
+        before = reader.search("red apple")
+        real = reader._database.rows
+
+        def torn(numbers, *, locked=True):
+            if locked:
+                return real(numbers)
+            timer.start()
+            if trouble == "damaged":
+                raise CorruptStoreError(path, "a page is half old and half new")
+            return {}
+
+        monkeypatch.setattr(reader._database, "rows", torn)
+        connection = store._database._connection
+        connection.execute("BEGIN EXCLUSIVE")
+        timer = threading.Timer(0.05, connection.execute, ["ROLLBACK"])
+        assert reader.search("red apple") == before
+        timer.join()
+
+
+def test_documents_are_found_all_at_once_while_a_large_batch_is_added(store):
+    """The vectors go into the index step by step; a search sees all of a commit or nothing."""
+    seen = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            for mode in ("dense", "lexical"):
+                seen.add(sum(hit.document.id.startswith("new") for hit in store.search("many", 9000, mode=mode)))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        store.add([Document(f"new{n}", "many") for n in range(4500)])
+        store.delete([f"new{n}" for n in range(0, 4500, 2)])
+        done.set()
+        looking.result()
+    assert seen <= {0, 4500, 2250}
 
 
 def test_32_threads_on_one_handle_leave_what_they_wrote(store):

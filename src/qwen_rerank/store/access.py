@@ -1,4 +1,4 @@
-"""Access to a store: one writer by a lock of the operating system, and one thread at a time for each handle."""
+"""Access to a store: one writer by a lock of the operating system, and what the threads of one handle may do at a time."""
 
 from __future__ import annotations
 
@@ -97,7 +97,11 @@ if hasattr(os, "register_at_fork"):
 
 
 class Guard:
-    """The guard of one handle: one thread at a time uses it, and nobody after a fork, a fault or the end.
+    """The guard of one handle: its threads keep out of each other's way, and nobody uses it after a fork, a fault or the end.
+
+    There are two locks. Whoever holds the connection uses the database. The indexes in memory are changed by who holds
+    both, and read by who holds either. A search takes that of the indexes and, if nobody has it just now, the connection;
+    so it never waits for a commit.
 
     Args:
         folder: The store's folder.
@@ -111,13 +115,14 @@ class Guard:
         self._folder = folder
         self._read_only = read_only
         self._pid = os.getpid()
-        self._mutex = threading.RLock()
+        self._connection = threading.RLock()  # always before that of the indexes
+        self._indexes = threading.RLock()
         self._closed = False
         self.fault: str | None = None
 
     @contextmanager
     def using(self, *, write: bool = False) -> Iterator[None]:
-        """Use the handle.
+        """Use the database.
 
         Raises:
             ForkedHandleError: In another process than the one that opened it.
@@ -125,23 +130,55 @@ class Guard:
             StoreIOError: After a fault.
             StoreReadOnlyError: If `write` and the handle is read-only.
         """
+        self._check_process()
+        with self._connection, self._sound():
+            if write and self._read_only:
+                raise StoreReadOnlyError(f"{self._folder} was opened with read_only=True; open it without to write.")
+            yield
+
+    @contextmanager
+    def searching(self) -> Iterator[bool]:
+        """Read the indexes in memory; gives whether the database can be used too, because nobody else does.
+
+        Raises:
+            ForkedHandleError: In another process than the one that opened it.
+            StoreClosedError: After `closing`.
+            StoreIOError: After a fault.
+        """
+        self._check_process()
+        with self._indexes:
+            alone = self._connection.acquire(blocking=False)
+            try:
+                with self._sound():
+                    yield alone
+            finally:
+                if alone:
+                    self._connection.release()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change the indexes in memory; to be called inside `using`."""
+        with self._indexes:
+            yield
+
+    def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise ForkedHandleError(
                 f"{self._folder} was opened by process {self._pid}; open it again in process {os.getpid()}."
             )
-        with self._mutex:
-            if self._closed:
-                raise StoreClosedError(f"{self._folder} was closed; open it again with FaissStore.open.")
-            if self.fault is not None:
-                raise StoreIOError(f"{self._folder} failed before ({self.fault}); close it and open it again to go on.")
-            if write and self._read_only:
-                raise StoreReadOnlyError(f"{self._folder} was opened with read_only=True; open it without to write.")
-            try:
-                yield
-            except StoreIOError as exc:
-                # After a failed fsync the kernel forgets what was not written, so trying again proves nothing.
-                self.fault = str(exc)
-                raise
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        if self._closed:
+            raise StoreClosedError(f"{self._folder} was closed; open it again with FaissStore.open.")
+        if self.fault is not None:
+            raise StoreIOError(f"{self._folder} failed before ({self.fault}); close it and open it again to go on.")
+        try:
+            yield
+        except StoreIOError as exc:
+            # After a failed fsync the kernel forgets what was not written, so trying again proves nothing.
+            self.fault = str(exc)
+            raise
 
     @contextmanager
     def closing(self) -> Iterator[bool]:
@@ -149,6 +186,6 @@ class Guard:
         if self._pid != os.getpid():
             yield False
             return
-        with self._mutex:
+        with self._connection, self._indexes:
             first, self._closed = not self._closed, True
             yield first

@@ -83,13 +83,8 @@ class Database:
             raise
 
     def _prepare(self, *, read_only: bool, create: bool) -> None:
-        self._connection.text_factory = bytes
-        # A hostile store can carry its own views and triggers. No pragma keeps them from running (`trusted_schema`
-        # would also forbid the JSON functions of our indexes); `check_structure` compares the schema word for word
-        # before anything else is read.
-        self._connection.execute("PRAGMA cell_size_check = ON")
+        _configure(self._connection)
         self._connection.execute("PRAGMA cache_size = -32768")  # KiB; the inner pages of a million rows
-        self._connection.create_function("moment", 1, moment, deterministic=True)
         if create:
             self._connection.execute("PRAGMA page_size = 8192")
         if not read_only:
@@ -133,14 +128,24 @@ class Database:
     # Transactions
 
     @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Hold one commit: everything read inside is of it; nested ones are part of the outer."""
+    def snapshot(self, *, patient: bool = True) -> Iterator[None]:
+        """Hold one commit: everything read inside is of it; nested ones are part of the outer.
+
+        Raises:
+            StoreLockedError: If a writer is committing, after a minute or, when not `patient`, at once.
+        """
         if self._connection.in_transaction:
             yield
             return
         with self.explained():
             self._connection.execute("BEGIN")
             try:
+                if not patient:
+                    self._connection.execute("PRAGMA busy_timeout = 0")
+                    try:
+                        self.settle()
+                    finally:
+                        self._connection.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
                 yield
             finally:
                 self._roll_back()
@@ -178,7 +183,9 @@ class Database:
         Raises:
             CorruptStoreError: If it is not there or is not what was written.
         """
-        rows = self._all("SELECT settings FROM state")
+        return self._decoded(self._all("SELECT settings FROM state"))
+
+    def _decoded(self, rows: Sequence[tuple[Any, ...]]) -> StoreSettings:
         try:
             ((encoded,),) = rows
             settings = StoreSettings.decoded(loads(encoded))
@@ -271,11 +278,32 @@ class Database:
             raise CorruptStoreError(self.path, "its state is not what was written")
         return number, next_row, previous.decode(errors="replace")
 
-    def rows(self, numbers: Iterable[int]) -> dict[int, Row]:
-        """Return these rows by number, each checked against its digest; unknown numbers are left out."""
+    def rows(self, numbers: Iterable[int], *, locked: bool = True) -> dict[int, Row]:
+        """Return these rows by number, each checked against its digest; unknown numbers are left out.
+
+        Args:
+            numbers: Row numbers.
+            locked: Whether a snapshot is held. Without one, rows that a writer is removing may be missing or look damaged;
+                one that is found is right: a row never changes, and its digest covers its number.
+        """
         wanted = json.dumps([int(number) for number in numbers])
         query = f"SELECT {_ROW} FROM documents WHERE row IN (SELECT value FROM json_each(?))"
-        return {row.number: row for row in self._rows(query, (wanted,))}
+        with self._reader(locked=locked) as connection:
+            return {row.number: row for row in self._rows(query, (wanted,), connection)}
+
+    @contextmanager
+    def _reader(self, *, locked: bool) -> Iterator[sqlite3.Connection]:
+        """Give the connection, or another one that takes no lock and remembers nothing of what it read before."""
+        if locked:
+            yield self._connection
+            return
+        with self.explained():
+            other = sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro&immutable=1", uri=True, isolation_level=None)
+            try:
+                _configure(other)
+                yield other
+            finally:
+                other.close()
 
     def rows_after(self, number: int, *, limit: int = 1000) -> list[Row]:
         """Return the next rows above a number, ascending, each checked against its digest."""
@@ -324,30 +352,36 @@ class Database:
         found = self.rows(numbers)
         return [found[number].text.decode() for number in numbers.tolist()]
 
-    def vectors(self, numbers: np.ndarray) -> np.ndarray:
+    def vectors(self, numbers: np.ndarray, *, locked: bool = True) -> np.ndarray:
         """Return the vectors of these ascending rows, float32 `(n, dim)`, each checked against its digest.
+
+        Args:
+            numbers: Row numbers.
+            locked: As for `rows`.
 
         Raises:
             CorruptStoreError: If one is missing or damaged.
         """
-        settings = self.settings()
+        with self._reader(locked=locked) as connection:
+            return self._vectors(numbers, connection)
+
+    def _vectors(self, numbers: np.ndarray, connection: sqlite3.Connection) -> np.ndarray:
+        settings = self._decoded(connection.execute("SELECT settings FROM state").fetchall())
         dim, kind = settings.dim, np.dtype(settings.vector_kind)
-        out = np.empty((len(numbers), dim), dtype=np.float32)
         wanted = json.dumps(numbers.tolist())
         query = (
             "SELECT row, vector, documents.vector_digest FROM documents JOIN vectors USING (row) "
             "WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row"
         )
-        place = 0
         with self.explained():
-            for row, vector, digest in self._connection.execute(query, (wanted,)):
-                if len(vector) != kind.itemsize * dim or vector_digest(vector) != digest:
-                    raise CorruptStoreError(self.path, f"the vector of row {row} does not match its digest")
-                out[place] = np.frombuffer(vector, dtype=kind)
-                place += 1
-        if place != len(numbers):
-            raise CorruptStoreError(self.path, f"{len(numbers) - place} vectors are missing")
-        return out
+            found = connection.execute(query, (wanted,)).fetchall()
+        for row, vector, digest in found:
+            if len(vector) != kind.itemsize * dim or vector_digest(vector) != digest:
+                raise CorruptStoreError(self.path, f"the vector of row {row} does not match its digest")
+        if len(found) != len(numbers):
+            raise CorruptStoreError(self.path, f"{len(numbers) - len(found)} vectors are missing")
+        joined = np.frombuffer(b"".join(vector for _, vector, _ in found), dtype=kind)
+        return joined.reshape(len(found), dim).astype(np.float32)
 
     def last_row(self, condition: str) -> int:
         """Return the highest row number under an SQL condition; 0 where there is none."""
@@ -437,9 +471,11 @@ class Database:
         with self.explained():
             self._connection.execute("VACUUM")
 
-    def _rows(self, query: str, parameters: Sequence[Any] = ()) -> Iterator[Row]:
+    def _rows(
+        self, query: str, parameters: Sequence[Any] = (), connection: sqlite3.Connection | None = None
+    ) -> Iterator[Row]:
         with self.explained():
-            for *fields, digest in self._connection.execute(query, parameters):
+            for *fields, digest in (connection or self._connection).execute(query, parameters):
                 row = Row(*fields)
                 if not _sound(row, digest):
                     raise CorruptStoreError(self.path, f"row {row.number} does not match its digest")
@@ -457,3 +493,12 @@ class Database:
 
 def _sound(row: Row, digest: object) -> bool:
     return row_digest(row.number, row.id, row.text, row.metadata, row.vector_digest) == digest
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    connection.text_factory = bytes
+    # A hostile store can carry its own views and triggers. No pragma keeps them from running (`trusted_schema` would also
+    # forbid the JSON functions of our indexes); `check_schema` compares the schema word for word before anything else is
+    # read.
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.create_function("moment", 1, moment, deterministic=True)

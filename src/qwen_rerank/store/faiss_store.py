@@ -355,7 +355,7 @@ class FaissStore(StoreHandle):
         texts = [check_query(text, name=f"queries[{i}]") for i, text in enumerate(check_texts("queries", queries))]
         check_count("top_k", top_k)
         checked = None if weights is None else check_weights("weights", weights, count=2)
-        with self._reading():
+        with self._searching():
             chosen = self._mode(mode, embeds=vectors is None)
         if not texts or chosen == "lexical":
             return self._search(texts, None, top_k, chosen, filter) if texts else []
@@ -373,7 +373,7 @@ class FaissStore(StoreHandle):
             InvalidEmbeddingError: If one is NaN, infinite or all zeros.
         """
         check_count("top_k", top_k)
-        with self._guard.using():
+        with self._searching():
             self._mode("dense", embeds=False)
         checked = check_not_zero(check_vectors(vectors, dim=self._settings.dim))
         return self._search([""] * len(checked), checked, top_k, "dense", filter)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +42,7 @@ from qwen_rerank.store.opening import (
 from qwen_rerank.store.rows import Row, check_vectors, normalise
 from qwen_rerank.store.seal import Seal
 from qwen_rerank.types import Candidate, Document
-from qwen_rerank.words import WordIndex
+from qwen_rerank.words import Part, WordIndex, part_of
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class StoreHandle(SharedCopies):
         self._vectors: IndexFile[VectorIndex] | None = None
         self._words: IndexFile[WordIndex] | None = None
         self._filtered: dict[str, np.ndarray] = {}
+        self._locked = True  # whether the search that is going on holds a snapshot
         self._guard = Guard(folder, read_only=read_only)
         self._lock = None if read_only else WriterLock(folder)
         try:
@@ -94,35 +95,30 @@ class StoreHandle(SharedCopies):
         with self._database.snapshot():
             self._settings, self._commit = check_opening(self._database, self.path, keep_pages=not self.read_only)
             match_embedder(self.embedder, self._settings)
-            self._load_indexes(self._commit)
+            self._load_indexes(self._settings, self._commit)
             self._seen = self._commit.number
         if not self.read_only:
             self._recover()
 
-    def _load_indexes(self, commit: Commit | None = None) -> None:
-        """Load the indexes that the settings ask for and that are not there yet; faster where the commit is known."""
-        documents = None if commit is None else commit.documents
-        with_vector = None if commit is None else commit.documents - commit.without_vector
-        if self._settings.dim and self._vectors is None:
+    def _load_indexes(self, settings: StoreSettings, commit: Commit | None = None) -> None:
+        """Load the indexes that settings ask for and that are not there yet; faster where the commit is known."""
+        if settings.dim and self._vectors is None:
             faiss = load_faiss()
             gpu = gpu_resources(faiss, self._device)
-            self._vectors = IndexFile(
+            vectors = IndexFile(
                 self.path,
                 self._database,
                 VECTORS,
                 lambda: VectorIndex(
-                    faiss,
-                    self._settings.index,
-                    self._settings.dim,
-                    gpu=gpu,
-                    effort=self._settings.effort,
-                    stored=self._database.vectors,
+                    faiss, settings.index, settings.dim, gpu=gpu, effort=self._settings.effort, stored=self._stored
                 ),
             )
-            self._vectors.load(with_vector)
-        if self._settings.words and self._words is None:
-            self._words = IndexFile(self.path, self._database, WORDS, WordIndex)
-            self._words.load(documents)
+            vectors.load(None if commit is None else commit.documents - commit.without_vector)
+            self._vectors = vectors
+        if settings.words and self._words is None:
+            words = IndexFile(self.path, self._database, WORDS, WordIndex)
+            words.load(None if commit is None else commit.documents)
+            self._words = words
 
     @property
     def _index_files(self) -> list[IndexFile[Any]]:
@@ -154,76 +150,119 @@ class StoreHandle(SharedCopies):
             return
         first = self._commit.next_row
         change = Change.replacing(documents, vectors, removed, first=first, kind=self._settings.vector_kind)
-        self._write(change)
-        gone = np.array([row.number for row in removed], dtype=np.int64)
-        with self._indexing():
-            for file in self._index_files:
-                file.remove(gone)
-            if self._vectors is not None and change.vectors:
-                numbers = np.array([number for number, _ in change.vectors], dtype=np.int64)
-                self._vectors.add(numbers, vectors[vectors.any(axis=1)])
-            if self._words is not None and documents:
-                texts = [document.text for document in documents]
-                self._words.add(np.arange(first, first + len(texts)), texts)
+        texts = [document.text for document in documents]
+        part = part_of(np.arange(first, first + len(texts)), texts) if self._words is not None and texts else None
+        self._write(change, lambda: self._follow(change, vectors[vectors.any(axis=1)], part))
         if any(file.due() for file in self._index_files):
             self._try_to_save()
         self._seal()
 
+    def _follow(self, change: Change, vectors: np.ndarray, part: Part | None) -> None:
+        """Take a change into the indexes in memory; searches go on and find all of it or nothing."""
+        gone = np.array([row.number for row in change.removed], dtype=np.int64)
+        numbers = np.array([number for number, _ in change.vectors], dtype=np.int64)
+        for start in range(0, len(numbers), self._vectors.index.step if self._vectors else 1):
+            if self._vectors is not None:
+                span = slice(start, start + self._vectors.index.step)
+                with self._guard.changing():
+                    self._vectors.index.add(numbers[span], vectors[span], hidden=True)
+        with self._guard.changing():
+            if self._vectors is not None:
+                self._vectors.index.show()
+                self._vectors.changed(len(numbers))
+            if self._words is not None and part is not None:
+                self._words.index.append(part)
+                self._words.changed(len(part.rows))
+            for file in self._index_files:
+                file.remove(gone)
+            self._filtered.clear()
+
     def _change_settings(self, settings: StoreSettings) -> None:
         """Commit other settings, and load the indexes that they ask for."""
-        self._write(Change([], [], []), settings)
-        with self._indexing(), self._database.snapshot():
-            self._load_indexes()
+        self._write(Change([], [], []), lambda: self._load_more(settings), settings)
         self._seal()
 
-    def _write(self, change: Change, settings: StoreSettings | None = None) -> None:
-        """Make a change durable before the caller hears of it: prepare the record, commit, acknowledge. Memory is the caller's."""
+    def _load_more(self, settings: StoreSettings) -> None:
+        with self._database.snapshot():
+            self._load_indexes(settings)
+
+    def _write(self, change: Change, follow: Callable[[], None], settings: StoreSettings | None = None) -> None:
+        """Make a change durable before the caller hears of it: prepare the record, commit, acknowledge, follow in memory."""
         settings = settings or self._settings
         after = change.apply(self._commit, self._settings)
         record = after.record(settings)
         # 1. The record of the commit to come, durable under a temporary name: whatever may fail for want of space fails
         #    before the commit, and nothing but a rename is left after it.
         prepared = record.prepare(self.path)
-        self._guard.fault = "a commit was interrupted"
+        fault: str | None = "a commit was interrupted"
         try:
             # 2. The commit. From here on the change is there after any crash, acknowledged or not.
-            with self._database.transaction():
-                self._database.write(change, after)
-                if settings != self._settings:
-                    self._database.change_settings(self._settings, settings)
-        except (StoreFullError, StoreLockedError, StoreReadOnlyError, InvalidInputError):
-            # Rolled back: disk and handle are as they were.
-            self._guard.fault = None
+            try:
+                with self._database.transaction():
+                    self._database.write(change, after)
+                    if settings != self._settings:
+                        self._database.change_settings(self._settings, settings)
+            except (StoreFullError, StoreLockedError, StoreReadOnlyError, InvalidInputError):
+                # Rolled back: disk and handle are as they were.
+                fault = None
+                raise
+            # 3. The acknowledgement, only now: a record that ran ahead of its database would look like a lost commit.
+            record.acknowledge(self.path, prepared)
+            # 4. What is stored is stored; a handle whose indexes have missed it must not go on.
+            self._commit, fault = after, _INDEX_BEHIND
+            follow()
+            self._settings = settings
+        except BaseException:
+            self._guard.fault = fault
             raise
-        # 3. The acknowledgement, only now: a record that ran ahead of its database would look like a lost commit.
-        record.acknowledge(self.path, prepared)
-        self._commit, self._settings = after, settings
-        self._guard.fault = _INDEX_BEHIND  # until the caller has updated it
 
     @contextmanager
     def _indexing(self) -> Iterator[None]:
-        # What is stored is stored; a handle whose index has missed it must not go on.
-        self._guard.fault = _INDEX_BEHIND
-        yield
-        self._guard.fault = None
+        """Change the indexes in memory; a handle that failed to must not go on."""
+        try:
+            with self._guard.changing():
+                yield
+                self._filtered.clear()
+        except BaseException:
+            self._guard.fault = _INDEX_BEHIND
+            raise
 
     # Reading
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """Hold one commit as a whole, with the indexes at just that commit."""
-        with self._guard.using(), self._database.snapshot():
+        with self._guard.using(), self._current():
+            yield
+
+    @contextmanager
+    def _searching(self) -> Iterator[bool]:
+        """Hold the indexes at one commit; gives whether the database is at that commit too, or is being written just now."""
+        with self._guard.searching() as at_hand, ExitStack() as stack:
+            if at_hand:
+                try:
+                    stack.enter_context(self._current(patient=not self.read_only))  # no other handle writes
+                except StoreLockedError:
+                    at_hand = False
+            self._locked = at_hand
+            try:
+                yield at_hand
+            finally:
+                self._locked = True
+
+    @contextmanager
+    def _current(self, *, patient: bool = True) -> Iterator[None]:
+        with self._database.snapshot(patient=patient):
             if (number := self._database.number()) != self._seen:
-                if self.read_only:
-                    with self._indexing():
+                with self._indexing():
+                    if self.read_only:
                         self._settings = self._database.settings()
                         if self._vectors is not None:
                             self._vectors.index.effort = self._settings.effort
                         for file in self._index_files:
                             file.catch_up()
-                        self._load_indexes()
+                        self._load_indexes(self._settings)
                 self._seen = number
-                self._filtered.clear()
             yield
 
     def _allowed(self, condition: Sql) -> np.ndarray:
@@ -280,14 +319,13 @@ class StoreHandle(SharedCopies):
         """Return the candidates of every query; `vectors` are those of the queries, None for a lexical search."""
         condition = None if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
         depth = max(2 * top_k, _HYBRID_DEPTH) if mode == "hybrid" else top_k
-        with self._reading():
-            allowed = None if condition is None else self._allowed(condition)
-            dense = [] if vectors is None else self._dense(vectors, depth, allowed)
-            lexical = [] if mode == "dense" else self._lexical(texts, depth, allowed)
-            hits = dense or lexical
-            if mode == "hybrid":
-                hits = [_fused(pair, top_k, weights) for pair in zip(dense, lexical, strict=True)]
-            rows = self._database.rows({int(row) for numbers, _ in hits for row in numbers})
+        with self._searching() as at_hand:
+            found = self._found(texts, vectors, top_k, depth, mode, condition, weights, at_hand=at_hand)
+        if found is None:
+            # What it needs is in the writer's hands: a new filter, or a document that is being replaced.
+            with self._guard.using(), self._guard.changing(), self._current():
+                found = self._found(texts, vectors, top_k, depth, mode, condition, weights, at_hand=True)
+        hits, rows = found if found is not None else ([], {})
         kind = {"hybrid": "fused", "lexical": "bm25", "dense": self._settings.metric}[mode]
         return [
             [
@@ -296,6 +334,39 @@ class StoreHandle(SharedCopies):
             ]
             for numbers, scores in hits
         ]
+
+    def _found(
+        self,
+        texts: Sequence[str],
+        vectors: np.ndarray | None,
+        top_k: int,
+        depth: int,
+        mode: str,
+        condition: Sql | None,
+        weights: Sequence[float] | None,
+        *,
+        at_hand: bool,
+    ) -> tuple[list[Hits], dict[int, Row]] | None:
+        """Return the hits of every query and their rows; None if they cannot be told while the database is written."""
+        if not at_hand and condition is not None and repr(condition) not in self._filtered:
+            return None
+        allowed = None if condition is None else self._allowed(condition)
+        try:
+            dense = [] if vectors is None else self._dense(vectors, depth, allowed)
+            lexical = [] if mode == "dense" else self._lexical(texts, depth, allowed)
+            hits = dense or lexical
+            if mode == "hybrid":
+                hits = [_fused(pair, top_k, weights) for pair in zip(dense, lexical, strict=True)]
+            wanted = {int(row) for numbers, _ in hits for row in numbers}
+            rows = self._database.rows(wanted, locked=at_hand)
+        except StoreError:
+            if at_hand:
+                raise
+            return None
+        return (hits, rows) if at_hand or len(rows) == len(wanted) else None
+
+    def _stored(self, numbers: np.ndarray) -> np.ndarray:
+        return self._database.vectors(numbers, locked=self._locked)
 
     def _dense(self, vectors: np.ndarray, depth: int, allowed: np.ndarray | None) -> list[Hits]:
         if self._vectors is None:
@@ -340,9 +411,11 @@ class StoreHandle(SharedCopies):
         """
         self.rebuild_index()
         with self._guard.using(write=True):
-            with self._database.snapshot(), self._indexing():
-                if self._words is not None:
-                    self._words.rebuild()
+            if self._words is not None:
+                with self._database.snapshot():
+                    words = self._words.rebuilt()
+                    with self._indexing():
+                        self._words.replace(words)
             self._database.shrink()
             for file in self._index_files:
                 file.save()

@@ -168,6 +168,7 @@ class VectorIndex:
             self._base.parallel_mode = 1  # one query's lists are shared out among threads; no file keeps this
         self._rows = self._faiss.vector_to_array(index.id_map).astype(np.int64)
         self._alive = np.ones(len(self._rows), dtype=bool)
+        self._hidden = 0
         self._choices: list[_Choice] = []
         self._on_gpu: Any | None = None
 
@@ -192,12 +193,24 @@ class VectorIndex:
         """Return the highest row number that it holds, dead ones included; 0 when empty."""
         return int(self._rows[-1]) if len(self._rows) else 0
 
-    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Add float32 `(n, dim)` vectors under row numbers above every one before."""
+    def add(self, rows: np.ndarray, vectors: np.ndarray, *, hidden: bool = False) -> None:
+        """Add float32 `(n, dim)` vectors under row numbers above every one before; `hidden` ones are dead until `show`."""
         self._index.add_with_ids(vectors, rows)
         self._rows = np.concatenate([self._rows, rows])
-        self._alive = np.concatenate([self._alive, np.ones(len(rows), dtype=bool)])
+        self._alive = np.concatenate([self._alive, np.full(len(rows), not hidden)])
+        self._hidden += len(rows) if hidden else 0
         self._choices = []
+
+    def show(self) -> None:
+        """Let searches find the hidden vectors, which are the ones that were added last."""
+        self._alive[len(self._alive) - self._hidden :] = True
+        self._hidden = 0
+        self._choices = []
+
+    @property
+    def step(self) -> int:
+        """How many vectors are added in some hundredths of a second."""
+        return 64 if self.kind.startswith("HNSW") else 2000
 
     def remove(self, rows: np.ndarray) -> None:
         """Make these rows dead; unknown ones are ignored."""

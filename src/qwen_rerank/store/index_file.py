@@ -181,11 +181,15 @@ class IndexFile(Generic[Index]):
         self._unsaved = 1
         self.catch_up()
 
-    def rebuild(self) -> None:
-        """Build the index from the database, without removed rows."""
-        self.index = self.empty()
-        self._unsaved = 1
-        self.catch_up()
+    def rebuilt(self) -> Index:
+        """Return an index of what is in the database, without removed rows, made aside."""
+        aside = IndexFile(self._folder, self._database, self._kind, self.empty)
+        aside.catch_up()
+        return aside.index
+
+    def changed(self, count: int) -> None:
+        """Note that so many rows were added or removed."""
+        self._unsaved += count
 
     def due(self) -> bool:
         """Whether so much has changed that a crash now would cost a long catching up."""

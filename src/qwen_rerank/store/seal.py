@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen_rerank.regular_files import open_regular
 from qwen_rerank.store.commits import Commit, CommitRecord, StoreSettings
-from qwen_rerank.store.files import open_regular, read_start
+from qwen_rerank.store.files import read_start
 
 SEAL_FILE = "seal.json"
 _SEAL_BYTES = 1024  # always as long, so that one write replaces it
@@ -282,7 +283,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 def _journaled(path: Path, page_bytes: int) -> set[int]:
     """Return the numbers, from 1, of the pages that SQLite's rollback journal holds."""
     try:
-        file = open_regular(path)
+        file = open_regular(path, links=False)
     except FileNotFoundError:
         return set()  # nothing that was there has changed
     found: set[int] = set()
