@@ -154,6 +154,17 @@ def test_a_search_does_not_wait_for_the_commit_of_another_handle(store, path, em
             connection.execute("ROLLBACK")
 
 
+def test_a_reader_that_missed_a_commit_waits_rather_than_answer_from_an_older_one(store, path, embedder):
+    with FaissStore.open(path, embedder, read_only=True) as reader:
+        store.add([Document("plum", "a red apple plum")])
+        connection = store._database._connection
+        connection.execute("BEGIN EXCLUSIVE")
+        timer = threading.Timer(0.05, connection.execute, ["ROLLBACK"])
+        timer.start()
+        assert "plum" in {hit.document.id for hit in reader.search("red apple")}
+        timer.join()
+
+
 @pytest.mark.parametrize("trouble", ["missing", "damaged"])
 def test_a_document_that_is_being_replaced_just_now_is_waited_for(store, path, embedder, monkeypatch, trouble):
     with FaissStore.open(path, embedder, read_only=True) as reader:

@@ -322,7 +322,7 @@ class StoreHandle(SharedCopies):
         with self._searching() as at_hand:
             found = self._found(texts, vectors, top_k, depth, mode, condition, weights, at_hand=at_hand)
         if found is None:
-            # What it needs is in the writer's hands: a new filter, or a document that is being replaced.
+            # What it needs is in the writer's hands: a commit that it missed, a new filter, a document that is being replaced.
             with self._guard.using(), self._guard.changing(), self._current():
                 found = self._found(texts, vectors, top_k, depth, mode, condition, weights, at_hand=True)
         hits, rows = found if found is not None else ([], {})
@@ -348,7 +348,7 @@ class StoreHandle(SharedCopies):
         at_hand: bool,
     ) -> tuple[list[Hits], dict[int, Row]] | None:
         """Return the hits of every query and their rows; None if they cannot be told while the database is written."""
-        if not at_hand and condition is not None and repr(condition) not in self._filtered:
+        if not at_hand and (self._behind() or (condition is not None and repr(condition) not in self._filtered)):
             return None
         allowed = None if condition is None else self._allowed(condition)
         try:
@@ -364,6 +364,10 @@ class StoreHandle(SharedCopies):
                 raise
             return None
         return (hits, rows) if at_hand or len(rows) == len(wanted) else None
+
+    def _behind(self) -> bool:
+        """Return whether a commit was acknowledged that a reader's indexes have missed; a writer's miss none."""
+        return self.read_only and read_commit_record(self.path).commit > self._seen
 
     def _stored(self, numbers: np.ndarray) -> np.ndarray:
         return self._database.vectors(numbers, locked=self._locked)
