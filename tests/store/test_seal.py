@@ -129,10 +129,10 @@ def test_a_seal_that_cannot_be_written_costs_nothing_but_time(tmp_path, checked,
 
     path = tmp_path / "store"
     store = FaissStore.create(path, EMBEDDER)
-    monkeypatch.setattr(os, "pwrite", full)
-    store.add(["a red apple"])
-    store.close()
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        store.add(["a red apple"])
+        store.close()
     checked.clear()
 
     assert list(contents(path).values()) == ["a red apple"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from qwen_rerank.errors import MissingExtraError
 from qwen_rerank.store.commits import RECORD_FILE
-from qwen_rerank.store.database import DATABASE_FILE
+from qwen_rerank.store.database_file import DATABASE_FILE
 
 _GENERATED = ("__pycache__", "node_modules")
 

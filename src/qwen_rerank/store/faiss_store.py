@@ -17,7 +17,7 @@ from qwen_rerank.store.commits import DeleteReport
 from qwen_rerank.store.errors import DuplicateIdError
 from qwen_rerank.store.faiss_build import DEVICES
 from qwen_rerank.store.filter_sql import check_fields, compile_filter
-from qwen_rerank.store.handle import StoreHandle, spread
+from qwen_rerank.store.handle import spread
 from qwen_rerank.store.index import parse_factory
 from qwen_rerank.store.index_file import VECTORS
 from qwen_rerank.store.opening import (
@@ -30,13 +30,14 @@ from qwen_rerank.store.opening import (
     resolve,
 )
 from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, repeated
+from qwen_rerank.store.searching import SearchHandle
 from qwen_rerank.store.tuning import TunedEffort, exact_rows, measure_effort
 from qwen_rerank.types import Candidate, Document
 
 METRICS = ("cosine", "ip")
 
 
-class FaissStore(StoreHandle):
+class FaissStore(SearchHandle):
     """A folder of documents: a SQLite database, with a FAISS index over vectors and an index of words beside it.
 
     Made by `create`, `open` or `open_or_create`. A `FirstStage`. When a call that writes returns, what it wrote is on

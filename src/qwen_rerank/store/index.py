@@ -209,7 +209,7 @@ class VectorIndex:
 
     @property
     def step(self) -> int:
-        """How many vectors are added in some hundredths of a second."""
+        """The number of vectors that are added in some hundredths of a second."""
         return 64 if self.kind.startswith("HNSW") else 2000
 
     def remove(self, rows: np.ndarray) -> None:

@@ -20,7 +20,8 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.protocols import Embedder, NamedEmbedder
 from qwen_rerank.store.access import LOCK_FILE, WriterLock
 from qwen_rerank.store.commits import RECORD_FILE, Commit, CommitRecord, StoreSettings, read_commit_record
-from qwen_rerank.store.database import DATABASE_FILE, FOREIGN_FILES, JOURNAL_FILE, Database
+from qwen_rerank.store.database import Database
+from qwen_rerank.store.database_file import DATABASE_FILE, FOREIGN_FILES, JOURNAL_FILE
 from qwen_rerank.store.errors import (
     CorruptStoreError,
     EmbedderMismatchError,

@@ -16,6 +16,7 @@ from qwen_rerank.errors import InvalidInputError, StoreError
 from qwen_rerank.store.errors import DimensionMismatchError, InvalidEmbeddingError
 from qwen_rerank.types import Document
 
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One document as UTF-8, with its digests.

@@ -34,7 +34,7 @@ _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:
-    """What a database file is at a commit.
+    """The state of a database file at a commit.
 
     Attributes:
         store: Identity of the store.
