@@ -3,8 +3,8 @@
     python examples/llama_index_rerank.py
     python examples/llama_index_rerank.py --model Qwen/Qwen3-Reranker-0.6B --embedder Qwen/Qwen3-Embedding-0.6B
 
-Needs: pip install 'qwen-rerank[local,llama-index]'. 'pocket', the default, is a pair of small models for learning; it is not
-Qwen3-Reranker.
+Needs: pip install 'qwen-rerank[llama-index]', and the extra `local` for models of the hub. 'mini', the default, is a pair of small
+models that ships with the package; it is not Qwen3-Reranker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import PrivateAttr
 
 from qwen_rerank import Embedder, load_embedder
 from qwen_rerank.llama_index import QwenRerankPostprocessor
-from qwen_rerank.samples import load_sample
+from qwen_rerank.samples import load_encyclopedia
 
 
 class OurEmbedding(BaseEmbedding):
@@ -42,22 +42,22 @@ class OurEmbedding(BaseEmbedding):
 
 
 def main() -> None:
-    """Index the shipped texts, and ask a question through a query engine."""
+    """Index the shipped sentences of Wikipedia, and ask a question through a query engine."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="pocket", help="reranker: a hub name, a folder, or 'pocket'")
-    parser.add_argument("--embedder", default="pocket", help="a sentence-transformers name, or 'pocket'")
-    parser.add_argument("--query", default="how do I remove duplicates from a list but keep the order")
+    parser.add_argument("--model", default="mini", help="reranker: a hub name, a folder, or 'mini'")
+    parser.add_argument("--embedder", default="mini", help="a sentence-transformers name, or 'mini'")
+    parser.add_argument("--query", default="What magnetic and electric force acts on a charge?")
     arguments = parser.parse_args()
 
-    nodes = [TextNode(id_=document.id, text=document.text) for document in load_sample("en").documents]
+    nodes = [TextNode(id_=document.id, text=document.text) for document in load_encyclopedia("en").documents]
     index = VectorStoreIndex(nodes, embed_model=OurEmbedding(load_embedder(arguments.embedder)))
     rerank = QwenRerankPostprocessor(model=arguments.model, top_n=3, keep_retrieval_score=True)
     engine = index.as_query_engine(llm=MockLLM(), similarity_top_k=20, node_postprocessors=[rerank])
 
-    print(f"{arguments.query}\n")
+    print(f"{arguments.query}   (reranked by {arguments.model})\n")
     for found in engine.query(arguments.query).source_nodes:
         before = found.node.metadata["retrieval_score"]
-        print(f"{found.score:.3f} (cosine {before:.3f})  {found.node_id}: {found.text.splitlines()[0]}")
+        print(f"{found.score:.3f} (cosine {before:.3f})  {' · '.join(found.text.splitlines()):.90}")
 
 
 if __name__ == "__main__":

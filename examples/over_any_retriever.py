@@ -2,7 +2,7 @@
 
     python examples/over_any_retriever.py
 
-Needs: pip install 'qwen-rerank[local,langchain]'. The index here lives in memory; with yours, only the lines that make it change:
+Needs: pip install 'qwen-rerank[langchain]'. The index here lives in memory; with yours, only the lines that make it change:
 
     # Qdrant                                                        # Milvus
     from langchain_qdrant import QdrantVectorStore                  from langchain_milvus import Milvus
@@ -10,7 +10,7 @@ Needs: pip install 'qwen-rerank[local,langchain]'. The index here lives in memor
         embedding=embeddings, url=URL, collection_name="docs")          embeddings, collection_name="docs",
                                                                         connection_args={"uri": URI})
 
-'pocket', the default, is a pair of small models for learning; it is not Qwen3-Reranker.
+'mini', the default, is a pair of small models that ships with the package; it is not Qwen3-Reranker.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qwen_rerank import (
     load_embedder,
 )
 from qwen_rerank.langchain import from_langchain
-from qwen_rerank.samples import load_sample
+from qwen_rerank.samples import load_encyclopedia
 
 
 @dataclass
@@ -70,11 +70,11 @@ class CharacterSearch:
 def main() -> None:
     """Put one reranker behind two search systems that know nothing of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="pocket", help="reranker: a hub name, a folder, or 'pocket'")
-    parser.add_argument("--embedder", default="pocket", help="a sentence-transformers name, or 'pocket'")
-    parser.add_argument("--query", default="适合程序员的机械键盘")
+    parser.add_argument("--model", default="mini", help="reranker: a hub name, a folder, or 'mini'")
+    parser.add_argument("--embedder", default="mini", help="a sentence-transformers name, or 'mini'")
+    parser.add_argument("--query", default="药房技术员现在的新职责是什么?")
     arguments = parser.parse_args()
-    documents = load_sample("zh").documents
+    documents = load_encyclopedia("zh").documents
 
     vectors = InMemoryVectorStore(OurEmbeddings(load_embedder(arguments.embedder)))
     vectors.add_documents([LangChainDocument(id=d.id, page_content=d.text) for d in documents])
@@ -84,11 +84,12 @@ def main() -> None:
         "a LangChain vector store": from_langchain(vectors.as_retriever()),
         "a search system of one's own": CharacterSearch(documents),
     }
-    print(arguments.query)
+    print(f"{arguments.query}   (reranked by {arguments.model})")
     for name, first_stage in first_stages.items():
         print(f"\nover {name}:")
         for hit in TwoStageRetriever(first_stage, reranker, top_k=20, top_n=3).retrieve(arguments.query):
-            print(f"  {hit.rank}. P={hit.score:.3f}  was {hit.index + 1:>2}  {hit.document.text.splitlines()[0]}")
+            text = " · ".join(hit.document.text.splitlines())
+            print(f"  {hit.rank}. {hit.score:.3f}  was {hit.index + 1:>2}  {text:.60}")
 
 
 if __name__ == "__main__":
