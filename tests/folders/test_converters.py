@@ -145,6 +145,7 @@ def test_a_file_without_a_known_suffix_is_read_where_it_is_text(tmp_path):
             [("Title",), ("Title", "Sub"), ("Title", "Sub 2")],
         ),
         ("d.py", "import a\n\n@deco\ndef f():\n    pass\n\n\nclass B:\n    x = 1\n", [(), ("f",), ("B",)]),
+        ("f.md", "# A\na\x0cb\u2028c\n# B\nd", [("A",), ("B",)]),
         ("e.go", "package a\n\nfunc Run() {}\n", [(), ("Run",)]),
     ],
 )
@@ -153,5 +154,5 @@ def test_headings_are_found(converter, tmp_path, name, text, headings):
 
     found = convert(converter, tmp_path / name).sections
     assert [one.heading for one in found] == headings
-    lines = text.splitlines()
-    assert all(one.text.splitlines()[0] == lines[(one.line or 0) - 1] for one in found)
+    lines = text.split("\n")
+    assert all(one.text.split("\n")[0] == lines[(one.line or 0) - 1] for one in found)

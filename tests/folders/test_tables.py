@@ -56,6 +56,12 @@ def test_a_record_may_run_over_several_lines():
     assert [(one.line, one.text) for one in found.sections] == [(2, "two\nlines"), (4, "b")]
 
 
+def test_a_cell_may_hold_what_python_takes_for_a_line_end():
+    found = read("id,text\n1,a\u2028b\x0cc\x85d\n2,e\n")
+
+    assert [(one.line, one.text) for one in found.sections] == [(2, "a\u2028b\x0cc\x85d"), (3, "e")]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -23,7 +23,7 @@ from qwen_rerank.types import Document
 RECORD = "folders.json"
 _MOST_RECORD_BYTES = 1 << 24
 CUT = CutSettings()
-VERSION = 1  # changes with anything that makes other passages of the same file
+VERSION = 2  # changes with anything that makes other passages of the same file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,9 +68,14 @@ def _cut(lines: list[str], marks: Iterator[tuple[int, int, str]]) -> list[Sectio
     return sections
 
 
+def _lines(text: str) -> list[str]:
+    """Return the lines as editors count them, with their ends; `splitlines` also breaks at form feeds and U+2028."""
+    return list(io.StringIO(text, newline="\n"))
+
+
 def markdown(text: str) -> list[Section]:
     """Return the sections of a Markdown text; a `#` inside a fence is no heading."""
-    return _cut(lines := text.splitlines(keepends=True), _markdown_marks(lines))
+    return _cut(lines := _lines(text), _markdown_marks(lines))
 
 
 def _markdown_marks(lines: list[str]) -> Iterator[tuple[int, int, str]]:
@@ -96,7 +102,7 @@ def _is_title(lines: list[str], number: int) -> bool:
 
 def restructured(text: str) -> list[Section]:
     """Return the sections of a reStructuredText; levels are in the order in which the underlines first come."""
-    return _cut(lines := text.splitlines(keepends=True), _underlined(lines))
+    return _cut(lines := _lines(text), _underlined(lines))
 
 
 def _underlined(lines: list[str]) -> Iterator[tuple[int, int, str]]:
@@ -116,7 +122,7 @@ def _underlined(lines: list[str]) -> Iterator[tuple[int, int, str]]:
 
 def code(text: str) -> list[Section]:
     """Return the sections of source code, one for each definition that begins in the first column."""
-    return _cut(lines := text.splitlines(keepends=True), _definitions(lines))
+    return _cut(lines := _lines(text), _definitions(lines))
 
 
 def _definitions(lines: list[str]) -> Iterator[tuple[int, int, str]]:

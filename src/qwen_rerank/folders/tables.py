@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ Refuse = Callable[[int, str], None]
 
 def csv_rows(text: str, refuse: Refuse) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line, column to value) of each record; what is no record is refused and reading goes on in the next line."""
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text, newline=""))  # `splitlines` would also break a cell at U+2028 or a form feed
     delimiter = _delimiter(lines[0]) if lines else ","
     header: list[str] | None = None
     start = 0
