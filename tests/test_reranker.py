@@ -327,7 +327,8 @@ def test_a_wrong_setting_is_named_with_its_value(settings, message):
     ("arguments", "message"),
     [
         (("", ["a"]), "query is empty"),
-        (("q", "abc"), "candidates must be a list of strings, Documents or Candidates, not str"),
+        (("q", "abc"), r"candidates must be a list of strings, .*, not str; wrap one text as \[text\]\."),
+        (("q", np.array(["a"])), r"candidates must be a list of strings, .*, not ndarray; give list\(…\) of it\."),
         (("q", ["a", None]), r"candidates\[1\] must be a string, a Document or a Candidate, not NoneType"),
         (("q", [Document("id", 3)]), r"candidates\[0\] must be a string, not int"),
     ],
