@@ -9,6 +9,7 @@ import pytest
 
 from qwen_rerank.errors import InvalidInputError, ModelError, ModelNotFoundError
 from qwen_rerank.models.names import PINNED, find_model, find_tokenizer, why_no_hub
+from tests.scorers.http.stub import Reply, serving
 
 
 @pytest.fixture
@@ -121,3 +122,12 @@ def test_a_dead_proxy_is_named_where_the_hub_cannot_be_reached(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
 
     assert "through the proxy that HTTPS_PROXY names" in str(why_no_hub(timeout_s=2.0))
+
+
+@pytest.mark.parametrize(("status", "reached"), [(200, True), (302, True), (404, True), (403, False), (502, False)])
+def test_a_gateway_that_answers_in_the_hubs_place_is_not_taken_for_it(monkeypatch, status, reached):
+    with serving(lambda _: Reply(status)) as server:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+
+        assert (why_no_hub(timeout_s=5.0) is None) == reached

@@ -30,17 +30,9 @@ def test_with_a_tokenizer_vllm_is_exact_however_it_was_started(setting):
         assert (asked["log_odds"], asked["instructed"]) == (pytest.approx(0, abs=EXACT),) * 2
 
 
-@pytest.mark.parametrize(
-    ("name", "setting", "close"),
-    [
-        ("vllm", "template", EXACT),
-        ("vllm", "logits", EXACT),
-        ("llamacpp", "template", CLOSE),
-        ("xinference", "template", EXACT),
-    ],
-)
-def test_a_server_that_makes_the_prompt_is_right_without_a_tokenizer(name, setting, close):
-    for asked in clients(name, setting, tokenizer=False):
+@pytest.mark.parametrize(("name", "close"), [("vllm", EXACT), ("llamacpp", CLOSE), ("xinference", EXACT)])
+def test_a_server_that_makes_the_prompt_is_right_without_a_tokenizer(name, close):
+    for asked in clients(name, "template", tokenizer=False):
         assert asked["log_odds"] == pytest.approx(0, abs=close)
 
 
@@ -71,7 +63,9 @@ def test_check_names_what_is_wrong_and_the_cure(name, setting, verdict, cause, c
     assert cure is None or cure in said["cures"]["agreement"]
 
 
-def test_logits_where_probabilities_are_usual_are_pointed_out():
+def test_logits_where_probabilities_are_usual_are_refused_and_pointed_out():
+    for asked in clients("vllm", "logits", tokenizer=False):
+        assert "scores='logit' takes them as logits" in asked["says"]
     assert seen("vllm", "logits")["check"]["rows"]["range"] == "warning"
 
 

@@ -158,6 +158,10 @@ def _download(name: str, kind: Kind, revision: str | None, wanted: Sequence[str]
     return ModelFolder(name, path, path.name if _COMMIT.fullmatch(path.name) else revision)
 
 
+# What a hub of one's own may say of its root; other errors are those of a gateway in between.
+_PRIVATE_HUB = (401, 404, 405)
+
+
 def why_no_hub(*, timeout_s: float) -> str | None:
     """Return why the model hub cannot be reached, with its address; None where it answers."""
     from huggingface_hub import constants, get_session
@@ -168,8 +172,9 @@ def why_no_hub(*, timeout_s: float) -> str | None:
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=timeout_s)
-            found.append(None)
+            status = get_session().head(constants.ENDPOINT, timeout=timeout_s).status_code
+            answered = f"{constants.ENDPOINT}: answered with {status}{_through_proxy()}"
+            found.append(None if status < 400 or status in _PRIVATE_HUB else answered)
         except Exception as exc:  # of whichever HTTP library the client has
             found.append(f"{constants.ENDPOINT}: {first_line(exc)}{_through_proxy()}")
 
