@@ -1,21 +1,21 @@
 # %% [markdown] lang="en"
 # # 8 · Make it fast
 #
-# Most slow rerankers are not slow models; they are models that are asked badly. Five dials, each with its picture: what is computed, how much is asked at once, by how many callers, in packs of which size, and how many documents there are to begin with.
+# Most slow rerankers are not slow models; they are models that are asked badly. Four dials: what is computed, how much is asked at once, by how many callers, and how many documents there are to begin with.
 
 # %% [markdown] lang="zh"
 # # 8 · 跑得更快
 #
-# 多数重排慢，不是模型慢，而是问的方式不对。五个旋钮，每个配一张图：到底算了什么、一次问多少、多少人同时问、一次前向装多少 token，以及一开始有多少文档。
+# 多数重排慢，不是模型慢，而是问的方式不对。四个旋钮：到底算了什么、一次问多少、多少人同时问，以及一开始有多少文档。
 
 # %%
 MODEL = "pocket"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
 
 # %% [markdown] lang="en"
-# > `pocket` is for learning and tests; it is not Qwen3-Reranker. All times are of the small machine that made this page; run it on yours. A model a hundred times larger spends less of its time on overhead, so batching gains it less on a CPU, and more on a GPU.
+# > `pocket` stands in here, a tiny model of Qwen3-Reranker's shape, because the subject is the engine that computes such a model. **It is for learning and tests, ranks badly, and is not Qwen3-Reranker.** All times are of the small machine that made this page; run it on yours. A model a hundred times larger spends less of its time on overhead, so batching gains it less on a CPU, and more on a GPU.
 
 # %% [markdown] lang="zh"
-# > `pocket` 只用来学习和跑测试，它不是 Qwen3-Reranker。所有耗时都来自生成本页的小机器，请在你的机器上跑。真模型大上百倍，花在额外开销上的比例更小：在 CPU 上合批的收益会小一些，在 GPU 上会大一些。
+# > 这里用的是 `pocket`：结构与 Qwen3-Reranker 相同的微型模型，因为这一节讲的是计算这类模型的引擎。**它只用来学习和跑测试，排序很差，不是 Qwen3-Reranker。**所有耗时都来自生成本页的小机器，请在你的机器上跑。真模型大上百倍，花在额外开销上的比例更小：在 CPU 上合批的收益会小一些，在 GPU 上会大一些。
 
 # %%
 import time
@@ -90,7 +90,7 @@ axes.invert_yaxis()
 axes.set(
     yticks=[0, 1],
     yticklabels=counts,
-    xlabel="tokens for one query with 36 documents",
+    xlabel=f"tokens for one query with 36 documents ({MODEL})",
     xlim=(0, 1.35 * max(c[0] for c in counts.values())),
 )
 axes.spines[["top", "right"]].set_visible(False)
@@ -116,7 +116,7 @@ speeds = {name: 4 * len(some) / seconds(work) for name, work in ways.items()}
 figure, axes = plt.subplots(figsize=(7, 2), layout="constrained")
 axes.bar_label(axes.barh(list(speeds), list(speeds.values()), color="tab:blue"), fmt=" %.0f")
 axes.invert_yaxis()
-axes.set(xlabel="documents a second")
+axes.set(xlabel=f"documents a second ({MODEL}, this machine)")
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown] lang="en"
@@ -129,93 +129,46 @@ axes.spines[["top", "right"]].set_visible(False)
 #
 # ## 3. 多个调用者同时来
 
+
 # %%
-workers = [1, 2, 4, 8, 16]
-throughput = []
-for n in workers:
-    with ThreadPoolExecutor(n) as pool:
-        work = lambda: list(pool.map(lambda i: scorer.score(queries[i % 12], texts[i % 12 : i % 12 + 5]), range(48)))  # noqa: E731
-        throughput.append(48 * 5 / seconds(work))
-figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
-axes.plot(workers, throughput, "o-", color="tab:blue")
-axes.set(
-    xscale="log",
-    xticks=workers,
-    xticklabels=workers,
-    xlabel="threads that ask for five documents each",
-    ylabel="documents a second",
-    ylim=(0, None),
-)
-axes.spines[["top", "right"]].set_visible(False)
+def ask(n_threads):
+    """Ask 48 times for five documents from so many threads."""
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(lambda i: scorer.score(queries[i % 12], texts[i % 12 : i % 12 + 5]), range(48)))
+
+
+alone, together = seconds(lambda: ask(1)), seconds(lambda: ask(8))
+print(f"{MODEL}: 48 questions from 8 threads take {together / alone:.0%} of the time of one thread")
 
 # %% [markdown] lang="en"
 # One scorer, many callers: threads, coroutines (`ascore`) and requests of the server all meet in front of the same worker, which fills its next pack from whoever is waiting. So **share one scorer**; do not make one for each thread, and do not put a lock around it.
 #
-# ## 4. Packs of the right size
+# How many tokens one pack holds is chosen for you (`token_budget`). Leave it alone unless memory is short: should a pack not fit after all, it is halved and tried again, and stays smaller from then on.
+#
+# ## 4. Ask for less
 
 # %% [markdown] lang="zh"
 # 一个打分器，许多调用者：线程、协程（`ascore`）和服务收到的请求，都排在同一个工作线程前面，它每次从所有等待者手里凑满下一批。所以**共用一个打分器**，别每个线程建一个，也别在外面加锁。
 #
-# ## 4. 一次前向装多少 token
+# 一批装多少 token 会自动选好（`token_budget`），除非内存紧张，不用管。万一真放不下，会自动减半重试，以后也就用小的。
+#
+# ## 4. 少问一些
 
 # %%
-budgets = [512, 1024, 2048, 4096, 8192, 16384]
-by_budget = []
-for budget in budgets:
-    with QwenScorer(MODEL, max_length=512, token_budget=budget) as packed:
-        packed.score(queries[0], texts)
-        by_budget.append(6 * len(texts) / seconds(lambda: packed.score_many(queries[:6], [texts] * 6)))
-figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
-axes.plot(budgets, by_budget, "o-", color="tab:blue")
-axes.set(
-    xscale="log",
-    xticks=budgets,
-    xticklabels=budgets,
-    xlabel="token_budget of one forward pass",
-    ylabel="documents a second",
-    ylim=(0, None),
-)
-axes.minorticks_off()
-axes.spines[["top", "right"]].set_visible(False)
-print("chosen without asking:", scorer.token_budget)
-
-# %% [markdown] lang="en"
-# Small packs waste the device; beyond some size nothing is gained, and memory grows. Leave `token_budget` alone unless memory is short. Should a pack not fit after all, it is halved and tried again, and stays smaller from then on.
-#
-# ## 5. Ask for less
-
-# %% [markdown] lang="zh"
-# 一批太小，浪费设备；大到一定程度就不再变快，内存却一直涨。除非内存紧张，`token_budget` 不用管。万一真放不下，会自动减半重试，以后也就用小的。
-#
-# ## 5. 少问一些
-
-# %%
-lengths, times = [4, 8, 16, 32], {}
-
-
-def milliseconds(documents):
-    return seconds(lambda: scorer.score(queries[1], documents)) * 1000
-
-
 for factor in (1, 3):
     longer = [text * factor for text in texts]
-    times[factor] = [milliseconds(longer[:n]) for n in lengths]
-figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
-for factor, values in times.items():
-    axes.plot(lengths, values, "o-", label=f"documents of {np.mean([len(t * factor) for t in texts]):.0f} characters")
-axes.legend(frameon=False, fontsize=8)
-axes.set(xlabel="top_k", ylabel="ms for one query", ylim=(0, None), xlim=(0, None))
-axes.spines[["top", "right"]].set_visible(False)
+    computed = {n: counted(queries[1], longer[:n])[2] for n in (4, 8, 16, 32)}
+    print(f"documents of {np.mean([len(text) for text in longer]):.0f} characters, tokens by top_k: {computed}")
 
 # %% [markdown] lang="en"
-# Work is `top_k` × length, a straight line each. Nothing else you can do is as effective as halving one of them: choose `top_k` where recall flattens (notebooks 2 and 6), cut boilerplate from documents before they are indexed, and let a small model go first: `Cascade([Reranker(small, top_n=20), Reranker(large, top_n=10)])` lets the large one read only what the small one liked.
+# Work is `top_k` × length: twice the one or the other, twice the tokens. Nothing else you can do is as effective as halving one of them: choose `top_k` where recall flattens (notebooks 2 and 6), cut boilerplate from documents before they are indexed, and let a small model go first: `Cascade([Reranker(small, top_n=20), Reranker(large, top_n=10)])` lets the large one read only what the small one liked.
 #
 # ## The same score every time
 #
 # What else is in a pack changes a score by rounding, in the sixth digit or so (in bfloat16, in the second or third). Where that matters, `deterministic=True` gives the same bits whatever else is computed. It costs speed; how much is printed below:
 
 # %% [markdown] lang="zh"
-# 工作量就是 `top_k` × 长度，各自都是一条直线。没有什么比把其中一个减半更有效：`top_k` 取在召回变平的地方（第 2、6 节）；入库前去掉文档里的套话；先让小模型过一遍：`Cascade([Reranker(small, top_n=20), Reranker(large, top_n=10)])`，大模型只读小模型看中的。
+# 工作量就是 `top_k` × 长度：哪一个翻倍，token 就翻倍。没有什么比把其中一个减半更有效：`top_k` 取在召回变平的地方（第 2、6 节）；入库前去掉文档里的套话；先让小模型过一遍：`Cascade([Reranker(small, top_n=20), Reranker(large, top_n=10)])`，大模型只读小模型看中的。
 #
 # ## 每次分数都一样
 #
