@@ -14,6 +14,7 @@ from qwen_rerank.documents import read_corpus
 from qwen_rerank.embedders import load_embedder
 from qwen_rerank.errors import CalibrationError, FileError, InvalidInputError, ModelError, StoreError
 from qwen_rerank.evaluation.html_report import read_results
+from qwen_rerank.folders import read_files
 from qwen_rerank.models.folder import weight_names
 from qwen_rerank.models.names import find_model
 from qwen_rerank.models.onnx_graph import read_graph
@@ -49,6 +50,7 @@ DOORS = {
     "a key file": ("keys", lambda path: load_keys(file=path), InvalidInputError),
     "a collection": ("docs.jsonl", read_corpus, FileError),
     "a compressed collection": ("docs.jsonl.gz", read_corpus, FileError),
+    "files of a folder": ("notes.md", lambda path: read_files([path]), InvalidInputError),
     "an evaluation's result": ("result.json", lambda path: read_results(path.parent), InvalidInputError),
     "a graph": ("model.onnx", read_graph, ModelError),
     "weights": ("model.safetensors", lambda path: weight_names(path.parent), ModelError),
@@ -67,7 +69,7 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, monke
     monkeypatch.setattr(os, "open", lambda path, *args, **kw: opened.append(os.fspath(path)) or real(path, *args, **kw))
     make(tmp_path / name)
 
-    with pytest.raises(error, match="no regular file"):
+    with pytest.raises(error, match=r"(no|nor a) regular file"):
         use(tmp_path / name)
     assert str(tmp_path / name) not in opened  # a device may do something when it is opened
 

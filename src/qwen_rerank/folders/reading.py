@@ -15,6 +15,7 @@ from qwen_rerank.folders.records import resolve_paths
 from qwen_rerank.folders.sections import Section
 from qwen_rerank.folders.walk import Found, Selection, shown, walk
 from qwen_rerank.folders.worker import Converter
+from qwen_rerank.regular_files import read_regular
 from qwen_rerank.types import Document, text_id
 
 _HEAD_BYTES = 4096
@@ -66,7 +67,7 @@ def _documents_of(found: Found, converter: Converter, skipped: list[Skipped]) ->
     try:
         if found.reason is not None:
             raise InvalidInputError(found.reason)
-        data = found.path.read_bytes()
+        data = read_regular(found.path)
         kind = kind_of(found.path, data[:_HEAD_BYTES])
         if kind is None:
             suffix = found.path.suffix.lower()

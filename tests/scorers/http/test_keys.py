@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import logging
+import re
 import traceback
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ from qwen_rerank.check import CheckOptions, check
 from qwen_rerank.errors import InvalidInputError, RerankError, RerankServerError
 from qwen_rerank.scorers.http import HttpScorer
 from qwen_rerank.scorers.http.network import EnvironmentProxy
-from qwen_rerank.scorers.http.redaction import Secrets
+from qwen_rerank.scorers.http.redaction import _WRITTEN, Secrets
 from qwen_rerank.scorers.loading import load_scorer
 from qwen_rerank.serve.auth import KeyRing
 from tests.scorers.http.calls import GOOD, KEY, llamacpp, replying, results
@@ -36,6 +37,7 @@ WAYS = {
     "in base64 with its scheme": BASE64,
     "in base64 behind a user's name": base64.b64encode(f"me:{KEY}".encode()).decode(),
     "in hex": KEY.encode().hex(),
+    "behind many backslashes": "".join("\\" * 20 + f"u{ord(c):04x}" for c in KEY),
     "over several lines": "\n".join(KEY),
     "cut short": KEY[:-4],
 }
@@ -91,6 +93,13 @@ def test_the_key_is_hidden_however_it_is_written(way):
     assert "***" in hidden
     assert hidden.startswith("the key ")
     assert hidden.endswith(" is not known")
+
+
+def test_no_run_of_escapes_is_read_from_each_of_its_places_again():
+    """A few thousand backslashes took seconds; a pattern whose repeats are all bounded cannot."""
+    assert re.findall(r"(?<!\\)[*+]", _WRITTEN.pattern) == []
+    assert Secrets([KEY]).hide("\\" * 4096) == "\\" * 4096
+    assert Secrets(["\\" * 9]).hide("a text") == "a text"
 
 
 def test_other_texts_are_left_as_they_are():

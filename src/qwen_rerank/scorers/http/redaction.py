@@ -17,7 +17,8 @@ _READ_CHARS = 4096  # of a foreign text, which is cut before it is searched
 
 # One character as servers and libraries write it: percent-encoded (also twice), escaped as in JSON or a repr, an entity.
 _WRITTEN = re.compile(
-    r"%(?:25)*([0-9a-fA-F]{2})|\\+u([0-9a-fA-F]{4})|\\+x([0-9a-fA-F]{2})|(&#?\w{1,8};)|\\+[nrt]|(.)", re.DOTALL
+    r"%(?:25){0,8}([0-9a-fA-F]{2})|\\{1,8}u([0-9a-fA-F]{4})|\\{1,8}x([0-9a-fA-F]{2})|(&#?\w{1,8};)|\\{1,8}[nrt]|(.)",
+    re.DOTALL,
 )
 _LOGGERS = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "http2", "proxy", "socks")))
 _REPR = reprlib.Repr()  # reads no more of a large value than it shows
@@ -29,7 +30,7 @@ class Secrets:
     """Keys, and how to take them out of a text that somebody else wrote.
 
     Found are pieces of `FRAGMENT_CHARS` characters and more, in either case, percent-encoded, escaped, in base64 or hex,
-    and with white space between.
+    and with white space or backslashes between.
 
     Args:
         values: The keys; each word of a header's value counts.
@@ -38,7 +39,7 @@ class Secrets:
     def __init__(self, values: Iterable[str] = ()) -> None:
         words = {word for value in values for word in value.split()}
         self._pieces: dict[int, set[str]] = {}
-        for form in {form for word in words for form in _forms(word)}:
+        for form in {form.replace("\\", "") for word in words for form in _forms(word)} - {""}:
             size = min(FRAGMENT_CHARS, len(form))
             pieces = self._pieces.setdefault(size, set())
             pieces.update(form[start : start + size] for start in range(len(form) - size + 1))
@@ -51,7 +52,7 @@ class Secrets:
         read, spans = [], []
         for match in _WRITTEN.finditer(text):
             for char in _read(match).casefold():
-                if not char.isspace() and char.isprintable():
+                if char != "\\" and not char.isspace() and char.isprintable():
                     read.append(char)
                     spans.append(match.span())
         plain = "".join(read)

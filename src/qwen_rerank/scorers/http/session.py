@@ -155,8 +155,10 @@ async def open_session(config: HttpConfig, transport: Transport, deadline: float
     listing = (
         None if name in dialects.HOSTED else await _ask(transport, "/v1/models", deadline, open_question=name is None)
     )
-    dialect = dialects.DIALECTS[name or await _detect(config.url[0], transport, listing, deadline)]
-    length, models = _length(listing), tuple(transport.shown(model) for model in _models(listing))
+    owner, length = dialects.of_models(listing), _length(listing)
+    models = tuple(transport.shown(model) for model in _models(listing))
+    del listing  # it may be large, and more may be asked
+    dialect = dialects.DIALECTS[name or owner or await _detect(config.url[0], transport, deadline)]
     if _wants_tokens(config, dialect):
         return await _token_session(config, transport, dialect, length, models, deadline)
     dialect.check(model=config.model, instruction=config.instruction)
@@ -221,8 +223,8 @@ def _is_missing(exc: BackendRejectedError) -> bool:
     return unsupported or (exc.status in (404, 405) and exc.code != "NotFoundError")
 
 
-async def _detect(url: str, transport: Transport, listing: Any, deadline: float) -> str:
-    name = dialects.of_models(listing) or dialects.of_models(await _ask(transport, "/models", deadline))
+async def _detect(url: str, transport: Transport, deadline: float) -> str:
+    name = dialects.of_models(await _ask(transport, "/models", deadline))
     name = name or dialects.of_info(await _ask(transport, "/info", deadline))
     if name is None:
         raise InvalidInputError(
