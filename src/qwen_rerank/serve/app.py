@@ -36,7 +36,7 @@ from qwen_rerank.serve.scoring import RerankJob, RerankResult
 from qwen_rerank.serve.settings import ServeSettings
 from qwen_rerank.serve.telemetry import METRICS_TYPE, Metrics
 
-_LARGE_BODY_BYTES = 1 << 18  # above it, reading and answering take milliseconds and go to a thread
+_LARGE_BODY_BYTES = 1 << 16  # above it, reading and answering may take tens of milliseconds and go to a thread
 _TIMEOUT_HEADER = "x-request-timeout-ms"
 _PINECONE_HEADER = "x-pinecone-api-version"
 

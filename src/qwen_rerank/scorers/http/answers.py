@@ -41,8 +41,8 @@ LIMIT = 20.0  # 1 - sigmoid(20) is 2e-9: beyond it a printed probability holds n
 
 _EXCERPT_CHARS = 200
 _EXCERPT_BYTES = 4096  # of which so many are read
-_ERROR_BYTES = 1 << 18  # a longer error is not read for its message; its beginning is shown
-_LARGE_BYTES = 1 << 18  # above it, reading takes milliseconds and is done beside the event loop
+_ERROR_BYTES = 1 << 16  # a longer error is not read for its message; its beginning is shown
+_LARGE_BYTES = 1 << 16  # above it, reading may take tens of milliseconds and is done beside the event loop
 
 T = TypeVar("T")
 
