@@ -24,6 +24,8 @@ _EF_SEARCH = 256
 # Under this share of allowed vectors a graph loses its way among the forbidden ones, and comparing all allowed ones costs
 # less than walking it.
 _EXACT_BELOW = 0.1
+# Lists are all looked through then, 10 ns a forbidden vector; comparing an allowed one costs 1.7 us, measured on 150,000.
+_EXACT_BELOW_IN_LISTS = 0.005
 _DROP_DEAD_ABOVE = 0.25
 _AUTO_FLAT = 100_000  # up to so many vectors a search that compares all of them is fast enough
 _TRAIN_PER_LIST = 40  # vectors; FAISS warns below 39
@@ -282,7 +284,7 @@ class VectorIndex:
             parameters = None if selector is None else self._faiss.SearchParameters(sel=selector)
             return self._base.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
         share = among.count / len(self._rows)
-        if share >= _EXACT_BELOW or not self.kind.startswith("HNSW"):
+        if share >= (_EXACT_BELOW if self.kind.startswith("HNSW") else _EXACT_BELOW_IN_LISTS):
             scores, positions = self._base.search(vectors, k, params=self._parameters(k, selector, share, effort))
             if (positions >= 0).all():
                 return scores, positions
