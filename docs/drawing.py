@@ -281,7 +281,7 @@ def notebooks(language: str) -> str:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         title = next(line for cell in cells for line in cell["source"] if line.startswith("# ")).strip("# \n")
         parts.append(
-            f"### {title}\n\n![{escape(title)}](PICTURES/{path.stem}.png)\n\n"
+            f"### {title} {{#notebook-{int(path.stem[:2])}}}\n\n![{escape(title)}](PICTURES/{path.stem}.png)\n\n"
             f"`jupyter lab notebooks/{language}/{path.name}`"
         )
     return "\n\n".join(parts)
