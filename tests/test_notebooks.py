@@ -60,6 +60,15 @@ def test_one_line_takes_it_to_the_real_models(source):
 
 
 @of_every_notebook
+def test_its_text_says_that_the_small_model_is_not_qwen3(source):
+    small = re.match(r'MODEL = "(\w+)"', code_cells(source, "en")[0].source)[1]
+    for language in build.LANGUAGES:
+        note = next(cell.source for cell in committed(source, language).cells if cell.source.startswith(">"))
+        assert f"`{small}`" in note
+        assert "Qwen3-Reranker" in note
+
+
+@of_every_notebook
 def test_nothing_tells_of_the_machine_that_built_it(source):
     printed = [output.get("text", "") for cell in code_cells(source, "en") for output in cell.outputs]
     assert not re.search(r"/(tmp|home|root|Users)/", "\n".join(printed))
@@ -70,6 +79,12 @@ def test_it_has_a_small_picture(source):
     picture = NOTEBOOKS / "pictures" / f"{source.stem}.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size <= build.MAX_PICTURE_BYTES
+
+
+def test_no_module_draws_progress_as_a_widget():
+    """tqdm.auto warns in every notebook that lacks ipywidgets."""
+    sources = (NOTEBOOKS.parent / "src").rglob("*.py")
+    assert [path.name for path in sources if re.search(r"tqdm\.(auto|notebook)", path.read_text("utf-8"))] == []
 
 
 def test_every_notebook_has_a_source():

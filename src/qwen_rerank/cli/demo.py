@@ -62,7 +62,7 @@ def demo(
                 n_queries += 1
     ended = time.perf_counter()
     console.print(
-        f"{n_queries} questions, both rounds by {embedder} and {model}, in {ended - loaded:.1f} s "
+        f"{n_queries} questions, both rounds by {' and '.join(dict.fromkeys((embedder, model)))}, in {ended - loaded:.1f} s "
         f"(loading and indexing: {loaded - started:.1f} s).",
         highlight=False,
     )
