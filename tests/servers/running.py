@@ -127,6 +127,7 @@ SERVERS = {
     "xinference": Server(
         package="xinference",
         requirements=("xinference==4.1.0", "sentence-transformers==6.2.0"),
+        without=("torchvision", "torchaudio"),
         env={
             "XINFERENCE_HOME": "{folder}/xinference",
             "XINFERENCE_AUTH_ADVANCED": "0",
