@@ -77,7 +77,15 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, monke
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize(
-    "name", ["documents.sqlite3", "documents.sqlite3-journal", "documents.sqlite3-wal", "commit.json", "writer.lock"]
+    "name",
+    [
+        "documents.sqlite3",
+        "documents.sqlite3-journal",
+        "documents.sqlite3-wal",
+        "commit.json",
+        "seal.json",
+        "writer.lock",
+    ],
 )
 def test_what_is_no_regular_file_in_a_store_is_refused_and_never_waited_for(tmp_path, name, make):
     path = tmp_path / "store"
