@@ -193,3 +193,13 @@ async def test_a_bomb_is_unpacked_in_steps_that_let_others_in(monkeypatch):
 
     assert size == (16 << 20) + 2
     assert turns >= 16
+
+
+def test_of_a_list_of_models_only_the_first_names_are_kept():
+    cards = [{"id": f"{number}" + "m" * 4_000, "owned_by": "llamacpp"} for number in range(200)]
+    handle = lambda request: {"data": cards} if request.method == "GET" else GOOD  # noqa: E731
+    with serving(handle) as server, HttpScorer(server.url) as scorer:
+        models = scorer.open().models
+
+    assert len(models) == 50
+    assert max(map(len, models)) <= 256

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 TOKEN_BATCH = 64  # prompts of one request: large enough to fill a GPU, small enough to spread over servers
 TEMPLATE_RESERVE = 32  # tokens that a server's own template may add to the recipe's
-_MOST_MODELS = 100  # a list of more is no help to anyone, and each name is searched for keys
+_MOST_MODELS = 50  # more are no help to anyone, and each name is searched for keys
+_NAME_CHARS = 256
 SHORTEST_LIMIT = 128  # tokens; what a server tells below that is not believed
 _PROBE = ("What is the capital of China?", "The capital of China is Beijing.")
 
@@ -260,7 +261,7 @@ def _length(listing: Any) -> int | None:
 
 def _models(listing: Any) -> tuple[str, ...]:
     names = (card["id"] for card in _cards(listing) if isinstance(card.get("id"), str))
-    return tuple(islice(names, _MOST_MODELS))
+    return tuple(name[:_NAME_CHARS] for name in islice(names, _MOST_MODELS))
 
 
 def encode_json(value: Any) -> bytes:
