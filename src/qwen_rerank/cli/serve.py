@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -130,7 +130,8 @@ def serve(
         max_length=max_length,
         cache=int(cache) if cache and cache.isdecimal() else cache,
     )
-    with nullcontext() if store is None else _opened(store, embedder) as first_stage:
+    with ExitStack() as stack:
+        first_stage = None if store is None else stack.enter_context(_opened(store, embedder))
         process.serve(
             load,
             host=host,
