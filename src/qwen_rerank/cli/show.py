@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # doctor prints, too, and must run where numpy does not
 console = Console()
 errors = Console(stderr=True, soft_wrap=True)
 
-_BAR_CHARS = 10
 _SNIPPET_CHARS = 160  # more than a wide terminal shows; the table cuts it
 _ID_CHARS = 20
 _NAMES = 3  # of files that were left out for one reason
@@ -35,12 +34,6 @@ def movement(before: int, after: int) -> str:
     if before == after:
         return "[dim]·[/]"
     return f"[green]▲ {before - after}[/]" if before > after else f"[red]▼ {after - before}[/]"
-
-
-def bar(score: float) -> str:
-    """Return a bar of ten characters for a score in [0, 1]."""
-    filled = round(score * _BAR_CHARS)
-    return f"[cyan]{'█' * filled}[/][dim]{'░' * (_BAR_CHARS - filled)}[/]"
 
 
 def snippet(text: str) -> str:
@@ -93,7 +86,7 @@ def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True, 
         query: What was asked.
         rounds: What the first round found and the second made of it; that may be fewer.
         n_rows: Results to show.
-        ids: Whether there is a column of ids, or one of bars.
+        ids: Whether there is a column of ids with one line a document; without it texts take several.
         right: Id of the document that is known to answer the question; it carries a mark.
     """
     candidates, results = rounds.candidates, rounds.ranked
@@ -140,18 +133,15 @@ def _rounds_table(query: str, among: str, ranks: Sequence[str], *, ids: bool) ->
     table.add_column("score", justify="right", no_wrap=True)
     if ids:
         table.add_column("id", max_width=_ID_CHARS, no_wrap=True, overflow="ellipsis")
-    else:
-        table.add_column("", min_width=_BAR_CHARS, no_wrap=True)
-    table.add_column("document", no_wrap=True, overflow="ellipsis", ratio=1)
+    # Without ids somebody reads why a document is where it is: its text takes the lines that it needs.
+    table.add_column("document", no_wrap=ids, overflow="ellipsis" if ids else "fold", ratio=1)
     return table
 
 
-def _verdict(hit: RankedDocument, *, ids: bool) -> tuple[str, str]:
-    """Return the score, and the id or a bar."""
+def _verdict(hit: RankedDocument, *, ids: bool) -> tuple[str, ...]:
+    """Return the score, and the id where ids are shown."""
     score = f"{hit.score:.3f}" if hit.error is None else "[red]failed[/]"
-    if ids:
-        return score, f"[cyan]{snippet(hit.document.id)}[/]"
-    return score, bar(hit.score) if hit.error is None else ""
+    return (score, f"[cyan]{snippet(hit.document.id)}[/]") if ids else (score,)
 
 
 def _text(hit: RankedDocument, right: str | None = None) -> str:
