@@ -4,10 +4,9 @@
     python examples/evaluate_your_corpus.py --documents my-folder --labels labels.jsonl --model Qwen/Qwen3-Reranker-0.6B
 
 A label is one line of JSON: {"query": "when does the lease end", "relevant": ["contracts/lease.md"]}; the ids are those that
-search_a_folder.py prints. Without arguments the shipped texts are searched, with their titles as questions and their bodies as the
-answers: an easy task, good enough to see the method. 'pocket', the default, is for learning; it is not Qwen3-Reranker.
+`qwen-rerank search` prints. Without arguments the shipped sentences of Wikipedia are searched, with their 60 questions. 'mini', the default, is a small model that ships with the package; it is not Qwen3-Reranker.
 
-Needs: pip install 'qwen-rerank[local,eval]'.
+Needs: pip install 'qwen-rerank[eval]', and the extra `local` for models of the hub.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qwen_rerank import BM25Index, Document, Reranker
+from qwen_rerank import BM25Index, Reranker
 from qwen_rerank.documents import read_documents
 from qwen_rerank.evaluation.collection import Collection, load_pairs
 from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run
 from qwen_rerank.evaluation.measures import measure
 from qwen_rerank.evaluation.significance import compare
-from qwen_rerank.samples import load_sample
+from qwen_rerank.samples import load_encyclopedia
 
 MEASURES = ("nDCG@10", "RR@10", "R@20", "R@100")
 
@@ -31,20 +30,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=Path, help="folder or file of documents")
     parser.add_argument("--labels", type=Path, help="JSON lines with query and relevant")
-    parser.add_argument("--model", default="pocket", help="reranker: a hub name, a folder, or 'pocket'")
-    parser.add_argument("--depths", type=int, nargs="+", default=[5, 10, 20, 50], help="candidates to rerank")
+    parser.add_argument("--model", default="mini", help="reranker: a hub name, a folder, or 'mini'")
+    parser.add_argument("--depths", type=int, nargs="+", default=[5, 10, 20], help="candidates to rerank")
     arguments = parser.parse_args()
     if (arguments.documents is None) != (arguments.labels is None):
         parser.error("--documents and --labels belong together")
 
-    collection = known_items() if arguments.labels is None else labelled(arguments.documents, arguments.labels)
+    collection = shipped() if arguments.labels is None else labelled(arguments.documents, arguments.labels)
     print(f"{collection.name}: {len(collection.documents)} documents, {len(collection.queries)} questions")
     for note in collection.notes:
         print(f"  {note}")
 
     found = recall(BM25Index(collection.documents), collection, top_k=100)
     scores = score_run(Reranker(arguments.model), collection, found.run, depth=max(arguments.depths))
-    runs = {f"reranked @{depth}": rerank_run(found.run, scores, depth=depth) for depth in arguments.depths}
+    runs = {f"{arguments.model} @{depth}": rerank_run(found.run, scores, depth=depth) for depth in arguments.depths}
     measured = {name: measure(run, collection.qrels, MEASURES) for name, run in {"bm25": found.run, **runs}.items()}
 
     values = {name: result.per_query["nDCG@10"] for name, result in measured.items()}
@@ -67,12 +66,12 @@ def labelled(documents: Path, labels: Path) -> Collection:
     return load_pairs(labels, reading.documents)
 
 
-def known_items() -> Collection:
-    """Return the shipped texts with every title as a question whose only answer is the body under it."""
-    samples = [document for language in ("zh", "en") for document in load_sample(language).documents]
-    documents = [Document(sample.id, sample.text.split("\n", 1)[1]) for sample in samples]
-    queries = {sample.id: sample.metadata["title"] for sample in samples}
-    return Collection("shipped texts", "test", documents, queries, {query: {query: 1} for query in queries})
+def shipped() -> Collection:
+    """Return the shipped English sentences with their questions."""
+    sample = load_encyclopedia("en")
+    queries = {f"q{i}": question for i, question in enumerate(sample.relevant)}
+    qrels = {query: {sample.relevant[text]: 1} for query, text in queries.items()}
+    return Collection("shipped sentences", "test", sample.documents, queries, qrels)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
         --model Qwen/Qwen3-Reranker-0.6B --max-length 8192 --window-tokens 512
 
 Without files, three agreements of the same boilerplate are compared; what differs stands at their ends, where a reader that cuts
-long documents never comes. 'pocket', the default, is a small model for learning; it is not Qwen3-Reranker.
+long documents never comes. 'mini', the default, is a small model that ships with the package; it is not Qwen3-Reranker.
 
-Needs: pip install 'qwen-rerank[local]'.
+Needs: pip install qwen-rerank, and the extra `local` for models of the hub.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from qwen_rerank import Document, QwenScorer, RankedDocument, Reranker
+from qwen_rerank import Document, RankedDocument, Reranker, load_scorer
 from qwen_rerank.documents import read_documents
 
 BOILERPLATE = (
@@ -59,17 +59,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, nargs="*", help="contracts as .txt or .md; without any, three samples")
     parser.add_argument("--query", default="can I end the agreement early, and how much notice must I give")
-    parser.add_argument("--model", default="pocket", help="a hub name, a folder, or 'pocket'")
-    parser.add_argument("--max-length", type=int, default=512, help="tokens of one prompt")
+    parser.add_argument("--model", default="mini", help="a hub name, a folder, or 'mini'")
+    parser.add_argument("--max-length", type=int, help="tokens of one prompt; without it as many as the model takes")
     parser.add_argument("--window-tokens", type=int, default=96, help="longest window; about a clause reads best")
     arguments = parser.parse_args()
 
     contracts = read_documents(arguments.files).documents if arguments.files else sample_contracts()
-    scorer = QwenScorer(arguments.model, max_length=arguments.max_length)
+    scorer = load_scorer(arguments.model, max_length=arguments.max_length)
     in_windows = Reranker(scorer, long_documents="windows", window_tokens=arguments.window_tokens)
     cut = Reranker(scorer, long_documents="truncate")
 
-    print(f"{arguments.query}\n")
+    print(f"{arguments.query}   ({arguments.model})\n")
     for hit in in_windows.rerank(arguments.query, contracts):
         print(
             f"{hit.rank}. {hit.document.id}: log-odds {hit.log_odds:.2f}, best of {hit.windows} windows, {place(hit)}"

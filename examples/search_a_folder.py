@@ -47,7 +47,7 @@ def main() -> None:
 def search(store: FaissStore, arguments: argparse.Namespace) -> None:
     """Print the best passages, each with its file, line or page, and heading."""
     retriever = TwoStageRetriever(store, Reranker(arguments.model), top_k=arguments.top_k)
-    print(f"\n{arguments.query}\n")
+    print(f"\n{arguments.query}   (reranked by {arguments.model})\n")
     for hit in retriever.retrieve(arguments.query, top_n=arguments.top_n):
         data = hit.document.metadata
         place = f"{data['source']}:{data['line']}" if "line" in data else f"{data['source']} {data.get('page', '')}"

@@ -2,11 +2,11 @@
 
     python examples/serve_and_call.py
 
-Needs: pip install 'qwen-rerank[local,serve,client]'. In production the first half is one command on the machine with the GPU:
+Needs: pip install 'qwen-rerank[serve,client]'. In production the first half is one command on the machine with the GPU:
 
     QWEN_RERANK_API_KEYS=… qwen-rerank serve --model Qwen/Qwen3-Reranker-0.6B --host 0.0.0.0
 
-'pocket', the default, is a small model for learning; it is not Qwen3-Reranker.
+'mini', the default, is a small model that ships with the package; it is not Qwen3-Reranker.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from contextlib import contextmanager
 
 import httpx2
 
-from qwen_rerank import HttpScorer, Reranker
-from qwen_rerank.samples import load_sample
+from qwen_rerank import BM25Index, Candidate, HttpScorer, Reranker
+from qwen_rerank.samples import load_encyclopedia
 
 START_TIMEOUT_S = 300
 
@@ -33,7 +33,7 @@ START_TIMEOUT_S = 300
 def main() -> None:
     """Start a server on a free port of this machine, use it in three ways, stop it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="pocket", help="a hub name, a folder, or 'pocket'")
+    parser.add_argument("--model", default="mini", help="a hub name, a folder, or 'mini'")
     arguments = parser.parse_args()
 
     key = secrets.token_urlsafe()
@@ -47,41 +47,51 @@ def main() -> None:
 
 def plain_http(url: str, key: str) -> None:
     """Call the route that Cohere's and Jina's clients call."""
-    sample = load_sample("zh")
+    query = "药房技术员现在的新职责是什么?"
+    [candidates] = found("zh", [query])
     answer = httpx2.post(
         f"{url}/v1/rerank",
         headers={"authorization": f"Bearer {key}"},
-        json={"query": sample.queries[0], "documents": [d.text for d in sample.documents], "top_n": 2},
+        json={"query": query, "documents": [c.document.text for c in candidates], "top_n": 2},
         timeout=60,
     )
     answer.raise_for_status()
-    print(f"\nPOST /v1/rerank, {sample.queries[0]}:")
+    print(f"\nPOST /v1/rerank, {query} ({answer.json()['model']})")
     for row in answer.json()["results"]:
-        print(f"  {row['relevance_score']:.3f}  {sample.documents[row['index']].metadata['title']}")
+        print(f"  {row['relevance_score']:.3f}  {one_line(candidates[row['index']].document.text)}")
 
 
 def as_a_scorer(scorer: HttpScorer) -> None:
     """Use the server wherever a model goes."""
-    sample = load_sample("en")
-    print(f"\nReranker(HttpScorer(…)), {sample.queries[1]}:")
-    for hit in Reranker(scorer, top_n=2).rerank(sample.queries[1], sample.documents):
-        print(f"  {hit.score:.3f}  {hit.document.metadata['title']}")
+    query = "What surrounds chloroplasts?"
+    [candidates] = found("en", [query])
+    print(f"\nReranker(HttpScorer(…)), {query} ({scorer.name})")
+    for hit in Reranker(scorer, top_n=2).rerank(query, candidates):
+        print(f"  {hit.score:.3f}  {one_line(hit.document.text)}")
 
 
 async def many_at_once(scorer: HttpScorer) -> None:
     """Ask several things together; the server computes them in common packs."""
-    sample = load_sample("en")
-    reranker = Reranker(scorer, top_n=1)
-    questions = [document.metadata["title"] for document in sample.documents[:8]]
+    relevant = dict(list(load_encyclopedia("en").relevant.items())[:8])
+    reranker, candidates = Reranker(scorer, top_n=1), found("en", list(relevant))
     started = time.perf_counter()
-    answers = await asyncio.gather(*(reranker.arerank(question, sample.documents) for question in questions))
+    answers = await asyncio.gather(*map(reranker.arerank, relevant, candidates))
     seconds = time.perf_counter() - started
-    right = sum(
-        hits[0].document.id == document.id for hits, document in zip(answers, sample.documents[:8], strict=True)
-    )
+    right = sum(hits[0].document.id == answer for hits, answer in zip(answers, relevant.values(), strict=True))
     print(
-        f"\n{len(questions)} questions at once in {seconds:.2f} s; {right} of {len(questions)} titles found their text"
+        f"\n{len(relevant)} questions at once in {seconds:.2f} s; {right} of {len(relevant)} have the right sentence first"
     )
+
+
+def found(language: str, queries: list[str]) -> list[list[Candidate]]:
+    """Return what a first stage by words finds among the shipped sentences of Wikipedia, for each query."""
+    first_stage = BM25Index(load_encyclopedia(language).documents)
+    return [first_stage.search(query, top_k=20) for query in queries]
+
+
+def one_line(text: str) -> str:
+    """Return a text's beginning on one line."""
+    return " · ".join(text.splitlines())[:80]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ SHOWN = {
     "long_contracts": ("", 8),
     "evaluate_your_corpus": ("", 9),
     "serve_and_call": ("POST", 7),
-    "finetune_on_your_data": ("first stage", 4),
+    "finetune_on_your_data": ("reranker: ", 5),
 }
 SLOW = frozenset({"finetune_on_your_data"})  # trains a model
 

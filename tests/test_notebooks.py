@@ -54,9 +54,36 @@ def test_every_cell_ran_and_none_failed(source):
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
 
 
+# Their subject is the prompt, the engine, or a method that any model shows.
+ON_POCKET = {"05_long_documents", "06_evaluate_and_choose", "07_serve_and_call", "08_make_it_fast"}
+
+
 @of_every_notebook
 def test_one_line_takes_it_to_the_real_models(source):
-    assert code_cells(source, "en")[0].source.startswith('MODEL = "pocket"')
+    small = "pocket" if source.stem in ON_POCKET else "mini"
+    assert code_cells(source, "en")[0].source.startswith(f'MODEL = "{small}"')
+
+
+@of_every_notebook
+def test_its_text_says_which_small_model_made_the_outputs_and_that_it_is_not_qwen3(source):
+    small, other = ("pocket", "mini") if source.stem in ON_POCKET else ("mini", "pocket")
+    for language in build.LANGUAGES:
+        cells = committed(source, language).cells
+        note = next(cell.source for cell in cells if cell.source.startswith(">"))
+        assert f"`{small}`" in note
+        assert "Qwen3-Reranker" in note
+        assert not [cell for cell in cells if f'"{other}"' in cell.source]
+
+
+@pytest.mark.parametrize(
+    "source", [source for source in SOURCES if source.name[:2] not in ("05", "06")], ids=lambda p: p.stem
+)
+def test_every_picture_names_its_model_and_no_document_by_its_id(source):
+    for cell in code_cells(source, "en"):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            names = ("{MODEL}", "both.items()", "published by its authors")  # `both` is keyed by names with the model
+            assert any(name in cell.source for name in names)
+            assert not re.search(r"(set|annotate|barh|text)\(.*(document\.id|node_id)", cell.source)
 
 
 @of_every_notebook

@@ -1,67 +1,152 @@
 # %% [markdown] lang="en"
 # # 1 · What reranking does
 #
-# A search has two rounds. The **first stage** looks at millions of documents and keeps a hundred; it must be quick, so it compares vectors that were computed long before anybody asked. The **reranker** then reads each of these hundred *together with the question* and puts them in order.
+# A search has two rounds. The **first stage** looks at millions of documents and keeps a hundred; it must be quick, so it compares words, or vectors that were computed long before anybody asked. The **reranker** then reads each of these hundred *together with the question* and puts them in order.
 #
-# Here are both rounds on one query, and what the second one changes. Five minutes, no GPU, no download.
+# Here are both rounds on real questions: what the second one gains, how often, and where it does not help. Five minutes, no GPU, no download.
 
 # %% [markdown] lang="zh"
 # # 1 · 重排到底做了什么
 #
-# 一次搜索分两轮。**第一阶段（海选）** 面对上百万篇文档，只留下一百篇左右；它必须快，所以比的是事先算好的向量，那时候谁都还没提问。**重排（决赛）** 再把这一百篇逐篇和问题*放在一起读*，重新排出名次。
+# 一次搜索分两轮。**第一阶段（海选）** 面对上百万篇文档，只留下一百篇左右；它必须快，所以只比共有的词，或者事先算好的向量，那时候谁都还没提问。**重排（决赛）** 再把这一百篇逐篇和问题*放在一起读*，重新排出名次。
 #
-# 这一节就拿一条查询把两轮走一遍，看第二轮究竟改变了什么。五分钟读完，不用显卡，不用下载。
+# 这一节用真实的问题把两轮走一遍：第二轮带来了什么，多久带来一次，什么时候帮不上忙。五分钟读完，不用显卡，不用下载。
 
 # %%
-MODEL = "pocket"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
-EMBEDDER = "pocket"  # the real one: "Qwen/Qwen3-Embedding-0.6B"
+MODEL = "mini"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
 
 # %% [markdown] lang="en"
-# > `pocket` is a pair of models of a few megabytes that ships with the package. **It is for learning and tests; it is not Qwen3-Reranker**, and its mistakes are its own. Change the two lines above and everything below runs on the real models.
+# > `mini` is a small model that ships with the package and needs no torch: what you see below is its work, with its mistakes, and **not Qwen3-Reranker's**. Change the line above and everything below runs on the real model.
+#
+# We search about 500 sentences of Wikipedia, with 60 questions whose right sentence is known; once in English, once in Chinese. (XQuAD-R, CC BY-SA 4.0.)
 
 # %% [markdown] lang="zh"
-# > `pocket` 是随包附带的一对小模型，只有几 MB，**只用来学习和跑测试，它不是 Qwen3-Reranker**，它犯的错也别算到 Qwen3-Reranker 头上。把上面两行改掉，下面的代码一个字不用动，跑的就是真模型。
+# > `mini` 是随包附带的小模型，不需要 torch。下面的结果都是它算的，对错都算它的，**不代表 Qwen3-Reranker**。把上面那行改掉，下面的代码一个字不用动，跑的就是真模型。
+#
+# 要搜的是维基百科的约 500 个句子，配 60 个知道正确句子的问题；英文一遍，中文一遍。（XQuAD-R，CC BY-SA 4.0。）
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 
-from qwen_rerank import FaissStore, QwenScorer, Reranker, load_embedder
-from qwen_rerank.samples import load_sample
+from qwen_rerank import BM25Index, Reranker, TwoStageRetriever
+from qwen_rerank.samples import load_demo_results, load_encyclopedia
 
-sample = load_sample("zh")
-query = sample.queries[0]
-store = FaissStore.create("shop", embedder=load_embedder(EMBEDDER))
-store.add(sample.documents)
-reranker = Reranker(QwenScorer(MODEL))
+reranker = Reranker(MODEL)
+samples = {language: load_encyclopedia(language) for language in ("en", "zh")}
+lines = {  # the first stage ranks by shared words; notebook 2 puts a store of vectors in its place
+    language: TwoStageRetriever(BM25Index(sample.documents), reranker, top_k=20, top_n=20)
+    for language, sample in samples.items()
+}
 
-candidates = store.search(query, top_k=10)
-ranked = reranker.rerank(query, candidates)
-print("query:", query)
+
+def search(language, query):
+    """Return both rounds of one search, and the number of the right sentence among the candidates."""
+    rounds = lines[language].retrieve_rounds(query)
+    right = samples[language].relevant[query]
+    return rounds, next(i for i, candidate in enumerate(rounds.candidates) if candidate.document.id == right)
+
+
+def sentence(hit, n_chars=76):
+    """Return the beginning of a document without its title, which is the article's."""
+    text = hit.document.text.split("\n", 1)[1]
+    return text if len(text) <= n_chars else text[: n_chars - 1] + "…"
+
+
+cases = load_demo_results()["bm25"][
+    "cases"
+]  # chosen by a rule: the right sentence rose the farthest to the first place …
+helped = {language: cases[language][0] for language in ("en", "zh")}
+not_helped = {language: cases[language][-1] for language in ("en", "zh")}  # … and, last, where it fell the farthest
 
 # %% picture=true
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), width_ratios=[3, 2], layout="constrained")
-for hit in ranked:
-    was = candidates[hit.index].rank
-    color = "tab:green" if hit.rank < was else "tab:red" if hit.rank > was else "tab:gray"
-    left.plot([0, 1], [was, hit.rank], color=color, marker="o")
-    left.annotate(f"{hit.document.id}  {was}", (0, was), xytext=(-8, -3), textcoords="offset points", ha="right")
-    left.annotate(f"{hit.rank}  {hit.document.id}", (1, hit.rank), xytext=(8, -3), textcoords="offset points")
-left.set(xlim=(-0.5, 1.5), xticks=[0, 1], xticklabels=["first stage", "reranked"], yticks=[], title="who moved")
-left.spines[:].set_visible(False)
-left.invert_yaxis()
-right.barh([hit.document.id for hit in ranked], [hit.score for hit in ranked], color="tab:blue")
-right.set(xlim=(0, 1), xlabel="P(yes)", title="the reranker's score")
-right.spines[["top", "right"]].set_visible(False)
-right.invert_yaxis()
-
-# %%
-for hit in ranked:
-    was = candidates[hit.index].rank
-    print(f"{hit.rank:>2} (was {was:>2})  {hit.score:.3f}  {hit.document.id:<7} {hit.document.metadata['title']}")
+plt.rcParams["font.family"] = [
+    "DejaVu Sans",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Serif CJK JP",
+    "PingFang SC",
+    "Microsoft YaHei",
+]
+figure, panels = plt.subplots(2, 1, figsize=(8, 5.6), layout="constrained")
+for axes, (language, query) in zip(panels, helped.items()):
+    rounds, right = search(language, query)
+    n_shown = max(5, right + 1)
+    for hit in rounds.ranked:
+        was = hit.index + 1
+        if max(was, hit.rank) > n_shown:
+            continue
+        color, width = ("tab:green", 3) if hit.index == right else ("tab:gray", 1)
+        axes.plot([0, 1], [was, hit.rank], color=color, linewidth=width, marker="o")
+    for hit in rounds.ranked[:n_shown]:
+        mark = "✓ " if hit.index == right else ""
+        label = f"{hit.rank}  {mark}{sentence(hit, 62 if language == 'en' else 34)}"
+        axes.annotate(label, (1, hit.rank), xytext=(8, -3), textcoords="offset points", fontsize=8)
+    for was in range(1, n_shown + 1):
+        axes.annotate(was, (0, was), xytext=(-8, -3), textcoords="offset points", ha="right", fontsize=8)
+    axes.set(xlim=(-0.1, 4.6), ylim=(n_shown + 0.5, 0.5), xticks=[0, 1], yticks=[])
+    axes.set_xticklabels(["shared words", f"read by {MODEL}"], fontsize=8)
+    axes.set_title(query, loc="left", fontsize=10)
+    axes.spines[:].set_visible(False)
 
 # %% [markdown] lang="en"
-# Green lines went up, red ones went down. The query asks for a *mechanical keyboard for programmers* and the shop also sells membrane keyboards, gaming keyboards, a cleaning kit for mechanical keyboards, and texts in which a keyboard interrupt stops a Python program. To a vector all of that is "about keyboards". Only somebody who reads the query and the text together can say which of them a programmer would buy.
+# The green line is the right sentence. Look at what stood above it in the first stage, and why:
+
+# %% [markdown] lang="zh"
+# 绿线是正确的那句。看看第一阶段把什么排在它上面，想想为什么：
+
+# %%
+for language, query in helped.items():
+    rounds, right = search(language, query)
+    print(f"{query}   ({MODEL})")
+    for rank, candidate in enumerate(rounds.candidates[:3], start=1):
+        print(f"  first stage {rank}. {sentence(candidate)}")
+    hit = rounds.ranked[0]
+    print(f"  reranked    1. {sentence(hit)}   (was {hit.index + 1}{', right' if hit.index == right else ''})\n")
+
+# %% [markdown] lang="en"
+# The first sentences repeat the question's words: *Mongol Empire*, *expansion*. The right one shares a single word with it and says the rest in others: *the speed of expansion reached its peak* is *the most rapid expansion*, and *Genghis's successor Ögedei Khan* is *who*. Counting words cannot see that; a model that reads both texts together can.
+#
+# In the Chinese question all the sentences in front speak of pharmacy technicians, word by word as it does; one alone says what is **new** about their work **now**.
+#
+# ## One question proves nothing: all of them
+
+# %% [markdown] lang="zh"
+# 英文那题，排在前面的句子重复了问题里的词：*Mongol Empire*、*expansion*。正确的那句只和问题共有一个词，其余换了说法：*扩张的速度达到顶峰* 就是 *最快的扩张*，*成吉思汗的继任者窝阔台* 就是 *谁*。数词看不出来，把两段放在一起读的模型看得出来。
+#
+# 中文那题，前面几句都逐字写着“药房技术员”，可只有一句讲的是他们**如今新的**职责。
+#
+# ## 一个问题不算数：全部数一遍
+
+# %%
+made = load_demo_results()  # by eval/demo.py; `qwen-rerank demo --all` counts the second kind again
+for first_stage, counts in (("shared words", made["bm25"]["counts"]), ("words and vectors", made["counts"])):
+    for language, count in counts.items():
+        gained = f"{count['before']} → {count['after']} of {count['questions']}"
+        print(f"{language}, first stage by {first_stage:<18} the right sentence first: {gained}, by {made['model']}")
+
+# %% [markdown] lang="en"
+# A modest gain, and an honest one. A first stage that knows words *and* vectors is better to begin with, so there is less left to gain; and most of these questions were easy. [The model's card](../../src/qwen_rerank/mini/README.md) has eight collections with intervals.
+#
+# ## Where it does not help
+
+# %% [markdown] lang="zh"
+# 涨得不多，但是实打实的。第一阶段既看词又看向量时，起点更高，能涨的就少；而且这些问题大多不难。[模型卡](../../src/qwen_rerank/mini/README.md)里有八个数据集的结果和区间。
+#
+# ## 帮不上忙的时候
+
+# %%
+for language, query in not_helped.items():
+    rounds, right = search(language, query)
+    after = next(hit for hit in rounds.ranked if hit.index == right)
+    print(f"{query}   ({MODEL})")
+    print(f"  right, {right + 1} → {after.rank}: {sentence(after)}")
+    print(f"  now first:    {sentence(rounds.ranked[0])}\n")
+
+# %% [markdown] lang="en"
+# Two kinds of failure, both common. *Today, this is known as the Miasma theory* is right, but torn out of its article it no longer says what *this* is: the reranker reads nothing but the sentence, and the sentence with *bad air* in it looks better. Longer passages with their heading help here, a larger model only in part.
+#
+# In the Chinese question the sentence that now stands first answers it as well (*ruled Đại Việt in Vietnam*), and the labels name another one alone. Read what you count as an error before you blame a model.
 #
 # ## Why the second round can see more
 #
@@ -74,10 +159,12 @@ for hit in ranked:
 #                                                          milliseconds a document, so only for a hundred
 # ```
 #
-# This is the text that the model reads, the same for every Qwen3-Reranker:
+# This is the text that a Qwen3-Reranker reads, the same for every size (`mini` reads the two texts as they are and has no prompt):
 
 # %% [markdown] lang="zh"
-# 绿线是名次上升的，红线是下降的。查询要的是*适合程序员的机械键盘*，而店里还有薄膜键盘、电竞键盘、机械键盘清洁套装，甚至有一篇讲 Python 的“键盘中断”。在向量看来，这些统统“和键盘有关”；只有把查询和正文放在一起读，才分得清程序员会买哪一把。
+# 两种失败，都很常见。*Today, this is known as the Miasma theory*（如今这被称为瘴气理论）是对的，可是从文章里单独摘出来，*这* 指什么就没了：重排模型只读这一句，于是带着 *bad air* 字样的那句看起来更像答案。把段落切长一点、带上标题会有帮助，换大模型只能解决一部分。
+#
+# 中文那题，现在排第一的句子其实也答对了（“统治着越南大越”），只是标注里只认另一句。先读一读算成错误的例子，再怪模型。
 #
 # ## 为什么第二轮看得更细
 #
@@ -90,16 +177,16 @@ for hit in ranked:
 #                                                每篇几毫秒，所以只用在那一百篇上
 # ```
 #
-# 模型读到的就是下面这段文字，所有 Qwen3-Reranker 都一样：
+# Qwen3-Reranker 读到的就是下面这段文字，各种大小都一样（`mini` 直接读两段文本，没有提示词）：
 
 # %%
 from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PromptSpec
 
 prompt = PromptSpec()
-print(prompt.prefix + prompt.body(DEFAULT_INSTRUCTION, query, "…the document…") + prompt.suffix)
+print(prompt.prefix + prompt.body(DEFAULT_INSTRUCTION, helped["en"], "…the document…") + prompt.suffix)
 
 # %% [markdown] lang="en"
-# The model does not write an answer. We look at the one place where it would, and compare two words:
+# Qwen3-Reranker does not write an answer. We look at the one place where it would, and compare two words:
 #
 # $$\text{log-odds} = \text{logit}(\text{yes}) - \text{logit}(\text{no}) \qquad\qquad P(\text{yes}) = \frac{1}{1 + e^{-\text{log-odds}}}$$
 #
@@ -111,7 +198,7 @@ print(prompt.prefix + prompt.body(DEFAULT_INSTRUCTION, query, "…the document�
 # ## Compare log-odds, not probabilities
 
 # %% [markdown] lang="zh"
-# 模型并不真的写出回答。我们只看它将要作答的那个位置，比较两个词：
+# Qwen3-Reranker 并不真的写出回答。我们只看它将要作答的那个位置，比较两个词：
 #
 # $$\text{log-odds} = \text{logit}(\text{yes}) - \text{logit}(\text{no}) \qquad\qquad P(\text{yes}) = \frac{1}{1 + e^{-\text{log-odds}}}$$
 #
@@ -123,33 +210,41 @@ print(prompt.prefix + prompt.body(DEFAULT_INSTRUCTION, query, "…the document�
 # ## 比较时看对数几率，别看概率
 
 # %%
+rounds, _ = search("en", helped["en"])
 figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
 line = np.linspace(-10, 10, 400)
 axes.plot(line, 1 / (1 + np.exp(-line)), color="lightgray")
-axes.scatter([hit.log_odds for hit in ranked], [hit.score for hit in ranked], color="tab:blue", zorder=2)
+axes.scatter(
+    [hit.log_odds for hit in rounds.ranked],
+    [hit.score for hit in rounds.ranked],
+    color="tab:blue",
+    zorder=2,
+    label=f"scores of {MODEL}",
+)
 for p in (0.9983, 0.9995):
     x = np.log(p / (1 - p))
     axes.scatter(x, p, color="tab:red", zorder=2)
     axes.annotate(f"{p} is {x:.2f}", (x, p), xytext=(0, -28 if p < 0.999 else -14), textcoords="offset points")
-axes.set(xlabel="log-odds", ylabel="P(yes)", ylim=(-0.05, 1.1))
+axes.set(xlabel="log-odds", ylabel="score", ylim=(-0.05, 1.1))
+axes.legend(frameon=False, loc="center left")
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown] lang="en"
-# Blue: our ten candidates. Red: two scores from a user's report about the real model, for the *wrong* city (0.9983) and the right one (0.9995). As probabilities they look alike; as log-odds they are more than one apart. So this package orders by log-odds, always, and hands out both: `hit.log_odds` and `hit.score`.
+# Blue: the twenty candidates of the English question above, as `mini` scores them. Red: two scores from a user's report about Qwen3-Reranker, for the *wrong* city (0.9983) and the right one (0.9995). As probabilities they look alike; as log-odds they are more than one apart. So this package orders by log-odds, always, and hands out both: `hit.log_odds` and `hit.score`.
 #
 # It also shows why a rule such as "keep everything above 0.6", which you will find in tutorials, is not a rule: 0.6 would keep that wrong city. A threshold has to be **fitted on your own labels**; notebook 6 does it in ten lines.
 #
 # ## Is it worth it? It depends on your data
 
 # %% [markdown] lang="zh"
-# 蓝点是刚才的十个候选。红点来自一位用户对真模型的反馈：*答错*的城市得 0.9983，答对的得 0.9995。看概率几乎一样，看对数几率差了一个多单位。所以本包永远按对数几率排序，两个值都给你：`hit.log_odds` 和 `hit.score`。
+# 蓝点是上面那个英文问题的二十个候选，由 `mini` 打分。红点来自一位用户对 Qwen3-Reranker 的反馈：*答错*的城市得 0.9983，答对的得 0.9995。看概率几乎一样，看对数几率差了一个多单位。所以本包永远按对数几率排序，两个值都给你：`hit.log_odds` 和 `hit.score`。
 #
 # 这也说明教程里常见的“大于 0.6 就保留”靠不住：按 0.6，那个错误的城市照样留下。阈值必须**用你自己的标注数据拟合**，第 6 节用十行代码做完。
 #
 # ## 值不值得加重排？看你的数据
 
 # %%
-# Published by the authors (README of QwenLM/Qwen3-Embedding): the top 100 of Qwen3-Embedding-0.6B, reranked.
+# Of Qwen3-Reranker, published by its authors (README of QwenLM/Qwen3-Embedding): the top 100 of Qwen3-Embedding-0.6B, reranked.
 tasks = ["MTEB-R\nEnglish", "CMTEB-R\nChinese", "MLDR\nlong documents", "MTEB-Code\ncode"]
 first_stage = np.array([61.82, 71.02, 50.26, 75.41])
 published = {
@@ -179,6 +274,3 @@ axes.spines[["top", "right"]].set_visible(False)
 # 别人的数据上的表格，说明不了你的数据上会怎样。自己测一次，只要一个下午和几十条标注：[第 6 节](06_evaluate_and_choose.ipynb)。
 #
 # **下一节：** [2 · 用 FAISS 做两阶段检索](02_two_stage_search.ipynb)
-
-# %%
-store.close()

@@ -9,16 +9,16 @@
 # 在 LangChain 程序里加重排，只多一个对象。这一节把它放进大家常放的三个位置：任意检索器后面、`ContextualCompressionRetriever` 里、链的一步；顺便看看第二个位置的坑。
 
 # %%
-MODEL = "pocket"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
-EMBEDDER = "pocket"  # the real one: "Qwen/Qwen3-Embedding-0.6B"
+MODEL = "mini"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
+EMBEDDER = "mini"  # the real one: "Qwen/Qwen3-Embedding-0.6B"
 
 # %% [markdown] lang="en"
-# > `pocket` is for learning and tests; it is not Qwen3-Reranker.
+# > All results below are those of `mini`, a small pair that ships with the package; it is not Qwen3-Reranker. Change the two lines above for the real models.
 #
 # We start from what you already have: a LangChain vector store. This one lives in memory; yours may be Milvus, Qdrant, pgvector or Elasticsearch, and nothing below changes.
 
 # %% [markdown] lang="zh"
-# > `pocket` 只用来学习和跑测试，它不是 Qwen3-Reranker。
+# > 下面的结果都出自随包附带的小模型 `mini`，不代表 Qwen3-Reranker。改掉上面两行，就换成真模型。
 #
 # 从你手头已有的东西开始：一个 LangChain 向量库。这里用内存版；换成 Milvus、Qdrant、pgvector 或 Elasticsearch，下面的代码都不用改。
 
@@ -27,8 +27,8 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from qwen_rerank import QwenScorer, load_embedder
-from qwen_rerank.samples import load_sample
+from qwen_rerank import load_embedder, load_scorer
+from qwen_rerank.samples import load_encyclopedia
 
 
 class OurEmbeddings(Embeddings):
@@ -44,12 +44,13 @@ class OurEmbeddings(Embeddings):
         return self.embedder.embed_queries([text])[0].tolist()
 
 
-sample = load_sample("en")
+sample = load_encyclopedia("en")  # about 500 sentences of Wikipedia
 vector_store = InMemoryVectorStore(OurEmbeddings(EMBEDDER))
 vector_store.add_documents(
     [Document(id=d.id, page_content=d.text, metadata=dict(d.metadata)) for d in sample.documents]
 )
-query = sample.queries[2]
+query = "What surrounds chloroplasts?"
+right = sample.relevant[query]
 print(query)
 
 # %% [markdown] lang="en"
@@ -61,35 +62,36 @@ print(query)
 # %%
 from qwen_rerank.langchain import QwenRerankCompressor, QwenRerankRetriever
 
-scorer = QwenScorer(MODEL)  # loaded once, shared by everything below
+scorer = load_scorer(MODEL)  # loaded once, shared by everything below
 retriever = QwenRerankRetriever(base_retriever=vector_store.as_retriever(), scorer=scorer, k=3, fetch_k=20)
+print(f"reranked by {MODEL}")
 for document in retriever.invoke(query):
-    print(f"{document.metadata['relevance_score']:.3f}  {document.id:<8} {document.metadata['title']}")
+    mark = "✓" if document.id == right else " "
+    print(f"{document.metadata['relevance_score']:.3f} {mark} {' · '.join(document.page_content.splitlines())[:100]}")
 
 # %% picture=true
 import matplotlib.pyplot as plt
 
-N_SHOWN = 10
+N_SHOWN = 8
 before = [document.id for document, _ in vector_store.similarity_search_with_score(query, k=20)]
-after = [document.id for document in retriever.invoke(query, k=20)]
-figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
-for name in after:
-    was, now = before.index(name) + 1, after.index(name) + 1
-    if min(was, now) > N_SHOWN:
+after = retriever.invoke(query, k=20)
+figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+for now, document in enumerate(after, start=1):
+    was = before.index(document.id) + 1
+    if now > N_SHOWN:
         continue
-    color = "tab:green" if now <= 3 else "lightgray"
-    axes.plot([0, 1], [was, now], color=color, marker="o", zorder=2 if now <= 3 else 1, clip_on=True)
-    if was <= N_SHOWN:
-        axes.annotate(f"{name}  {was}", (0, was), xytext=(-8, -3), textcoords="offset points", ha="right")
-    if now <= N_SHOWN:
-        axes.annotate(f"{now}  {name}", (1, now), xytext=(8, -3), textcoords="offset points")
+    color = "tab:green" if document.id == right else "tab:blue" if now <= 3 else "lightgray"
+    axes.plot([0, 1], [was, now], color=color, marker="o", linewidth=3 if document.id == right else 1.5)
+    text = document.page_content.split("\n", 1)[1]
+    label = f"{now}  {'✓ ' if document.id == right else ''}{document.metadata['title']}: {text[:52]}…"
+    axes.annotate(label, (1, now), xytext=(8, -3), textcoords="offset points", fontsize=8)
+    axes.annotate(was, (0, was), xytext=(-8, -3), textcoords="offset points", ha="right", fontsize=8)
 axes.axhline(3.5, color="tab:orange", linestyle="--", linewidth=1)
-axes.annotate(
-    "only these reach the LLM", (0.5, 3.5), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8
-)
-axes.set(
-    xlim=(-0.6, 1.6), ylim=(N_SHOWN + 0.5, 0.5), xticks=[0, 1], xticklabels=["vector store", "reranked"], yticks=[]
-)
+axes.annotate("above: what the LLM gets", (5, 3.5), xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=7)
+lowest = max(before.index(document.id) + 1 for document in after[:N_SHOWN])
+axes.set(xlim=(-0.2, 5), ylim=(max(lowest, N_SHOWN) + 0.5, 0.5), xticks=[0, 1], yticks=[])
+axes.set_xticklabels(["vector store", f"read by {MODEL}"], fontsize=8)
+axes.set_title(query, loc="left", fontsize=10)
 axes.spines[:].set_visible(False)
 
 # %% [markdown] lang="en"
@@ -154,7 +156,9 @@ rerank = (
 
 
 def as_text(documents):
-    return "\n".join(f"[{document.id}] {document.page_content}" for document in documents)
+    return "\n".join(
+        f"[{document.metadata['title']}] {document.page_content.splitlines()[1]}" for document in documents
+    )
 
 
 prompt = ChatPromptTemplate.from_template("Answer from these notes:\n{notes}\n\nQuestion: {question}")
@@ -184,7 +188,9 @@ from qwen_rerank.langchain import from_langchain
 
 search = TwoStageRetriever(from_langchain(vector_store.as_retriever()), Reranker(scorer), top_k=20, top_n=1)
 [hit] = search.retrieve(query)
-print(f"{hit.document.id}: log-odds {hit.log_odds:.2f}, rank {hit.index + 1} in the first stage")
+print(
+    f"{hit.document.text.splitlines()[1]}\nlog-odds {hit.log_odds:.2f} by {MODEL}, rank {hit.index + 1} in the first stage"
+)
 
 # %% [markdown] lang="en"
 # **Next:** [4 · LlamaIndex](04_llama_index.ipynb)

@@ -12,12 +12,12 @@
 MODEL = "pocket"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
 
 # %% [markdown] lang="en"
-# > `pocket` is for learning and tests; it is not Qwen3-Reranker.
+# > `pocket` stands in here, a tiny model of Qwen3-Reranker's shape, because the subject is the prompt that such a model reads. **It is for learning and tests, ranks badly, and is not Qwen3-Reranker.**
 #
 # ## The same model, the same documents, five prompts
 
 # %% [markdown] lang="zh"
-# > `pocket` 只用来学习和跑测试，它不是 Qwen3-Reranker。
+# > 这里用的是 `pocket`：结构与 Qwen3-Reranker 相同的微型模型，因为这一节讲的是这类模型读的提示词。**它只用来学习和跑测试，排序很差，不是 Qwen3-Reranker。**
 #
 # ## 同一个模型，同样的文档，五种提示词
 
@@ -58,7 +58,9 @@ for row, key in enumerate(SHOWN):
     ):
         axes.plot(value, row, "o", color=color, label=name if row == 0 else None, markersize=9, alpha=0.8)
 figure.legend(frameon=False, ncols=4, loc="outside upper center", fontsize=9)
-axes.set(yticks=range(len(SHOWN)), yticklabels=SHOWN.values(), xlabel="log-odds", ylim=(len(SHOWN) - 0.5, -0.5))
+axes.set(
+    yticks=range(len(SHOWN)), yticklabels=SHOWN.values(), xlabel=f"log-odds by {MODEL}", ylim=(len(SHOWN) - 0.5, -0.5)
+)
 axes.grid(axis="y", alpha=0.3)
 axes.spines[["top", "right"]].set_visible(False)
 
