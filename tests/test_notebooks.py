@@ -87,15 +87,6 @@ def test_every_picture_names_its_model_and_no_document_by_its_id(source):
 
 
 @of_every_notebook
-def test_its_text_says_that_the_small_model_is_not_qwen3(source):
-    small = re.match(r'MODEL = "(\w+)"', code_cells(source, "en")[0].source)[1]
-    for language in build.LANGUAGES:
-        note = next(cell.source for cell in committed(source, language).cells if cell.source.startswith(">"))
-        assert f"`{small}`" in note
-        assert "Qwen3-Reranker" in note
-
-
-@of_every_notebook
 def test_nothing_tells_of_the_machine_that_built_it(source):
     printed = [output.get("text", "") for cell in code_cells(source, "en") for output in cell.outputs]
     assert not re.search(r"/(tmp|home|root|Users)/", "\n".join(printed))
