@@ -54,6 +54,7 @@ def plain_http(url: str, key: str) -> None:
         headers={"authorization": f"Bearer {key}"},
         json={"query": query, "documents": [c.document.text for c in candidates], "top_n": 2},
         timeout=60,
+        trust_env=False,  # no proxy to this machine
     )
     answer.raise_for_status()
     print(f"\nPOST /v1/rerank, {query} ({answer.json()['model']})")
@@ -128,7 +129,7 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            if httpx2.get(f"{url}/health/ready").status_code == 200:
+            if httpx2.get(f"{url}/health/ready", trust_env=False).status_code == 200:
                 return
         except httpx2.TransportError:  # the port is not open yet
             pass

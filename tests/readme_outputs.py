@@ -42,9 +42,9 @@ def run(code: str, folder: Path) -> str:
 
 
 def demo() -> str:
-    """Return the demo's first question of each language, and its counts."""
+    """Return the first two places of the demo's first question in each language, and its counts."""
     with TemporaryDirectory() as folder:
-        printed = output([sys.executable, "-m", "qwen_rerank", "demo"], Path(folder))
+        printed = output([sys.executable, "-m", "qwen_rerank", "demo", "--top-n", "2"], Path(folder))
     lines = [line.rstrip() for line in printed.splitlines()]
     shown = []
     for language in LANGUAGES:
@@ -106,7 +106,7 @@ def with_outputs(text: str) -> str:
 
     text = _PYTHON.sub(again, text)
     text = _between(
-        text, "demo", f"```text\n$ qwen-rerank demo      # one of its questions in each language\n{demo()}\n```"
+        text, "demo", f"```text\n$ qwen-rerank demo --top-n 2  # one of its questions in each language\n{demo()}\n```"
     )
     text = _between(text, "files", f"```text\n{files(text)}\n```")
     return _between(text, "answer", f"```json\n{answer(text)}\n```")

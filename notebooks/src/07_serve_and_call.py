@@ -106,7 +106,7 @@ url = f"http://127.0.0.1:{port}"
 
 def is_ready():
     try:
-        return httpx2.get(f"{url}/health/ready").status_code == 200
+        return httpx2.get(f"{url}/health/ready", trust_env=False).status_code == 200
     except httpx2.TransportError:
         return False
 
@@ -120,7 +120,8 @@ print("ready")
 # %%
 import json
 
-answer = httpx2.post(f"{url}/v1/rerank", json={"query": QUERY, "documents": list(PLANETS.values()), "top_n": 2}).json()
+question = {"query": QUERY, "documents": list(PLANETS.values()), "top_n": 2}
+answer = httpx2.post(f"{url}/v1/rerank", json=question, trust_env=False).json()  # no proxy to this machine
 print(json.dumps(answer, indent=1))
 
 # %% [markdown] lang="en"
@@ -223,7 +224,7 @@ class ForgottenTemplate(BaseHTTPRequestHandler):
 stand_in = HTTPServer(("127.0.0.1", 0), ForgottenTemplate)
 threading.Thread(target=stand_in.serve_forever, daemon=True).start()
 wrong = f"http://127.0.0.1:{stand_in.server_port}"
-print(httpx2.post(f"{wrong}/v1/rerank", json={"query": QUERY, "documents": list(PLANETS.values())}).status_code)
+print(httpx2.post(f"{wrong}/v1/rerank", json=question, trust_env=False).status_code)
 
 # %%
 from qwen_rerank.check import CheckOptions, check

@@ -43,7 +43,7 @@ def snippet(text: str) -> str:
     """
     title, dot, rest = text[: 4 * _SNIPPET_CHARS].strip().partition("\n")
     line = f"{printable(title)} · {printable(rest)}" if dot else printable(title)
-    return escape(line[:_SNIPPET_CHARS])
+    return escape(line if len(line) <= _SNIPPET_CHARS else line[: _SNIPPET_CHARS - 1].rstrip() + "…")
 
 
 def printable(text: str) -> str:
