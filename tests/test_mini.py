@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 import qwen_rerank
-from qwen_rerank import load_embedder, load_scorer
+from qwen_rerank import CrossEncoderScorer, load_embedder, load_scorer
+from qwen_rerank.embedders.onnx import OnnxEmbedder
 
 FOLDER = Path(qwen_rerank.__file__).parent / "mini"
 CASES = {
@@ -42,6 +43,19 @@ def test_the_embedder_finds_the_answer(query):
     alike = embedder.embed_documents(CASES[query]) @ embedder.embed_queries([query])[0]
 
     assert int(np.argmax(alike)) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_neither_threads_nor_company_change_a_bit(scorer, threads):
+    texts = [("a short cat " * n).strip() for n in (1, 40, 7, 3, 90, 1)]
+    embedder = load_embedder("mini")
+    other = CrossEncoderScorer("mini", backend="onnx", threads=threads)
+
+    np.testing.assert_array_equal(other.score("a cat", texts), [scorer.score("a cat", [t])[0] for t in texts])
+    np.testing.assert_array_equal(
+        OnnxEmbedder(FOLDER, name="mini", threads=threads).embed_documents(texts),
+        np.concatenate([embedder.embed_documents([text]) for text in texts]),
+    )
 
 
 def test_no_text_becomes_a_control_token():

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ _NUMPY_TYPES |= {12: "<u4", 13: "<u8"}
 _SAMPLE_BYTES = 4096
 # What lies in the processor's cache: encoders 384 wide took 20 % less of its time at 512 tokens than at 4,096.
 _TOKENS_A_THREAD = 256
+# Where each row is a run of its own: enough rows that no thread waits long for the others at the end of a batch.
+_TOKENS_A_THREAD_BY_ROW = 2048
 _SILENT = 4  # fatal alone: what goes wrong is raised, and said once
 _MARKS = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _registering = ForkLock()
@@ -38,6 +41,9 @@ class OnnxSession:
     Memory is bounded: nothing is computed while loading, and a run may allocate at most `WORKING_BYTES`, whatever sizes
     the graph asks for, and gives it back. A forked process, where the runtime's threads are gone, opens the graph again.
 
+    A graph that rounds a whole batch by its largest value would let one text's result depend on another's. Each row is
+    then a run of its own, without padding, and the threads take a row each.
+
     Args:
         graph: As `read_graph` gave it.
         output: Name of the output to read; None where there is one, or where one of `logits` and `last_hidden_state` is.
@@ -47,8 +53,7 @@ class OnnxSession:
 
     Attributes:
         inputs: Names of what the graph takes.
-        tokens_at_once: How many tokens a batch should have at most, unless it is one row: what is fast, and 1 where the
-            graph rounds a whole batch by its largest value, so that one text's vector would depend on another's.
+        tokens_at_once: How many tokens a batch should have at most, unless it is one row: what is fast.
         digest: 64 hex digits over graph and weights.
 
     Raises:
@@ -60,10 +65,10 @@ class OnnxSession:
     ) -> None:
         self._path = graph.path
         self.digest = graph_digest(graph)
-        self._settings = (threads, fold)
-        self.tokens_at_once = _TOKENS_A_THREAD * max(2, threads or os.cpu_count() or 1)
-        if graph.rounds_by_batch:
-            self.tokens_at_once = 1
+        self._threads = threads or _usable_cores()
+        self._by_row = graph.rounds_by_batch
+        self._settings = (1 if self._by_row else threads, fold)
+        self.tokens_at_once = max(2, self._threads) * (_TOKENS_A_THREAD_BY_ROW if self._by_row else _TOKENS_A_THREAD)
         self._dtypes = {value.name: _INPUT_TYPES[_check_input(graph, value)] for value in graph.inputs.values()}
         self.inputs = frozenset(self._dtypes)
         if "input_ids" not in self.inputs:
@@ -74,11 +79,18 @@ class OnnxSession:
         # Memory is given back after each run, or that of the longest batch would be kept for ever: 1.4 GB after
         # 32 x 512 tokens in a small encoder. It costs nothing that could be measured.
         self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._start(graph)
+
+    def _start(self, graph: Graph) -> None:
         self._session = _open(graph, *self._settings)
+        self._pool = ThreadPoolExecutor(self._threads, "qwen-rerank-onnx")
         self._pid = os.getpid()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the output for a batch, as float32.
+        """Return the output for a batch, as float32; zeros stand behind the end of a row that is run by itself.
+
+        Args:
+            feeds: The inputs, `(n_rows, n_tokens)`, padded on the right; `attention_mask` even where the graph takes none.
 
         Raises:
             DeviceOutOfMemoryError: If the batch needs more memory than a run may take.
@@ -88,6 +100,13 @@ class OnnxSession:
         if os.getpid() != self._pid:
             self._open_again()
         given = {name: feeds[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
+        if not self._by_row:
+            return self._run(given)
+        lengths = feeds["attention_mask"].sum(axis=1)
+        rows = [{name: a[i : i + 1, :n] for name, a in given.items()} for i, n in enumerate(lengths)]
+        return _stacked(list(map(self._run, rows) if len(rows) == 1 else self._pool.map(self._run, rows)))
+
+    def _run(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
         try:
             [found] = self._session.run([self._output], given, self._options)
         except Exception as exc:  # the runtime's errors have no common base
@@ -104,8 +123,7 @@ class OnnxSession:
         graph = read_graph(self._path)
         if graph_digest(graph) != self.digest:
             raise ModelCorruptError(f"{self._path} has changed since process {self._pid} opened it; start anew.")
-        self._session = _open(graph, *self._settings)
-        self._pid = os.getpid()
+        self._start(graph)
 
 
 def graph_digest(graph: Graph) -> str:
@@ -179,6 +197,20 @@ def _open(graph: Graph, threads: int | None, fold: bool) -> Any:
         raise ModelCorruptError(f"{graph.path} cannot be loaded ({_reason(exc)}); download it again.") from exc
     session._model_bytes = None  # kept for a second try; it would hold all weights twice
     return session
+
+
+def _usable_cores() -> int:
+    """Return how many cores this process may use, where the system says; else how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _stacked(rows: list[np.ndarray]) -> np.ndarray:
+    """Return the outputs of single rows as that of one batch, with zeros behind the shorter ones."""
+    out = np.zeros((len(rows), *max(row.shape[1:] for row in rows)), dtype=np.float32)
+    for i, row in enumerate(rows):
+        place: tuple[int | slice, ...] = (i, *(slice(size) for size in row.shape[1:]))
+        out[place] = row[0]
+    return out
 
 
 def _external_value(tensor: ExternalTensor) -> Any:
