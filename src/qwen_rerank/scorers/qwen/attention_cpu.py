@@ -14,15 +14,18 @@ CpuPlan = tuple[Sequence[Segment], Sequence[Segment]]  # segments in the order o
 
 _BLOCK = 64  # query rows of one pair of products: fewer skip more keys that causality hides, and multiply slower
 _STRIDED_KEYS = 512  # float32 keys of a segment that are not worth a copy in the order of the products
-_WEIGHT_BYTES = 1 << 20  # attention weights of one pair of products, which stay in the cores' own caches
+_WEIGHT_BYTES = (
+    4 << 20
+)  # attention weights of one pair of products, for each thread: a head for each, and near the cores
+_KERNEL_KEYS = 1024  # float32 keys above which PyTorch's fused kernel is faster for rows that see little before them
 
 
 class CpuAttention:
     """Attention over packed rows.
 
     A loop of dense calls needs no mask over the whole batch, which would grow with the square of its rows. Two plain matrix
-    products and a softmax over a block of rows and a few heads beat PyTorch's fused kernel for every length: the products
-    run at the speed of the model's own, and what lies between them stays in the caches.
+    products and a softmax over a block of rows and a few heads beat PyTorch's fused kernel, but for long documents in
+    float32: the products run at the speed of the model's own, and what lies between them stays in the caches.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -70,9 +73,12 @@ class CpuAttention:
         """
         (n_kv_heads, n_keys, size), (n_rows, n_heads, _) = key.shape, query.shape
         n_prefix, per_kv_head = n_keys - n_rows, n_heads // n_kv_heads
+        if key.dtype == torch.float32 and n_keys > _KERNEL_KEYS and n_prefix <= n_rows // 4:
+            out.copy_(_fused(query, key, value))
+            return
         query, out = (rows.view(n_rows, n_kv_heads, per_kv_head, size).permute(1, 2, 0, 3) for rows in (query, out))
         # Chosen by the shape alone, so that a segment has the same bits in every batch.
-        step = max(1, _WEIGHT_BYTES // (_BLOCK * per_kv_head * n_keys * key.element_size()))
+        step = max(1, _WEIGHT_BYTES * torch.get_num_threads() // (_BLOCK * per_kv_head * n_keys * key.element_size()))
         for first in range(0, n_kv_heads, step):
             heads = slice(first, first + step)
             for start in range(0, n_rows, _BLOCK):
@@ -100,6 +106,17 @@ class CpuAttention:
         own.add_(self._mask[:n_rows, :n_rows])
         torch.softmax(weights, dim=-1, out=weights)
         return torch.bmm(weights, value).view(query.shape)
+
+
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attend with the kernel's own causality, which needs no mask but as many queries as keys.
+
+    The rows of zeros that stand for the prefix cost little beside a long document. Shapes as in `CpuAttention._segment`.
+    """
+    n_prefix = key.shape[1] - len(query)
+    filled = torch.cat((query.new_zeros(n_prefix, *query.shape[1:]), query)).transpose(0, 1)
+    attn_out = scaled_dot_product_attention(filled[None], key[None], value[None], is_causal=True, enable_gqa=True)
+    return attn_out[0].transpose(0, 1)[n_prefix:]
 
 
 def _gather(segment: Segment, kv: KV, past_kv: KV | None) -> KV:
