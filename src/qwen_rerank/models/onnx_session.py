@@ -48,7 +48,7 @@ class OnnxSession:
         graph: As `read_graph` gave it.
         output: Name of the output to read; None where there is one, or where one of `logits` and `last_hidden_state` is.
         rank: How many dimensions the output may have.
-        threads: Threads of one run; None for one a core.
+        threads: Threads that compute at once; None for one a core.
         fold: Whether what is constant may be computed while loading, where memory has no bound: for our own graphs alone.
 
     Attributes:
@@ -104,7 +104,7 @@ class OnnxSession:
             return self._run(given)
         lengths = feeds["attention_mask"].sum(axis=1)
         rows = [{name: a[i : i + 1, :n] for name, a in given.items()} for i, n in enumerate(lengths)]
-        return _stacked(list(map(self._run, rows) if len(rows) == 1 else self._pool.map(self._run, rows)))
+        return _stacked(list(self._pool.map(self._run, rows)))
 
     def _run(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
         try:
