@@ -24,7 +24,7 @@ from origin import unpacked
 
 LEVELS = 127
 LONGEST = 256  # tokens of a pair in training
-OPSET, CONTRIB, IR = 20, "com.microsoft", 9
+OPSET, CONTRIB, IR = 21, "com.microsoft", 10  # the first with four-bit numbers
 
 
 class Graph:
@@ -50,6 +50,13 @@ class Graph:
         self._names += 1
         name = name or f"c_{self._names}"
         self.tensors.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def packed(self, pairs: np.ndarray, shape: tuple[int, int]) -> str:
+        """Add four-bit numbers from 0 to 15, two a byte, as an initializer and return its name."""
+        self._names += 1
+        name = f"c_{self._names}"
+        self.tensors.append(TensorProto(name=name, data_type=TensorProto.UINT4, dims=shape, raw_data=pairs.tobytes()))
         return name
 
     def model(self, output: str, shape: list) -> onnx.ModelProto:
@@ -88,16 +95,12 @@ def linear_four(g: Graph, x: str, blocks: list[np.ndarray], bias: np.ndarray, *,
     values, scales = (np.concatenate(parts) for parts in zip(*(unpacked(b) for b in blocks), strict=True))
     n, k = values.shape
     whole = np.abs(values.reshape(n, -1, 32).astype(np.float32) * scales[..., None]).max((1, 2)) / LEVELS + 1e-12
-    packed, last = g.constant(nibbles(values)), g.constant(np.array([2]))
-    low = g.add("BitwiseAnd", packed, g.constant(np.uint8(15)))
-    high = g.add("BitShift", packed, g.constant(np.uint8(4)), direction="RIGHT")
-    both = g.add("Concat", g.add("Unsqueeze", low, last), g.add("Unsqueeze", high, last), axis=2)
-    both = g.add("Reshape", both, g.constant(np.array([n, k // 32, 32])))
-    both = g.add("Sub", g.add("Cast", both, to=TensorProto.FLOAT), g.constant(np.float32(8)))
-    share = g.constant((scales / whole[:, None]).astype(np.float16)[..., None])
-    both = g.add("Mul", both, g.add("Cast", share, to=TensorProto.FLOAT))
-    both = g.add("Transpose", g.add("Reshape", both, g.constant(np.array([n, k]))), perm=[1, 0])
-    return product(g, x, g.add("Cast", g.add("Round", both), to=TensorProto.INT8), whole, bias, after_gelu=after_gelu)
+    packed = g.packed(nibbles(values), (n, k))
+    middle = g.packed(nibbles(np.zeros((n, k // 32), np.int8)), (n, k // 32))
+    share = g.add("Cast", g.constant((scales / whole[:, None]).astype(np.float16)), to=TensorProto.FLOAT)
+    both = g.add("DequantizeLinear", packed, share, middle, axis=1, block_size=32)
+    both = g.add("Transpose", g.add("Cast", g.add("Round", both), to=TensorProto.INT8), perm=[1, 0])
+    return product(g, x, both, whole, bias, after_gelu=after_gelu)
 
 
 def linear_eight(g: Graph, x: str, weight: np.ndarray, bias: np.ndarray, *, after_gelu: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,9 +76,13 @@ class OnnxEmbedder(SharedCopies):
             )
         settings = read_settings(path)
         checked = read_graph(find_graph(path, graph, "embedder"))
-        self._session = OnnxSession(checked, output=None, rank=(2, 3), threads=threads, fold=name in SHIPPED)
-        tokenizer_json = read_tokenizer(path / "tokenizer.json")
-        self._tokenizer = safe_tokenizer(tokenizer_json)
+        with ThreadPoolExecutor(1) as beside:  # the runtime opens a graph for longer than the tokenizer takes
+            opening = beside.submit(
+                OnnxSession, checked, output=None, rank=(2, 3), threads=threads, fold=name in SHIPPED
+            )
+            tokenizer_json = read_tokenizer(path / "tokenizer.json")
+            self._tokenizer = safe_tokenizer(tokenizer_json)
+        self._session = opening.result()
         self._prompts = _prompts(path)
         self._in_pair = not any(self._prompts.values()) and _starts_anew(self._tokenizer)
         self._takes_first = _takes_first(path)

@@ -176,7 +176,9 @@ def _open(graph: Graph, threads: int | None, fold: bool) -> Any:
     if threads is not None:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.use_env_allocators", "1")
-    if not fold:  # it runs parts of the graph outside of the arena
+    if fold:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # stored in four bits, computed in eight
+    else:  # folding runs parts of the graph outside of the arena
         options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
     values = [_external_value(tensor) for tensor in graph.external]
     if values:

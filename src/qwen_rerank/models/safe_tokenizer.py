@@ -50,7 +50,8 @@ def _rename(model: dict[str, Any], control: set[int]) -> None:
     names = {i: f"<{secrets.token_hex(16)}>" for i in control}
     vocab = model["vocab"]
     if isinstance(vocab, list):  # unigram: pieces with their scores, in the order of the ids
-        model["vocab"] = [[names.get(i, piece), score] for i, (piece, score) in enumerate(vocab)]
+        for i in names.keys() & range(len(vocab)):
+            vocab[i] = [names[i], vocab[i][1]]
         return
     if model.get("unk_token") is not None:
         model["unk_token"] = names.get(vocab.get(model["unk_token"]), model["unk_token"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from qwen_rerank.errors import ModelError
 from qwen_rerank.extras import is_importable
@@ -46,14 +47,14 @@ class LoadedModel:
 
     Attributes:
         network: The classifier.
-        tokenizer_json: Its tokenizer.
+        tokenizer: Its tokenizer, whose control tokens no text can reach.
         pad_id: Fills shorter prompts of a batch.
         max_length: Longest prompt it was made for, in tokens; None where the files do not say.
         fingerprint: 32 hex digits over configuration, tokenizer and weights.
     """
 
     network: Network
-    tokenizer_json: str
+    tokenizer: Tokenizer
     pad_id: int
     max_length: int | None
     fingerprint: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from qwen_rerank.errors import InvalidInputError, ModelError
 from qwen_rerank.models.folder import longest_input, read_tokenizer
 from qwen_rerank.models.onnx_graph import find_graph, read_graph
 from qwen_rerank.models.onnx_session import OnnxSession
+from qwen_rerank.models.safe_tokenizer import safe_tokenizer
 from qwen_rerank.scorers.cross_encoder.classifier import LoadedModel, read_classifier
 
 
@@ -68,12 +70,15 @@ def load_onnx(
         )
     settings = read_classifier(path)
     checked = read_graph(find_graph(path, graph))
-    session = OnnxSession(checked, output=None, rank=(1, 2), threads=threads, fold=is_ours)
-    tokenizer_json = read_tokenizer(path / "tokenizer.json")
+    with ThreadPoolExecutor(1) as beside:  # the runtime opens a graph for as long as the tokenizer takes
+        opening = beside.submit(OnnxSession, checked, output=None, rank=(1, 2), threads=threads, fold=is_ours)
+        tokenizer_json = read_tokenizer(path / "tokenizer.json")
+        tokenizer = safe_tokenizer(tokenizer_json)
+    session = opening.result()
     parts = (session.digest, tokenizer_json, json.dumps(settings, sort_keys=True))
     return LoadedModel(
         network=OnnxNetwork(session, checked.path),
-        tokenizer_json=tokenizer_json,
+        tokenizer=tokenizer,
         pad_id=pad if isinstance(pad := settings.get("pad_token_id"), int) and pad >= 0 else 0,
         max_length=longest_input(path, settings),
         fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32],

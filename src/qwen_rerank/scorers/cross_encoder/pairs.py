@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 
 from qwen_rerank.errors import QueryTooLongError
-from qwen_rerank.models.safe_tokenizer import safe_tokenizer
 from qwen_rerank.types import Fit
 
 _SLACK = 64  # tokens beyond the room, so that cutting the text does not change the tokens that are kept
@@ -35,13 +34,13 @@ class PairEncoder:
     Thread-safe: nothing of the tokenizer is changed after construction.
 
     Args:
-        tokenizer_json: The model's tokenizer.
+        tokenizer: The model's, as `safe_tokenizer` gives it.
         max_length: Tokens of one pair, control tokens included.
     """
 
-    def __init__(self, tokenizer_json: str, *, max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int) -> None:
         self.max_length = max_length
-        self._tokenizer = safe_tokenizer(tokenizer_json)
+        self._tokenizer = tokenizer
         self._n_control = self._tokenizer.num_special_tokens_to_add(True)
 
     def encode(self, query: str, documents: Sequence[str]) -> list[Pair]:

@@ -109,7 +109,7 @@ class CrossEncoderScorer(BaseScorer):
         )
         self._thread = ComputeThread("qwen-rerank-cross-encoder")
         loaded = self._thread.run(_load, self.config)
-        self._encoder = PairEncoder(loaded.tokenizer_json, max_length=_max_length(max_length, loaded.max_length))
+        self._encoder = PairEncoder(loaded.tokenizer, max_length=_max_length(max_length, loaded.max_length))
         self._network = loaded.network
         self.device = loaded.network.device
         self._thread.on_cpu = self.device == "cpu"

@@ -21,6 +21,7 @@ from qwen_rerank.errors import (
 )
 from qwen_rerank.models.folder import folder_digest, longest_input, weight_files
 from qwen_rerank.models.names import first_line
+from qwen_rerank.models.safe_tokenizer import safe_tokenizer
 from qwen_rerank.scorers.cross_encoder.classifier import LoadedModel, read_classifier
 from qwen_rerank.sharing import check_gpu_after_fork
 
@@ -90,7 +91,7 @@ def load_torch(path: Path, *, device: str, dtype: str, threads: int | None) -> L
     tokenizer_json = tokenizer.backend_tokenizer.to_str()
     return LoadedModel(
         network=TorchNetwork(module, where, frozenset(tokenizer.model_input_names), threads),
-        tokenizer_json=tokenizer_json,
+        tokenizer=safe_tokenizer(tokenizer_json),
         pad_id=tokenizer.pad_token_id or 0,
         max_length=longest_input(path, settings, tokenizer.model_max_length),
         fingerprint=hashlib.sha256((folder_digest(path) + tokenizer_json).encode()).hexdigest()[:32],
