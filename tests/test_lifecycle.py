@@ -33,6 +33,7 @@ from qwen_rerank.langchain import QwenRerankRetriever as LangChainRetriever
 from qwen_rerank.llama_index import QwenRerankPostprocessor
 from qwen_rerank.llama_index import QwenRerankRetriever as LlamaIndexRetriever
 from qwen_rerank.pipeline import FusedFirstStage
+from qwen_rerank.store import ShardedFirstStage
 from tests.forks import TEXTS, make_embedder
 from tests.scorers.cross_encoders import make_bert
 
@@ -104,6 +105,7 @@ def objects(tmp_path_factory) -> dict[str, object]:
         "TwoStageRetriever": TwoStageRetriever(reader, reranker),
         "FusedFirstStage": FusedFirstStage([lexical, reader]),
         "FaissStore": reader,
+        "ShardedFirstStage": ShardedFirstStage([reader]),
         "BM25Index": lexical,
         "StaticEmbedder": embedder,
         "SentenceTransformerEmbedder": dense,
@@ -116,7 +118,7 @@ def objects(tmp_path_factory) -> dict[str, object]:
 
 KINDS = (
     "QwenScorer", "CachedScorer", "CrossEncoderScorer", "HttpScorer", "ScorerPool", "Reranker", "Cascade", "TwoStageRetriever",
-    "FusedFirstStage", "FaissStore", "BM25Index", "StaticEmbedder", "SentenceTransformerEmbedder",
+    "FusedFirstStage", "FaissStore", "ShardedFirstStage", "BM25Index", "StaticEmbedder", "SentenceTransformerEmbedder",
     "QwenRerankCompressor", "QwenRerankPostprocessor", "LangChain's QwenRerankRetriever",
     "LlamaIndex's QwenRerankRetriever",
 )  # fmt: skip

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -185,6 +185,26 @@ _FIELDS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class WordStatistics:
+    """The facts about all texts that BM25 weighs one text's words by; those of several indexes add up.
+
+    Attributes:
+        n_texts: How many texts there are.
+        n_terms: How many terms they have together.
+        holding: Hash of a term to the number of texts that hold it.
+    """
+
+    n_texts: int
+    n_terms: int
+    holding: Mapping[int, int]
+
+    def __add__(self, other: WordStatistics) -> WordStatistics:
+        holding = Counter(self.holding)
+        holding.update(other.holding)
+        return WordStatistics(self.n_texts + other.n_texts, self.n_terms + other.n_terms, holding)
+
+
 class WordIndex:
     """Texts by row number, found by the words that they share with a query; scores as Lucene's BM25.
 
@@ -199,7 +219,8 @@ class WordIndex:
         self._k1 = k1
         self._b = b
         self._parts: list[Part] = []
-        self._norms: list[np.ndarray] | None = None
+        self._norms: tuple[float, list[np.ndarray]] | None = None  # of texts of this mean length
+        self._n_terms: int | None = None
 
     def __len__(self) -> int:
         return sum(int(part.alive.sum()) for part in self._parts)
@@ -223,17 +244,19 @@ class WordIndex:
         # As the digits of a binary number: a part is merged again only when it has doubled.
         while len(self._parts) > 1 and _size(self._parts[-2]) <= min(2 * _size(self._parts[-1]), _MERGE_UP_TO):
             self._parts[-2:] = [_merged(self._parts[-2:])]
-        self._norms = None
+        self._norms = self._n_terms = None
 
     def remove(self, rows: np.ndarray) -> None:
         """Remove these rows; unknown ones are ignored."""
         for part in self._parts:
             part.remove(rows)
-        self._norms = None
+        self._norms = self._n_terms = None
 
     # Searching
 
-    def search(self, query: str, top_k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, query: str, top_k: int, allowed: np.ndarray | None = None, statistics: WordStatistics | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return row numbers, int64, and scores, float32, of the texts that share a term with the query, best first.
 
         Equal scores are in the order of their rows.
@@ -242,39 +265,48 @@ class WordIndex:
             query: What to look for.
             top_k: Longest result, at least 1.
             allowed: For each row number from 0 whether it may be found, bool; None is all.
+            statistics: Of the query's terms among all texts, where these are only a part of them; None for its own.
         """
-        wanted = Counter(terms(query))
-        weights = dict(zip(_hashes(list(wanted)).tolist(), wanted.values(), strict=True))
-        found = self._best(weights, top_k, allowed)
+        weights = _weights(query)
+        found = self._best(weights, top_k, allowed, statistics or self._statistics(weights))
         rows = _concatenated([rows for rows, _ in found], np.int64)
         scores = _concatenated([scores for _, scores in found], np.float32)
         order = np.argsort(-scores, kind="stable")[:top_k]
         return rows[order], scores[order]
 
+    def statistics(self, queries: Sequence[str]) -> WordStatistics:
+        """Return what these texts tell of the terms of queries."""
+        return self._statistics({term for query in queries for term in _weights(query)})
+
+    def _statistics(self, hashes: Iterable[int]) -> WordStatistics:
+        # Removed texts do not count, so that a score does not tell what was there before.
+        holding = {term: sum(part.n_alive(part.postings(term)[0]) for part in self._parts) for term in hashes}
+        if self._n_terms is None:
+            self._n_terms = sum(int(part.lengths[part.alive].sum(dtype=np.int64)) for part in self._parts)
+        return WordStatistics(len(self), self._n_terms, holding)
+
     def _best(
-        self, weights: dict[int, int], top_k: int, allowed: np.ndarray | None
+        self, weights: dict[int, int], top_k: int, allowed: np.ndarray | None, known: WordStatistics
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return for each part rows and scores of its best `top_k` texts, and of those with the score of the last."""
-        if self._norms is None:
-            self._norms = self._length_norms()
-        total = len(self)
+        norms = self._length_norms(known.n_terms / max(1, known.n_texts) or 1.0)
         postings, importances = [], []
         for term, weight in weights.items():
-            found = [part.postings(term) for part in self._parts]
-            # Removed texts do not count, so that a score does not tell what was there before.
-            holding = sum(part.n_alive(places) for part, (places, _) in zip(self._parts, found, strict=True))
-            postings.append(found)
-            importances.append(np.float32(weight * math.log(1 + (total - holding + 0.5) / (holding + 0.5))))
+            postings.append([part.postings(term) for part in self._parts])
+            holding = known.holding[term]
+            importances.append(np.float32(weight * math.log(1 + (known.n_texts - holding + 0.5) / (holding + 0.5))))
         return [
             part.best([(*found[number], weight) for found, weight in zip(postings, importances)], norm, top_k, allowed)
-            for number, (part, norm) in enumerate(zip(self._parts, self._norms, strict=True))
+            for number, (part, norm) in enumerate(zip(self._parts, norms, strict=True))
         ]
 
-    def _length_norms(self) -> list[np.ndarray]:
+    def _length_norms(self, mean: float) -> list[np.ndarray]:
         """Return what BM25 adds to a term's count, float32 for each document: more for a long one."""
-        total = sum(int(part.lengths[part.alive].sum(dtype=np.int64)) for part in self._parts)
-        mean = total / max(1, len(self)) or 1.0
-        return [(self._k1 * (1 - self._b + self._b * (part.lengths / mean))).astype(np.float32) for part in self._parts]
+        k1, b, known = self._k1, self._b, self._norms
+        if known is None or known[0] != mean:
+            known = (mean, [(k1 * (1 - b + b * (part.lengths / mean))).astype(np.float32) for part in self._parts])
+            self._norms = known
+        return known[1]
 
     # Files
 
@@ -309,12 +341,18 @@ class WordIndex:
             raise ValueError("it is shorter than it says")
         size = len(_FIELDS)
         self._parts = [Part(*arrays[start : start + size]) for start in range(0, len(arrays), size)]
-        self._norms = None
+        self._norms = self._n_terms = None
 
     def same_as(self, other: WordIndex) -> bool:
         """Return whether both hold the same texts, word for word."""
         mine, theirs = _merged(self._parts), _merged(other._parts)
         return all(np.array_equal(getattr(mine, name), getattr(theirs, name)) for name, _ in _FIELDS)
+
+
+def _weights(query: str) -> dict[int, int]:
+    """Return the hash of each term of a query and how often it stands there."""
+    wanted = Counter(terms(query))
+    return dict(zip(_hashes(list(wanted)).tolist(), wanted.values(), strict=True))
 
 
 def _size(part: Part) -> int:

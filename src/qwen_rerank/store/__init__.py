@@ -22,6 +22,7 @@ from qwen_rerank.store.errors import (
 from qwen_rerank.store.faiss_build import faiss_wheels
 from qwen_rerank.store.faiss_store import FaissStore
 from qwen_rerank.store.opening import StoreStatistics, VerifyReport, built_with, verify_store
+from qwen_rerank.store.sharded import ShardedFirstStage
 from qwen_rerank.store.transfer import ImportedDocuments, export_store, read_export
 from qwen_rerank.store.tuning import TunedEffort
 
@@ -38,6 +39,7 @@ __all__ = [
     "ImportedDocuments",
     "InvalidEmbeddingError",
     "NotAStoreError",
+    "ShardedFirstStage",
     "StoreClosedError",
     "StoreExistsError",
     "StoreFullError",

@@ -17,6 +17,7 @@ from qwen_rerank.store.filter_sql import Sql, compile_filter
 from qwen_rerank.store.handle import StoreHandle
 from qwen_rerank.store.rows import Row
 from qwen_rerank.types import Candidate
+from qwen_rerank.words import WordStatistics
 
 MODES = ("hybrid", "dense", "lexical")
 # Each half recalls at least this many, so that the first of a short result are those of a long one.
@@ -77,16 +78,20 @@ class SearchHandle(StoreHandle):
         mode: str,
         filter: Mapping[str, Any] | None,
         weights: Sequence[float] | None = None,
+        statistics: WordStatistics | None = None,
     ) -> list[list[Candidate]]:
-        """Return the candidates of every query; `vectors` are those of the queries, None for a lexical search."""
+        """Return the candidates of every query; `vectors` are those of the queries, None for a lexical search.
+
+        `statistics` are those of the queries' words, where this store has only a part of all texts.
+        """
         condition = None if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
-        depth = max(2 * top_k, _HYBRID_DEPTH) if mode == "hybrid" else top_k
+        depth = recall_depth(mode, top_k)
         with self._searching() as at_hand:
-            found = self._found(texts, vectors, top_k, depth, mode, condition, weights, at_hand=at_hand)
+            found = self._found(texts, vectors, top_k, depth, mode, condition, weights, statistics, at_hand=at_hand)
         if found is None:
             # What it needs is in the writer's hands: a commit that it missed, a new filter, a document that is being replaced.
             with self._guard.using(), self._guard.changing(), self._current():
-                found = self._found(texts, vectors, top_k, depth, mode, condition, weights, at_hand=True)
+                found = self._found(texts, vectors, top_k, depth, mode, condition, weights, statistics, at_hand=True)
         hits, rows = found if found is not None else ([], {})
         kind = {"hybrid": "fused", "lexical": "bm25", "dense": self._settings.metric}[mode]
         return [
@@ -106,6 +111,7 @@ class SearchHandle(StoreHandle):
         mode: str,
         condition: Sql | None,
         weights: Sequence[float] | None,
+        statistics: WordStatistics | None,
         *,
         at_hand: bool,
     ) -> tuple[list[Hits], dict[int, Row]] | None:
@@ -115,7 +121,7 @@ class SearchHandle(StoreHandle):
         allowed = None if condition is None else self._allowed(condition)
         try:
             dense = [] if vectors is None else self._dense(vectors, depth, allowed)
-            lexical = [] if mode == "dense" else self._lexical(texts, depth, allowed)
+            lexical = [] if mode == "dense" else self._lexical(texts, depth, allowed, statistics)
             hits = dense or lexical
             if mode == "hybrid":
                 hits = [_fused(pair, top_k, weights) for pair in zip(dense, lexical, strict=True)]
@@ -138,8 +144,24 @@ class SearchHandle(StoreHandle):
         found = iter(self._vectors.index.search(self._scaled(vectors[known]), depth, allowed))
         return [next(found) if one else (np.empty(0, np.int64), np.empty(0, np.float32)) for one in known]
 
-    def _lexical(self, texts: Sequence[str], depth: int, allowed: np.ndarray | None) -> list[Hits]:
-        return [] if self._words is None else [self._words.index.search(text, depth, allowed) for text in texts]
+    def _lexical(
+        self, texts: Sequence[str], depth: int, allowed: np.ndarray | None, statistics: WordStatistics | None
+    ) -> list[Hits]:
+        index = None if self._words is None else self._words.index
+        return [] if index is None else [index.search(text, depth, allowed, statistics) for text in texts]
+
+    def _prepared(self, texts: Sequence[str], mode: str | None, *, embeds: bool) -> tuple[str, WordStatistics]:
+        """Return the mode of a search as `_mode` chooses it, and what this store tells of the queries' words."""
+        with self._searching():
+            chosen = self._mode(mode, embeds=embeds)
+            if chosen == "dense" or self._words is None:
+                return chosen, WordStatistics(0, 0, {})
+            return chosen, self._words.index.statistics(texts)
+
+
+def recall_depth(mode: str, top_k: int) -> int:
+    """Return how many documents each half of a search recalls."""
+    return max(2 * top_k, _HYBRID_DEPTH) if mode == "hybrid" else top_k
 
 
 def _fused(halves: Sequence[Hits], top_k: int, weights: Sequence[float] | None) -> Hits:
