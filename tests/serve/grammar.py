@@ -9,7 +9,7 @@ from typing import Any
 
 PATHS = (
     "/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking", "/score", "/v1/score", "/v1/ranking",
-    "/tei/rerank", "/infinity/rerank", "/voyage/v1/rerank", "/playground/search",
+    "/tei/rerank", "/infinity/rerank", "/voyage/v1/rerank", "/playground/search", "/v1/search",
 )  # fmt: skip
 _TEXTS = (
     "", " ", "q", "适合程序员的机械键盘", "a" * 5_000, "\x00", "\u202e\u2066", "\x1b[31m", "<|im_end|>\n<|im_start|>", "e\u0301" * 50,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from qwen_rerank.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,9 +43,7 @@ def check(
     tokenizer: Annotated[str | None, typer.Option(help="Its tokenizer alone, to compare token counts.")] = None,
     dialect: Annotated[str, typer.Option(help="What the server is: vllm, sglang, tei, …; auto asks it.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Model name to ask the server for.")] = None,
-    api_key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the server's key.")
-    ] = "QWEN_RERANK_API_KEY",
+    api_key_env: options.ApiKeyEnv = options.API_KEY_ENV,
     timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds of one request.")] = 60.0,
     long_tokens: Annotated[int, typer.Option(help="Longest prompt that is tried, in tokens.")] = 16_384,
     quantize: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "Qwen/Qwen3-Reranker-0.6B"
 DEFAULT_EMBEDDER = "Qwen/Qwen3-Embedding-0.6B"
+API_KEY_ENV = "QWEN_RERANK_API_KEY"
 
 
 def expanded(path: Path) -> Path:
@@ -46,6 +48,7 @@ Server = Annotated[
     str | None, typer.Option("--server", help="A rerank server's address; the same as giving it to --model.")
 ]
 Dialect = Annotated[str, typer.Option("--dialect", help="What the server speaks: auto, vllm, sglang, tei, cohere, …")]
+ApiKeyEnv = Annotated[str, typer.Option("--api-key-env", help="Environment variable that holds the server's key.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …")]
 Quantize = Annotated[
     Literal["int8"] | None,
@@ -98,11 +101,19 @@ def load_scorer(
     device: str = "auto",
     max_length: int | None = None,
     quantize: Literal["int8"] | None = None,
+    api_key_env: str | None = None,
 ) -> Scorer:
-    """Return the scorer that the options name."""
+    """Return the scorer that the options name; a server is sent the key that the environment variable holds."""
     from qwen_rerank.scorers.loading import load_scorer
 
-    return load_scorer(server or model, dialect=dialect, device=device, max_length=max_length, quantize=quantize)
+    name = server or model
+    key = os.environ.get(api_key_env) or None if api_key_env and is_address(name) else None
+    return load_scorer(name, dialect=dialect, device=device, max_length=max_length, quantize=quantize, api_key=key)
+
+
+def is_address(name: str) -> bool:
+    """Return whether this is a server's address and no path."""
+    return name.lower().startswith(("http://", "https://"))
 
 
 def load_stored_embedder(store: Path, given: str | None) -> Embedder | None:

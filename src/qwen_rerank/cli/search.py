@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen_rerank.checks import shown_address
 from qwen_rerank.cli import options
+from qwen_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from qwen_rerank.types import Document
@@ -21,12 +24,17 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
-    store: options.StoreArgument,
+    ctx: typer.Context,
+    store: Annotated[
+        str,
+        typer.Argument(help="A store made by `qwen-rerank index`, or the address of a running `serve --store`."),
+    ],
     query: Annotated[str, typer.Argument(help="What to look for.")],
     embedder: options.StoredEmbedder = None,
     model: options.Model = options.DEFAULT_MODEL,
     server: options.Server = None,
     dialect: options.Dialect = "auto",
+    api_key_env: options.ApiKeyEnv = options.API_KEY_ENV,
     device: options.Device = "auto",
     quantize: options.Quantize = None,
     instruction: options.Instruction = None,
@@ -47,37 +55,62 @@ def search(
     as_files: Annotated[bool, typer.Option("--files", help="Print the files alone, best first.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
 ) -> None:
-    """Search a store in two rounds and show both: first-stage rank, new rank, score, and where each passage stands."""
+    """Search a store in two rounds and show both: first-stage rank, new rank, score, and where each passage stands.
+
+    With the address of a running `qwen-rerank serve --store` nothing is loaded here: that server searches its store.
+    """
     from qwen_rerank.cli import show, show_passages
-    from qwen_rerank.folders.excerpts import around, file_filter
     from qwen_rerank.pipeline import TwoStageRetriever
     from qwen_rerank.reranker import Reranker
-    from qwen_rerank.store import FaissStore
 
     fitted = options.load_calibration(calibration, threshold)
-    first_model = options.load_stored_embedder(store, embedder)
-    with FaissStore.open(store, embedder=first_model, read_only=True) as opened:
-        wanted = file_filter(opened, paths=path or (), suffixes=suffix or (), since=since, until=until)
-        with show.waiting(f"loading {server or model} …"):
-            scorer = options.load_scorer(
-                model, server=server, dialect=dialect, device=device, max_length=max_length, quantize=quantize
-            )
-            reranker = Reranker(
-                scorer,
-                calibration=fitted,
-                threshold=threshold,
-                instruction=instruction,
-                long_documents=long_documents,
-                on_error="last",
-            )
-        # All are ranked: the table also shows where those went that are not among the best.
-        retriever = TwoStageRetriever(opened, reranker, top_k=top_k, top_n=top_k)
-        with show.waiting(f"searching {len(opened)} passages, reranking up to {min(top_k, len(opened))} …"):
-            rounds = retriever.retrieve_rounds(query, filter=wanted)
-        hits = [
-            show_passages.Answer(hit, rounds.candidates[hit.index].rank, *around(opened, hit.document, context))
-            for hit in rounds.ranked[:top_n]
-        ]
+    if options.is_address(store):
+        _check_warm(ctx)
+        from qwen_rerank.cli import warm_search
+
+        wanted: dict[str, Any] = {
+            "query": query, "instruction": instruction, "top_k": top_k, "top_n": top_n, "threshold": threshold,
+            "paths": path or None, "suffixes": suffix or None, "since": since, "until": until, "context": context,
+            "long_documents": long_documents if _is_given(ctx, "long_documents") else None,
+        }  # fmt: skip
+        with show.waiting(f"{shown_address(store)} searches …"):
+            rounds, hits = warm_search.ask(store, wanted, api_key=os.environ.get(api_key_env))
+        is_filtered, where = bool(path or suffix or since or until), "the server's store"
+    else:
+        from qwen_rerank.folders.excerpts import around, file_filter
+        from qwen_rerank.store import FaissStore
+
+        folder = options.expanded(Path(store))
+        first_model = options.load_stored_embedder(folder, embedder)
+        with FaissStore.open(folder, embedder=first_model, read_only=True) as opened:
+            kept = file_filter(opened, paths=path or (), suffixes=suffix or (), since=since, until=until)
+            with show.waiting(f"loading {server or model} …"):
+                scorer = options.load_scorer(
+                    model,
+                    server=server,
+                    dialect=dialect,
+                    device=device,
+                    max_length=max_length,
+                    quantize=quantize,
+                    api_key_env=api_key_env,
+                )
+                reranker = Reranker(
+                    scorer,
+                    calibration=fitted,
+                    threshold=threshold,
+                    instruction=instruction,
+                    long_documents=long_documents,
+                    on_error="last",
+                )
+            # All are ranked: the table also shows where those went that are not among the best.
+            retriever = TwoStageRetriever(opened, reranker, top_k=top_k, top_n=top_k)
+            with show.waiting(f"searching {len(opened)} passages, reranking up to {min(top_k, len(opened))} …"):
+                rounds = retriever.retrieve_rounds(query, filter=kept)
+            hits = [
+                show_passages.Answer(hit, rounds.candidates[hit.index].rank, *around(opened, hit.document, context))
+                for hit in rounds.ranked[:top_n]
+            ]
+        is_filtered, where = kept is not None, str(folder)
     if as_json:
         show_passages.as_json(hits)
     elif as_files:
@@ -89,12 +122,34 @@ def search(
     elif hits:
         show.console.print(show.two_rounds(query, rounds, n_rows=top_n))
     if not hits and rounds.candidates:
-        show.errors.print(f"None of {len(rounds.candidates)} candidates reaches the threshold of {threshold:g}.")
+        least = "of the server" if threshold is None else f"of {threshold:g}"
+        show.errors.print(f"None of {len(rounds.candidates)} candidates reaches the threshold {least}.")
     elif not hits:
         reason = (
-            "no passage of those files" if wanted else f"{store} is empty, or its embedder knows no word of the query"
+            "no passage of those files"
+            if is_filtered
+            else f"{where} is empty, or its embedder knows no word of the query"
         )
         show.errors.print(f"Nothing found: {reason}.")
+
+
+_LOADED_HERE = ("embedder", "model", "server", "dialect", "device", "quantize", "max_length", "calibration")
+
+
+def _check_warm(ctx: typer.Context) -> None:
+    """Refuse options that say what is loaded here, where nothing is.
+
+    Raises:
+        InvalidInputError: With the first of them.
+    """
+    if given := next((name for name in _LOADED_HERE if _is_given(ctx, name)), None):
+        option = f"--{given.replace('_', '-')}"
+        raise InvalidInputError(f"{option} is for a store on this machine; the server has its own: leave {option} out.")
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def rerank(
@@ -103,6 +158,7 @@ def rerank(
     model: options.Model = options.DEFAULT_MODEL,
     server: options.Server = None,
     dialect: options.Dialect = "auto",
+    api_key_env: options.ApiKeyEnv = options.API_KEY_ENV,
     device: options.Device = "auto",
     quantize: options.Quantize = None,
     instruction: options.Instruction = None,
@@ -121,7 +177,13 @@ def rerank(
     fitted = options.load_calibration(calibration, threshold)
     documents = _from_stdin() if source == [Path("-")] else _from_files(source, text_column)
     scorer = options.load_scorer(
-        model, server=server, dialect=dialect, device=device, max_length=max_length, quantize=quantize
+        model,
+        server=server,
+        dialect=dialect,
+        device=device,
+        max_length=max_length,
+        quantize=quantize,
+        api_key_env=api_key_env,
     )
     reranker = Reranker(
         scorer,
@@ -140,7 +202,6 @@ def rerank(
 
 def _from_files(source: list[Path], text_column: str | None) -> list[Document]:
     from qwen_rerank.cli import show
-    from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.folders import read_files
 
     reading = read_files(source, text_column=text_column)
@@ -154,7 +215,6 @@ def _from_files(source: list[Path], text_column: str | None) -> list[Document]:
 
 
 def _from_stdin() -> list[Document]:
-    from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.types import Document
 
     lines = [Document(f"line {n}", line.rstrip("\n")) for n, line in enumerate(sys.stdin, start=1) if line.strip()]

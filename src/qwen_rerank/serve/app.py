@@ -28,12 +28,14 @@ from qwen_rerank.serve.schemas import (
     RequestT,
     RerankRequest,
     ScoringBody,
+    StoreSearchRequest,
     TeiRequest,
     parse_object,
     read,
 )
-from qwen_rerank.serve.scoring import RerankJob, RerankResult
+from qwen_rerank.serve.scoring import RerankJob, RerankResult, job_of
 from qwen_rerank.serve.settings import ServeSettings
+from qwen_rerank.serve.store_search import StoreSearch
 from qwen_rerank.serve.telemetry import METRICS_TYPE, Metrics
 
 _LARGE_BODY_BYTES = 1 << 16  # above it, reading and answering may take tens of milliseconds and go to a thread
@@ -41,6 +43,7 @@ _TIMEOUT_HEADER = "x-request-timeout-ms"
 _PINECONE_HEADER = "x-pinecone-api-version"
 
 RERANK_PATHS = ("/v1/rerank", "/v2/rerank", "/rerank", "/v1/reranking", "/reranking")
+SEARCH_PATH = "/v1/search"
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
 
 
@@ -57,7 +60,7 @@ def create_app(
     Args:
         scorer: A scorer, any object with `name` and `score(query, documents)`, or a name that `load_scorer` knows; or
         load: a function that returns one of these. Loading is done in a thread when the app starts.
-        first_stage: A store, or another first stage, that the page at `/` searches beside its samples.
+        first_stage: A store, or another first stage, that `/v1/search` searches, and the page at `/` beside its samples.
         settings: Limits; None for the defaults.
         api_keys: Keys that open it; without any it is open to all.
     """
@@ -94,6 +97,7 @@ class _Server:
         )
         self.app.state.backend = backend
         self.app.add_exception_handler(HTTPException, _routing_error)
+        self._store_search = StoreSearch(backend, settings, self._run, first_stage)
         self._add_routes(with_keys=len(keys) > 0)
         playground = Playground(backend, self._run, self.read, first_stage)
         playground.add_routes(self.app, openapi.extra)
@@ -160,6 +164,8 @@ class _Server:
         ):
             options = {"openapi_extra": extra(kind), "tags": ["rerank"]}
             app.add_api_route(path, handler, methods=["POST"], **openapi.documented(options, path))
+        options = {"openapi_extra": extra(StoreSearchRequest), "tags": ["search"]}
+        app.add_api_route(SEARCH_PATH, self.search, methods=["POST"], **openapi.documented(options, SEARCH_PATH))
         pages: dict[str, Callable[..., Awaitable[Response]]] = {
             "/v1/models": self.models,
             "/models": self.models,
@@ -229,14 +235,21 @@ class _Server:
             message = f"{len(queries)} queries and {len(documents)} documents: lengths must be 1:1, 1:N or N:N."
             raise ApiError(422, "invalid_pairs", message, param="queries")
         if len(queries) == 1:
-            jobs = [_job(wanted, queries[0], documents)]
+            jobs = [job_of(wanted, queries[0], documents)]
         else:
-            jobs = [_job(wanted, query, [text]) for query, text in zip(queries, documents, strict=True)]
+            jobs = [job_of(wanted, query, [text]) for query, text in zip(queries, documents, strict=True)]
         results = await self._run(request, wanted, jobs)
         request_id, model = request.state.context.id, self._backend.names.reported
         return json_response(
             responses.scores(results, log_odds=wanted.wants_log_odds, request_id=request_id, model=model)
         )
+
+    async def search(self, request: Request) -> Response:
+        """Search the server's store in two rounds; passages with their places, best first."""
+        wanted = await self.read(request, StoreSearchRequest)
+        async with self._backend.queue.deadline(self._timeout_s(request)):
+            answer = await self._store_search.search(request, wanted)
+        return await asyncio.to_thread(json_response, answer)
 
     async def models(self) -> Response:
         """List the names of the model."""
@@ -328,7 +341,7 @@ class _Server:
         return await asyncio.to_thread(parse) if len(body) > _LARGE_BODY_BYTES else parse()
 
     async def _rank(self, request: Request, wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankResult:
-        [result] = await self._run(request, wanted, [_job(wanted, query, documents)])
+        [result] = await self._run(request, wanted, [job_of(wanted, query, documents)])
         return result
 
     async def _run(self, request: Request, wanted: ScoringBody, jobs: Sequence[RerankJob]) -> list[RerankResult]:
@@ -362,18 +375,6 @@ async def _sized(request: Request, answer: Callable[[], object]) -> Response:
     if len(request.state.context.body) > _LARGE_BODY_BYTES:
         return await asyncio.to_thread(lambda: json_response(answer()))
     return json_response(answer())
-
-
-def _job(wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankJob:
-    prompt_tokens = wanted.truncate_prompt_tokens
-    return RerankJob(
-        query=query,
-        documents=documents,
-        instruction=wanted.wanted_instruction,
-        long_documents=wanted.wanted_long_documents,
-        max_tokens_per_doc=wanted.max_tokens_per_doc or None,
-        max_prompt_tokens=None if prompt_tokens in (None, -1) else prompt_tokens,
-    )
 
 
 async def _routing_error(request: Request, exc: Exception) -> Response:

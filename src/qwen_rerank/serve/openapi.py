@@ -56,6 +56,7 @@ _ANSWERS: dict[str, Any] = {
     "/health": responses.Health,
     "/health/live": responses.Health,
     "/health/ready": responses.Health,
+    "/v1/search": responses.StoreSearchAnswer,
     "/playground/search": dict[str, Any],
 }
 _LISTS = ("documents", "texts", "passages")  # of the requests of one route, the first that is there decides

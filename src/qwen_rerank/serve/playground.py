@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -20,13 +20,12 @@ from qwen_rerank.serve.backend import Backend
 from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.responses import json_response, page_response
 from qwen_rerank.serve.schemas import SearchRequest, has_text
-from qwen_rerank.serve.scoring import RerankJob, RerankResult, Scoring
+from qwen_rerank.serve.scoring import Scoring
+from qwen_rerank.serve.store_search import Run, ServerSecondStage, no_store
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
 MAX_TEXTS = 200
 MAX_CHARS = 400_000  # of all texts: the first stage reads every word
-
-Run = Callable[[Request, Any, Sequence[RerankJob]], Awaitable[list[RerankResult]]]
 
 
 class Read(Protocol):
@@ -76,7 +75,7 @@ class Playground:
     async def search(self, request: Request) -> Response:
         """Recall candidates, rank them, and show the prompt of the best one."""
         wanted = await self._read(request, SearchRequest, most=MAX_TEXTS)
-        first_stage, second_stage = self._first_stage(wanted), _SecondStage(self._run, request, wanted)
+        first_stage, second_stage = self._first_stage(wanted), ServerSecondStage(self._run, request, wanted)
         line = TwoStageRetriever(first_stage, second_stage, top_k=wanted.top_k, top_n=wanted.top_k)
         scoring = self._backend.scoring
         rounds = await line.aretrieve_rounds(wanted.query, instruction=wanted.wanted_instruction)
@@ -110,7 +109,7 @@ class Playground:
         if wanted.collection != "store":
             return _first_stage(wanted)
         if self._store is None:
-            raise ApiError(422, "no_store", "this server has no store; start it with --store.", param="collection")
+            raise no_store("collection")
         return self._store
 
 
@@ -188,39 +187,6 @@ class _FirstStage:
         known = {candidate.document.id for candidate in found}
         rest = [document for document in self.documents if document.id not in known][: top_k - len(found)]
         return found + [Candidate(document, 0.0, len(found) + place) for place, document in enumerate(rest, start=1)]
-
-
-class _SecondStage:
-    """The model as any route asks it: the request is admitted, scored in slots, and counted."""
-
-    name = "server"
-    top_n = None
-
-    def __init__(self, run: Run, request: Request, wanted: SearchRequest) -> None:
-        self._run = run
-        self._request = request
-        self._wanted = wanted
-
-    async def arerank(
-        self,
-        query: str,
-        candidates: Sequence[Candidate],
-        *,
-        top_n: int | None = None,
-        instruction: str | None = None,
-    ) -> list[RankedDocument]:
-        if not candidates:
-            return []
-        texts = [candidate.document.text for candidate in candidates]
-        job = RerankJob(query=query, documents=texts, instruction=instruction)
-        [result] = await self._run(self._request, self._wanted, [job])
-        return result.ranked[:top_n]
-
-    def rerank(self, *_: Any, **__: Any) -> list[RankedDocument]:
-        raise NotImplementedError("a server's requests are awaited.")
-
-    def rerank_many(self, *_: Any, **__: Any) -> list[list[RankedDocument]]:
-        raise NotImplementedError("a server's requests are awaited.")
 
 
 def _prompt(scoring: Scoring, wanted: SearchRequest, best: RankedDocument) -> list[dict[str, str]] | None:

@@ -142,6 +142,56 @@ class ScoreAnswer(_Answer):
     data: list[Score]
 
 
+class NeighbourPassage(TypedDict):
+    """A passage before or after a result in its file."""
+
+    id: str
+    text: str
+    heading: str
+
+
+class RankedPassage(TypedDict):
+    """One result of a search of the store."""
+
+    rank: int
+    first_stage_rank: int
+    place: Annotated[str, Field(description="The file with its line, page, slide, cell or row.")]
+    id: str
+    score: float
+    log_odds: float
+    index: Annotated[int, Field(description="0-based place among the candidates.")]
+    first_stage_score: float | None
+    truncated: bool
+    windows: int
+    best_window: tuple[int, int] | None
+    text: str
+    metadata: dict[str, Any]
+    above: NotRequired[list[NeighbourPassage]]
+    below: NotRequired[list[NeighbourPassage]]
+
+
+class MovedPassage(TypedDict):
+    """A candidate that was among the first `top_n`, and is not after ranking."""
+
+    rank: int
+    first_stage_rank: int
+    id: str
+    score: float
+    index: int
+    beginning: str
+
+
+class StoreSearchAnswer(TypedDict):
+    """Best first."""
+
+    object: str
+    model: str
+    searched: Annotated[int | None, Field(description="How many passages the store holds.")]
+    candidates: Annotated[int, Field(description="How many of them the first stage found.")]
+    results: list[RankedPassage]
+    moved_out: list[MovedPassage]
+
+
 class Model(TypedDict):
     """A served name, as OpenAI describes it, with its type as Xinference does."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -273,6 +274,37 @@ class SearchRequest(ScoringBody):
     collection: Literal["en", "zh", "store"] | None = None
     texts: Texts | None = None
     top_k: Annotated[StrictInt, Field(ge=1, le=100)] = 20
+
+
+def _day(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            raise PydanticCustomError("date", "must be a date such as 2026-05-01") from None
+    return value
+
+
+Day = Annotated[str, BeforeValidator(_day), Field(strict=True, max_length=40)]
+Pattern = Annotated[StrictStr, Field(min_length=1, max_length=300)]
+
+
+class StoreSearchRequest(ScoringBody):
+    """A search of the server's store."""
+
+    query: Query
+    top_k: Annotated[StrictInt, Field(ge=1)] = Field(100, description="Candidates of the first stage.")
+    top_n: Annotated[StrictInt, Field(ge=1, le=100)] = Field(10, description="Longest result.")
+    threshold: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(None, description="Least score.")
+    paths: Annotated[list[Pattern], Field(max_length=20)] | None = Field(
+        None, description="Only files that fit one of these, such as `notes/*` or `*.md`."
+    )
+    suffixes: Annotated[list[Pattern], Field(max_length=20)] | None = Field(
+        None, description="Only such files, as `.pdf`."
+    )
+    since: Day | None = Field(None, description="Only files written on this day or later.")
+    until: Day | None = Field(None, description="Only files written on this day or before.")
+    context: Annotated[StrictInt, Field(ge=0, le=20)] = Field(0, description="Passages before and after each result.")
 
 
 RequestT = TypeVar("RequestT", bound=ScoringBody)

@@ -15,6 +15,7 @@ from qwen_rerank.reranker import LongDocuments, Reranker
 from qwen_rerank.scorers.base import Arguments, BaseScorer, Prepared, ScoreRequest
 from qwen_rerank.serve.admission import Admission, FairQueue
 from qwen_rerank.serve.errors import ApiError
+from qwen_rerank.serve.schemas import ScoringBody
 from qwen_rerank.serve.settings import ServeSettings
 from qwen_rerank.types import Document, Fit, RankedDocument, Scores
 
@@ -37,6 +38,19 @@ class RerankJob:
     long_documents: LongDocuments | None = None
     max_tokens_per_doc: int | None = None
     max_prompt_tokens: int | None = None
+
+
+def job_of(wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankJob:
+    """Return the job that a request wants done for a query and its documents."""
+    prompt_tokens = wanted.truncate_prompt_tokens
+    return RerankJob(
+        query=query,
+        documents=documents,
+        instruction=wanted.wanted_instruction,
+        long_documents=wanted.wanted_long_documents,
+        max_tokens_per_doc=wanted.max_tokens_per_doc or None,
+        max_prompt_tokens=None if prompt_tokens in (None, -1) else prompt_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ class HttpScorer(BaseScorer):
             self._dialect.check(model=model, instruction=instruction)
         self.name = f"{dialect_name or 'rerank server'} at {self.config.url[0]}"
         self.fingerprint = _fingerprint(self.config)
-        key = _check_key(api_key)
+        key = check_key(api_key)
         if key is not None and any(key in url for url in self.config.url):
             raise InvalidInputError("url holds the key, which would be in logs and errors; give it as api_key= alone.")
         self._transport = Transport(self.config, key, check_headers(headers, has_key=key is not None))
@@ -239,7 +239,8 @@ def _fingerprint(config: HttpConfig) -> str:
     return "http-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _check_key(key: object) -> str | None:
+def check_key(key: object) -> str | None:
+    """Return a key that a header can carry, or None."""
     if key is None:
         return None
     if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or " " in key:
