@@ -55,7 +55,7 @@ def test_every_cell_ran_and_none_failed(source):
 
 
 # Their subject is the prompt, the engine, or a method that any model shows.
-ON_POCKET = {"05_long_documents", "06_evaluate_and_choose", "07_serve_and_call", "08_make_it_fast"}
+ON_POCKET = {"07_serve_and_call", "08_make_it_fast"}  # about the prompt and the engine of such a model
 
 
 @of_every_notebook

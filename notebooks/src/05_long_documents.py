@@ -9,18 +9,18 @@
 # 模型一次能读的 token 有限。文档超出的部分怎么处理，直接决定它能不能被找到；而大多数程序只是悄悄截掉。这一节让你看见这一刀切在哪里，以及另一种办法：分窗口读。
 
 # %%
-MODEL = "pocket"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
+MODEL = "mini"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
 
 # %% [markdown] lang="en"
-# > `pocket` is for learning and tests; it is not Qwen3-Reranker. We also give it a very small window (`max_length=384`), so that a document of two pages is already too long. The real models read 8,192 tokens by default; the picture is the same, with longer documents.
+# > All results below are those of `mini`, a small pair that ships with the package; it is not Qwen3-Reranker. Change the line above for the real model. It reads 256 tokens at once (`max_length=256`), so that a document of two pages is already too long. The real models read 8,192 tokens by default; the picture is the same, with longer documents.
 
 # %% [markdown] lang="zh"
-# > `pocket` 只用来学习和跑测试，它不是 Qwen3-Reranker。这里还特意把窗口设得很小（`max_length=384`），两页纸就算长文档了。真模型默认读 8192 个 token，道理一样，只是文档更长。
+# > 下面的结果都出自随包附带的小模型 `mini`，不代表 Qwen3-Reranker。改掉上面一行，就换成真模型。它一次只读 256 个 token（`max_length=256`），两页纸就算长文档了。真模型默认读 8192 个 token，道理一样，只是文档更长。
 
 # %%
 import matplotlib.pyplot as plt
 
-from qwen_rerank import QwenScorer, Reranker
+from qwen_rerank import Reranker, load_scorer
 from qwen_rerank.samples import load_sample
 
 sample = load_sample("en")
@@ -34,7 +34,7 @@ def handbook(place):
     return "\n\n".join([*others[:place], answer, *others[place:]])
 
 
-scorer = QwenScorer(MODEL, max_length=384)
+scorer = load_scorer(MODEL, max_length=256)
 places = range(len(others) + 1)
 [fit] = scorer.fit(query, [handbook(0)])
 print(f"{len(handbook(0))} characters, at least {fit.tokens} tokens; beside this query there is room for {fit.room}")
@@ -64,13 +64,14 @@ figure, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
 axes.axvspan(0, fit.kept_chars, color="tab:orange", alpha=0.12, linewidth=0)
 axes.annotate(
     "what truncation keeps",
-    (0, 1),
+    (0, 0),
     xycoords=("data", "axes fraction"),
     xytext=(4, 4),
     textcoords="offset points",
     fontsize=8,
     color="tab:orange",
 )
+axes.set_title(f"{query}   ({MODEL})", loc="left", fontsize=10)
 axes.plot(where, curves["truncate"], "o-", color="tab:orange", label="truncate")
 axes.plot(where, curves["windows"], "o-", color="tab:blue", label="windows")
 axes.axhline(alone, color="gray", linestyle=":", linewidth=1, label="the paragraph alone")
@@ -80,12 +81,12 @@ axes.set(xlabel="where the answer begins (characters from the start)", ylabel="l
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown] lang="en"
-# Orange falls off a cliff: behind the cut, the answer does not exist, and the score says "irrelevant" with full confidence. Blue does not care where the answer stands.
+# Orange falls off a cliff: behind the cut, the answer does not exist, and the score says "irrelevant". Blue does not care where the answer stands.
 #
 # Nothing is cut in silence here: `truncated` says that it happened. And only the *document's end* is ever cut, never the query and never the end of the prompt. (Cutting the finished prompt, as some servers do, removes the place where the model is asked for its answer; scores are then noise.)
 
 # %% [markdown] lang="zh"
-# 橙线直接掉下悬崖：切掉之后，答案就等于不存在，模型还会十分自信地说“不相关”。蓝线则完全不在乎答案在哪儿。
+# 橙线直接掉下悬崖：切掉之后，答案就等于不存在，模型就说“不相关”。蓝线则完全不在乎答案在哪儿。
 #
 # 本包不会悄悄截断：`truncated` 会告诉你。而且切的永远只是*文档的末尾*，不会切查询，也不会切提示词的结尾。（有些服务直接截断拼好的整段提示词，连让模型作答的位置都切没了，分数就成了噪声。）
 
@@ -130,7 +131,9 @@ for aggregate in ("max", "topk-mean", "mean", "first"):
         va="center",
     )
 axes.axvspan(text.index(answer), text.index(answer) + len(answer), color="tab:green", alpha=0.3, linewidth=0)
-axes.set(xlabel="middle of the window (characters); green: the answer", ylabel="log-odds", xlim=(0, len(text)))
+axes.set(
+    xlabel="middle of the window (characters); green: the answer", ylabel=f"log-odds by {MODEL}", xlim=(0, len(text))
+)
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown] lang="en"
@@ -155,15 +158,15 @@ axes.spines[["top", "right"]].set_visible(False)
 whole = sum(one.tokens for one in scorer.fit(query, text.split("\n\n")))
 print(f"tokens of this document that are read: {fit.room} (truncate), about {whole} plus the overlap (windows)")
 for name, one in (("English", answer), ("Chinese", load_sample("zh").documents[0].text)):
-    print(f"{name}: {scorer.fit('q', [one])[0].tokens / len(one):.2f} tokens a character with this model's tokenizer")
+    print(f"{name}: {scorer.fit('q', [one])[0].tokens / len(one):.2f} tokens a character with the tokenizer of {MODEL}")
 
 # %% [markdown] lang="en"
-# Windows read everything, so they cost what the length costs. Two dials: `window_tokens` makes windows shorter than the model's limit (worth trying: a passage about one thing is easier to judge than thirty pages about ten), and a smaller `top_k` makes fewer documents. With the official tokenizer, count about 0.25 tokens a character for English, 0.6 to 0.7 for Chinese; pocket's own vocabulary is smaller, so it needs more.
+# Windows read everything, so they cost what the length costs. Two dials: `window_tokens` makes windows shorter than the model's limit (worth trying: a passage about one thing is easier to judge than thirty pages about ten), and a smaller `top_k` makes fewer documents. With the official tokenizer, count about 0.25 tokens a character for English, 0.6 to 0.7 for Chinese; `mini` has another vocabulary, see above.
 #
 # If a document that does not fit should be an error rather than a compromise, say so:
 
 # %% [markdown] lang="zh"
-# 分窗口就是全读，文档多长就花多少。有两个旋钮：`window_tokens` 让窗口比模型上限更短（值得一试：只讲一件事的一段，比讲十件事的三十页好判断）；`top_k` 调小，文档就少。用官方分词器，英文大约每字符 0.25 个 token，中文每字 0.6 到 0.7 个；pocket 的词表小，要多一些。
+# 分窗口就是全读，文档多长就花多少。有两个旋钮：`window_tokens` 让窗口比模型上限更短（值得一试：只讲一件事的一段，比讲十件事的三十页好判断）；`top_k` 调小，文档就少。用官方分词器，英文大约每字符 0.25 个 token，中文每字 0.6 到 0.7 个；`mini` 用的是另一个词表，见上。
 #
 # 如果放不下就该报错、不想将就，直接说：
 
