@@ -28,6 +28,7 @@ from scale import TOP_K, conditions, milliseconds, say, share_of, timed
 
 from qwen_rerank import Document, FaissStore, load_embedder
 
+N_PASSAGES = 100_000  # of the folder's; more would not fit into memory for all three
 SHARE = 0.01  # of the documents, that the filter keeps
 
 
@@ -149,8 +150,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queries", type=int, default=100)
     arguments = parser.parse_args()
-    texts = json.loads((arguments.folder / "texts.json").read_text(encoding="utf-8"))
-    vectors = np.load(arguments.folder / "vectors.npy")
+    texts = json.loads((arguments.folder / "texts.json").read_text(encoding="utf-8"))[:N_PASSAGES]
+    vectors = np.load(arguments.folder / "vectors.npy", mmap_mode="r")[:N_PASSAGES].copy()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with np.load(arguments.folder / "queries.npz") as arrays:
         asked = arrays["vectors"][: arguments.queries]

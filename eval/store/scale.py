@@ -1,6 +1,7 @@
 """A store of up to a million passages: build time, memory, disk, time of a search and recall, beside raw FAISS.
 
-python eval/store/scale.py build build/scale --data ../shared/data --passages 1000000
+python eval/store/scale.py embed build/scale --data ../shared/data --passages 1000000
+python eval/store/scale.py build build/scale
 python eval/store/scale.py measure build/scale > eval/store/scale.json
 
 The passages are real text and distinct; the embedder is the one that ships. Query embedding is not counted. Recall is the
@@ -33,7 +34,6 @@ from qwen_rerank import Document, FaissStore, load_embedder
 TOP_K = 100
 TARGET = 0.95  # recall that the store is tuned for, on every other query; the rest are measured
 CHUNK = 20_000
-N_PEERS = 100_000  # passages that the stores of other packages are filled with
 SHARES = (0.001, 0.01, 0.1, 0.5)  # of the documents, that a filter keeps
 
 
@@ -98,18 +98,30 @@ def fill(path: Path, texts: Sequence[str], vectors: np.ndarray, embedder: Any) -
     }
 
 
-def build(folder: Path, data: Path, n_passages: int, n_queries: int) -> None:
-    """Make a store, and beside it the queries with their exact answers and what all that took."""
+def embed(folder: Path, data: Path, n_passages: int, n_queries: int) -> None:
+    """Write the passages, the queries and the vectors of the passages to a new folder."""
     started = conditions()
     texts = passages(data, n_passages)
-    embedder = load_embedder("pocket")
-    seconds, vectors = timed(lambda: embedded(texts, embedder))
+    say(f"{len(texts)} passages")
+    seconds, vectors = timed(lambda: embedded(texts, load_embedder("pocket")))
     known = vectors.any(axis=1)
     texts = [text for text, one in zip(texts, known, strict=True) if one]
-    vectors = np.ascontiguousarray(vectors[known])
-    say(f"{len(texts)} passages, embedded in {seconds:.0f} s")
-    asked = queries(data, n_queries)
+    say(f"{len(texts)} embedded in {seconds:.0f} s")
     folder.mkdir(parents=True)
+    np.save(folder / "vectors.npy", vectors[known])
+    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    (folder / "asked.json").write_text(json.dumps(queries(data, n_queries)), encoding="utf-8")
+    setting = {"passages": len(texts), "dim": vectors.shape[1], "embed_s": round(seconds, 1), "embedding": started}
+    (folder / "embed.json").write_text(json.dumps(setting), encoding="utf-8")
+
+
+def build(folder: Path) -> None:
+    """Make a store of what was embedded, and beside it the queries with their exact answers and what all that took."""
+    setting = json.loads((folder / "embed.json").read_text(encoding="utf-8"))
+    setting["building"] = conditions()
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+    vectors, embedder = np.load(folder / "vectors.npy"), load_embedder("pocket")
     built = fill(folder / "store", texts, vectors, embedder)
     built["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
     say("built", built)
@@ -120,13 +132,10 @@ def build(folder: Path, data: Path, n_passages: int, n_queries: int) -> None:
     answers = {"all": exact(vectors, of_queries)}
     for share in SHARES:
         answers[str(share)] = exact(vectors, of_queries, share_of(len(texts)) < share)
-    setting = {"passages": len(texts), "dim": vectors.shape[1], "embed_s": round(seconds, 1), "building": started}
     np.savez(folder / "queries.npz", vectors=of_queries, **answers)
     asked_json = json.dumps({"measured": measured, "tuned": asked[1::2]})
     (folder / "queries.json").write_text(asked_json, encoding="utf-8")
     (folder / "build.json").write_text(json.dumps({"setting": setting, "build": built}), encoding="utf-8")
-    np.save(folder / "vectors.npy", vectors[:N_PEERS])
-    (folder / "texts.json").write_text(json.dumps(texts[:N_PEERS]), encoding="utf-8")
 
 
 def share_of(count: int) -> np.ndarray:
@@ -229,16 +238,18 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Build into a folder, or measure what is there and print one JSON value."""
+    """Take one step in a folder; the last one prints one JSON value."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("build", "measure"))
+    parser.add_argument("step", choices=("embed", "build", "measure"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=400)
     arguments = parser.parse_args()
-    if arguments.step == "build":
-        build(arguments.folder, arguments.data, arguments.passages, arguments.queries)
+    if arguments.step == "embed":
+        embed(arguments.folder, arguments.data, arguments.passages, arguments.queries)
+    elif arguments.step == "build":
+        build(arguments.folder)
     else:
         print(json.dumps(measure(arguments.folder), indent=1))
 

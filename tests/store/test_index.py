@@ -40,6 +40,7 @@ def filled(factory: str, n: int = 500, dim: int = 16, **options) -> tuple[Vector
         ("IVF64,SQ8", "IVF64,SQ8"),
         ("IVF64,PQ8", "IVF64,PQ8"),
         ("SQfp16", "SQfp16"),
+        ("IVF64,SQ8,RFlat", "IVF64,SQ8,RFlat"),
     ],
 )
 def test_parse_factory(given, factory):
@@ -47,7 +48,22 @@ def test_parse_factory(given, factory):
 
 
 @pytest.mark.parametrize(
-    "given", ["HNSW", "HNSW3", "HNSW129", "flat", "", None, 3, "Flat\n", "IVF8", "IVF8,PQ7", "PCA8,Flat", "PQ4x4fs"]
+    "given",
+    [
+        "HNSW",
+        "HNSW3",
+        "HNSW129",
+        "flat",
+        "",
+        None,
+        3,
+        "Flat\n",
+        "IVF8",
+        "IVF8,PQ7",
+        "PCA8,Flat",
+        "PQ4x4fs",
+        "HNSW8,SQ8,RFlat",
+    ],
 )
 def test_other_factories_are_refused_with_what_there_is(given):
     with pytest.raises(InvalidInputError, match="'HNSW32'"):
@@ -59,8 +75,8 @@ def test_other_factories_are_refused_with_what_there_is(given):
     [
         ("auto", 0, "Flat"),
         ("auto", 99_999, "Flat"),
-        ("auto", 100_000, "IVF1024,SQ8"),
-        ("auto", 1_000_000, "IVF4096,SQ8"),
+        ("auto", 100_000, "IVF1024,SQ8,RFlat"),
+        ("auto", 1_000_000, "IVF4096,SQ8,RFlat"),
         ("HNSW32", 1, "HNSW32"),
         ("IVF8,Flat", 319, "Flat"),
         ("IVF8,Flat", 320, "IVF8,Flat"),
@@ -89,7 +105,7 @@ def test_flat_is_brute_force(n_queries):
         np.testing.assert_allclose(scores, (vectors @ query)[order], atol=1e-6)
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF8,SQ8", "IVF8,Flat"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF8,SQ8", "IVF8,Flat", "IVF8,SQ8,RFlat"])
 @pytest.mark.parametrize("keep", [1, 7, 40, 450])
 def test_a_search_among_few_gives_as_many_as_there_are(factory, keep):
     index, _ = filled(factory)
@@ -101,7 +117,7 @@ def test_a_search_among_few_gives_as_many_as_there_are(factory, keep):
     assert set(rows) <= set(allowed * 2)
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF8,SQ8", "SQ8"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF8,SQ8", "SQ8", "IVF8,SQ8,RFlat"])
 def test_removed_rows_are_never_found(factory):
     index, _ = filled(factory)
     index.remove(np.arange(2, 902, 2))
@@ -134,7 +150,7 @@ def test_hnsw_finds_nearly_what_flat_finds():
     assert found > 0.95
 
 
-@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,Flat", "IVF32,PQ8x6", "SQ4"])
+@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,Flat", "IVF32,PQ8x6", "SQ4", "IVF32,SQ8,RFlat", "SQ4,RFlat"])
 def test_lists_and_few_bits_find_nearly_what_flat_finds_with_its_scores(factory):
     flat, vectors = filled("Flat", n=3000)
     lists, _ = filled(factory, n=3000, effort=32)
@@ -147,10 +163,11 @@ def test_lists_and_few_bits_find_nearly_what_flat_finds_with_its_scores(factory)
     assert np.mean(found) > 0.85
 
 
+@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,SQ8,RFlat"])
 @pytest.mark.parametrize("keep", [10, 300])
-def test_a_filtered_search_in_lists_finds_nearly_all(keep):
+def test_a_filtered_search_in_lists_finds_nearly_all(keep, factory):
     flat, _ = filled("Flat", n=3000)
-    lists, _ = filled("IVF32,SQ8", n=3000, effort=16)
+    lists, _ = filled(factory, n=3000, effort=16)
     allowed = np.sort(np.random.default_rng(2).permutation(3000)[:keep] + 1) * 2
     pairs = zip(*(one.search(unit(30, 16, seed=5), 10, mask(allowed, size=6001)) for one in (flat, lists)), strict=True)
 
@@ -165,15 +182,15 @@ def test_a_store_that_grows_takes_the_index_that_suits_it(tmp_path, monkeypatch)
         for start in range(0, 1200, 300):
             names = [Document(str(n), f"text {n}") for n in range(start, start + 300)]
             store.add(names, vectors=vectors[start : start + 300])
-        assert store._vectors.index.kind == "IVF128,SQ8"
+        assert store._vectors.index.kind == "IVF128,SQ8,RFlat"
         before = store.search_vectors(vectors[:5], 9)
         assert store.verify().ok
     with FaissStore.open(tmp_path / "store", embedder) as again:
-        assert again._vectors.index.kind == "IVF128,SQ8"
+        assert again._vectors.index.kind == "IVF128,SQ8,RFlat"
         assert again.search_vectors(vectors[:5], 9) == before
     next((tmp_path / "store").glob("index-*")).unlink()
     with FaissStore.open(tmp_path / "store", embedder) as anew:
-        assert (len(anew._vectors.index), anew._vectors.index.kind) == (1200, "IVF128,SQ8")
+        assert (len(anew._vectors.index), anew._vectors.index.kind) == (1200, "IVF128,SQ8,RFlat")
 
 
 def test_searches_and_writes_go_on_while_the_index_is_built_anew(tmp_path, monkeypatch):
@@ -201,7 +218,7 @@ def test_tuning_keeps_the_first_effort_that_finds_enough(tmp_path):
         assert store.tune() == []
         store.add([str(n) for n in range(2000)], vectors=vectors)
         tried = store.tune(target=0.9, top_k=10)
-        assert [one.effort for one in tried] == [2**n for n in range(len(tried))]
+        assert [one.effort for one in tried] == [1, 2, 3, 4, 6, 8, 11, 16, 23, 32][: len(tried)]
         assert (
             [one.recall >= 0.9 for one in tried] == [one.chosen for one in tried] == [*[False] * (len(tried) - 1), True]
         )
@@ -240,7 +257,7 @@ def test_a_vector_too_large_for_float16_is_refused(tmp_path):
 
 
 def test_a_file_round_trip_keeps_every_answer(tmp_path):
-    for factory in ("Flat", "HNSW8", "IVF8,SQ8"):
+    for factory in ("Flat", "HNSW8", "IVF8,SQ8", "IVF8,SQ8,RFlat"):
         index, _ = filled(factory)
         index.write(tmp_path / factory)
         again = VectorIndex(faiss, factory, 16, stored=index._stored)
@@ -248,6 +265,19 @@ def test_a_file_round_trip_keeps_every_answer(tmp_path):
         queries = unit(5, 16, seed=5)
         for (rows, scores), (rows2, scores2) in zip(index.search(queries, 9), again.search(queries, 9), strict=True):
             assert (rows.tolist(), scores.tolist()) == (rows2.tolist(), scores2.tolist())
+
+
+def test_a_file_that_auto_built_before_it_kept_whole_vectors_is_still_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("qwen_rerank.store.index._AUTO_FLAT", 400)
+    before, _ = filled("IVF8,SQ8")
+    before.write(tmp_path / "file")
+    again = VectorIndex(faiss, "auto", 16, stored=before._stored)
+    again.read(tmp_path / "file")
+
+    assert (again.kind, again.outgrown) == ("IVF8,SQ8", True)  # so few lists suit fewer vectors
+    queries = unit(5, 16, seed=5)
+    for (rows, _), (rows2, _) in zip(before.search(queries, 9), again.search(queries, 9), strict=True):
+        assert rows.tolist() == rows2.tolist()
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
