@@ -133,7 +133,7 @@ class VectorIndex:
         if lists is not None:
             lists.cp.niter = 10
             lists.cp.spherical = True  # lists of an inner product are told apart by direction
-        if lists is base:
+        if isinstance(base, self._faiss.IndexIVF):
             base.make_direct_map(True)  # so that a vector can be decoded by its position
         return base
 
