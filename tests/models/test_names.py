@@ -101,7 +101,7 @@ def test_a_hub_that_cannot_be_reached_says_the_way_out():
         find_model("nobody/no-such-model")
 
 
-@pytest.mark.parametrize(("kind", "option"), [("reranker", "--model pocket"), ("embedder", "--embedder pocket")])
+@pytest.mark.parametrize(("kind", "option"), [("reranker", "--model mini"), ("embedder", "--embedder mini")])
 def test_a_hub_that_cannot_be_reached_names_what_is_here_in_its_place(kind, option):
     with pytest.raises(ModelNotFoundError, match=option):
         find_model("nobody/no-such-model", kind=kind)

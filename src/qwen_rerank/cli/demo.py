@@ -44,10 +44,10 @@ def demo(
     from qwen_rerank.samples import LANGUAGES, load_demo_results, load_encyclopedia
 
     results = load_demo_results()
-    console.print(_introduction(model, embedder), highlight=False, soft_wrap=True)
     started, n_queries = time.perf_counter(), 0
-    with retrievers(model, embedder, device=device, top_k=top_k) as lines:
+    with retrievers(model, embedder, device=device, top_k=top_k) as lines:  # or says what to install for the model
         loaded = time.perf_counter()
+        console.print(_introduction(model, embedder), highlight=False, soft_wrap=True)
         for language in LANGUAGES:
             sample, line = load_encyclopedia(language), lines[language]
             if every:

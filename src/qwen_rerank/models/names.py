@@ -148,7 +148,7 @@ def _download(name: str, kind: Kind, revision: str | None, wanted: Sequence[str]
         raise ModelNotFoundError(
             f"{name} is not in the local cache and the model hub cannot be reached ({reason or first_line(exc)}); set "
             f"HF_ENDPOINT to a mirror such as {MIRROR}, or download the model elsewhere (`modelscope download --model "
-            f"{name}` has it too) and give its folder, or use the small one that is here: 'pocket' ({_OPTIONS[kind]} pocket)."
+            f"{name}` has it too) and give its folder, or use the small one that is here: 'mini' ({_OPTIONS[kind]} mini)."
         ) from exc
     except Exception as exc:  # the hub's client has no common base for its errors
         raise ModelNotFoundError(
