@@ -9,7 +9,11 @@ import json
 import os
 import random
 import sys
+import threading
+from multiprocessing.connection import Connection
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from qwen_rerank.store import FaissStore
 from qwen_rerank.testing import HashEmbedder
@@ -59,6 +63,14 @@ def apply_to_model(model: dict[str, str], operation: list[Any]) -> dict[str, str
     if kind == "delete":
         return {id: text for id, text in model.items() if id not in argument}
     return model
+
+
+def run(path: str, operations: str, output: Connection) -> None:
+    """Be the script in a forked process."""
+    tqdm.set_lock(threading.RLock())  # not the one of all forked processes, which is lost with the first that is killed
+    os.dup2(output.fileno(), 1)
+    output.close()
+    main(path, operations)
 
 
 def main(path: str, operations: str) -> None:
