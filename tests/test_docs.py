@@ -54,8 +54,8 @@ def loaded_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name in ((loading, "load_scorer"), (embedders, "load_embedder")):
             once = functools.cache(getattr(module, name))
+            patch.setattr(qwen_rerank, name, once)  # first: it looks the name up in the module, and keeps what is there
             patch.setattr(module, name, once)
-            patch.setattr(qwen_rerank, name, once)
         yield
 
 
