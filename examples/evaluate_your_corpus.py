@@ -15,11 +15,11 @@ import argparse
 from pathlib import Path
 
 from qwen_rerank import BM25Index, Reranker
-from qwen_rerank.documents import read_documents
 from qwen_rerank.evaluation.collection import Collection, load_pairs
 from qwen_rerank.evaluation.experiment import recall, rerank_run, score_run
 from qwen_rerank.evaluation.measures import measure
 from qwen_rerank.evaluation.significance import compare
+from qwen_rerank.folders import read_files
 from qwen_rerank.samples import load_encyclopedia
 
 MEASURES = ("nDCG@10", "RR@10", "R@20", "R@100")
@@ -60,7 +60,7 @@ def main() -> None:
 
 def labelled(documents: Path, labels: Path) -> Collection:
     """Return your documents with your labels."""
-    reading = read_documents([documents])
+    reading = read_files([documents])
     for skipped in reading.skipped:
         print(f"skipped {skipped.where}: {skipped.reason}")
     return load_pairs(labels, reading.documents)

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from qwen_rerank import Document, RankedDocument, Reranker, load_scorer
-from qwen_rerank.documents import read_documents
+from qwen_rerank.folders import read_files
 
 BOILERPLATE = (
     "Definitions. In this agreement, Provider means the party that performs the services, Customer means the party that "
@@ -57,14 +57,16 @@ ENDINGS = {
 def main() -> None:
     """Rank the contracts by their best passage, and quote it; then show what cutting them would have given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", type=Path, nargs="*", help="contracts as .txt or .md; without any, three samples")
+    parser.add_argument(
+        "files", type=Path, nargs="*", help="contracts as text, PDF or Word; without any, three samples"
+    )
     parser.add_argument("--query", default="can I end the agreement early, and how much notice must I give")
     parser.add_argument("--model", default="mini", help="a hub name, a folder, or 'mini'")
     parser.add_argument("--max-length", type=int, help="tokens of one prompt; without it as many as the model takes")
     parser.add_argument("--window-tokens", type=int, default=96, help="longest window; about a clause reads best")
     arguments = parser.parse_args()
 
-    contracts = read_documents(arguments.files).documents if arguments.files else sample_contracts()
+    contracts = read_files(arguments.files).documents if arguments.files else sample_contracts()
     scorer = load_scorer(arguments.model, max_length=arguments.max_length)
     in_windows = Reranker(scorer, long_documents="windows", window_tokens=arguments.window_tokens)
     cut = Reranker(scorer, long_documents="truncate")

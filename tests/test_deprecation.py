@@ -6,22 +6,20 @@ import importlib
 
 import pytest
 
-from qwen_rerank import documents
-
 
 @pytest.mark.parametrize(
-    ("module", "old", "new"),
+    ("module", "old", "home", "new"),
     [
-        ("qwen_rerank.files", "read_documents", "read_documents"),
-        ("qwen_rerank.files", "SUFFIXES", "SUFFIXES"),
-        ("qwen_rerank.evaluation.files", "read_qrels", "read_qrels"),
-        ("qwen_rerank.evaluation.files", "EvalFileError", "FileError"),
+        ("qwen_rerank.files", "read_documents", "qwen_rerank.folders", "read_files"),
+        ("qwen_rerank.documents", "read_documents", "qwen_rerank.folders", "read_files"),
+        ("qwen_rerank.evaluation.files", "read_qrels", "qwen_rerank.documents", "read_qrels"),
+        ("qwen_rerank.evaluation.files", "EvalFileError", "qwen_rerank.documents", "FileError"),
     ],
 )
-def test_an_old_place_gives_the_same_thing_with_a_warning(module, old, new):
-    with pytest.warns(DeprecationWarning, match=rf"{module}\.{old} is now qwen_rerank\.documents\.{new}"):
+def test_an_old_place_gives_the_same_thing_with_a_warning(module, old, home, new):
+    with pytest.warns(DeprecationWarning, match=rf"{module}\.{old} is now {home}\.{new}"):
         found = getattr(importlib.import_module(module), old)
-    assert found is getattr(documents, new)
+    assert found is getattr(importlib.import_module(home), new)
 
 
 def test_an_old_place_has_nothing_else():

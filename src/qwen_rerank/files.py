@@ -1,5 +1,5 @@
-"""The old place of `qwen_rerank.documents`."""
+"""The old place of what reads files to documents."""
 
 from qwen_rerank.deprecation import moved
 
-__getattr__ = moved(__name__, "qwen_rerank.documents")
+__getattr__ = moved(__name__, "qwen_rerank.folders", read_documents="read_files")

@@ -65,8 +65,18 @@ def test_an_add_that_was_killed_goes_on_where_it_was(store, rows, monkeypatch):
         HashEmbedder, "embed_documents", lambda self, texts: embedded.extend(texts) or real(self, texts)
     )
 
-    assert "1 added or replaced, 24 were there already" in run("add", store, rows)
+    assert "1 added, 0 replaced, 24 were there already" in run("add", store, rows)
     assert embedded == ["apple tree 7"]
+
+
+def test_what_an_add_replaces_is_named(store, tmp_path):
+    """Files of one name from two folders, added one after the other, are one document: nothing goes without a word."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(name)
+
+    assert "Replaced" not in run("add", store, tmp_path / "a")
+    assert "Replaced: README.md. Of files of one name" in run("add", store, tmp_path / "b")
 
 
 def test_info_as_text_and_json(store):

@@ -23,6 +23,7 @@ Folder = Annotated[Path, typer.Argument(help="The store's folder.", callback=opt
 Fields = Annotated[list[str] | None, typer.Option("--field", help="A metadata field to index for filters; repeatable.")]
 IndexKind = Annotated[str, typer.Option("--index", help="auto, or a FAISS factory string such as HNSW32.")]
 Filter = Annotated[str | None, typer.Option("--filter", help='A filter as JSON: {"year": {"$gte": 2020}}.')]
+_NAMES = 3  # of replaced documents
 _BATCH = 1000  # documents of one commit: what a killed `add` may have to do again
 
 
@@ -68,19 +69,28 @@ def add(
     reading = read_files(source, text_column=text_column)
     left_out(reading.skipped)
     with _open(store, embedder=options.load_stored_embedder(store, embedder)) as opened:
-        added = 0
+        added, replaced = 0, []
         with tqdm(total=len(reading.documents), desc="add", unit="doc", disable=None) as bar:
             for some in _batches(reading.documents, batch):
                 there = {document.id: document for document in opened.get([document.id for document in some])}
                 new = [document for document in some if there.get(document.id) != document]
                 opened.upsert(new)
+                replaced += [document.id for document in new if document.id in there]
                 added += len(new)
                 bar.update(len(some))
         total = len(opened)
     same = len(reading.documents) - added
     _say(
-        f"{added} added or replaced, {same} were there already, {len(reading.skipped)} skipped; {store} holds {total}."
+        f"{added - len(replaced)} added, {len(replaced)} replaced, {same} were there already, {len(reading.skipped)} skipped; "
+        f"{store} holds {total}."
     )
+    if replaced:
+        # Only the user knows whether a file changed, or one of the same name came from another folder.
+        more = f", … and {len(replaced) - _NAMES} more" if len(replaced) > _NAMES else ""
+        _say(
+            f"Replaced: {', '.join(replaced[:_NAMES])}{more}. Of files of one name from several folders a store keeps one, "
+            "unless one run names the folders together; `qwen-rerank index` keeps folders apart."
+        )
 
 
 @app.command()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from qwen_rerank.deprecation import moved
 from qwen_rerank.documents.judgements import Qrels, Run, read_qrels, read_run, write_run, write_whole
 from qwen_rerank.documents.queries import read_queries
 from qwen_rerank.documents.reader import Skipped
-from qwen_rerank.documents.texts import SUFFIXES, Reading, read_corpus, read_documents
+from qwen_rerank.documents.texts import Reading, read_corpus
 from qwen_rerank.documents.training import Example, TrainingData, load_training_data
 from qwen_rerank.errors import FileError
 
 __all__ = [
-    "SUFFIXES",
     "Example",
     "FileError",
     "Qrels",
@@ -20,10 +20,11 @@ __all__ = [
     "TrainingData",
     "load_training_data",
     "read_corpus",
-    "read_documents",
     "read_qrels",
     "read_queries",
     "read_run",
     "write_run",
     "write_whole",
 ]
+
+__getattr__ = moved(__name__, "qwen_rerank.folders", read_documents="read_files")

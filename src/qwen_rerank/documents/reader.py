@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
 import json
 import os
@@ -96,14 +95,6 @@ class TextFile(Source):
         self.path = Path(path)
         super().__init__(self.path, skipped, self.path.name if name is None else name)
 
-    def text(self) -> str | None:
-        """Return the whole content, or None where it cannot be read."""
-        try:
-            return "".join(line for _, line in TextFile(self.path)._lines())
-        except FileError as exc:
-            self.refuse(None, exc.reason)
-            return None
-
     def lines(self) -> Iterator[tuple[int, str]]:
         """Yield (line number from 1, line without its end) of every line that is not blank."""
         for number, line in self._lines():
@@ -113,15 +104,6 @@ class TextFile(Source):
     def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (line number, object) of a JSONL file."""
         return self.each(self.lines(), _object)
-
-    def table(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield (line number, column to value) of a CSV file with a header."""
-        rows = csv.DictReader((line for _, line in self._lines()), strict=True)
-        try:
-            for row in rows:
-                yield rows.line_num, {key: value for key, value in row.items() if key is not None and value is not None}
-        except csv.Error as exc:
-            self.refuse(rows.line_num, f"no CSV from here on ({exc}).")
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Yield every line with its end, decoded."""

@@ -1,24 +1,18 @@
-"""Documents out of files: folders of .txt, .md, .jsonl and .csv, and the corpus of a test collection."""
+"""Documents out of files: what a reading of them gives, and the corpus of a test collection."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from qwen_rerank.checks import check_choice
-from qwen_rerank.documents.reader import Row, Skipped, Source, TextFile, shown, text_of
-from qwen_rerank.errors import FileError, InvalidInputError
-from qwen_rerank.types import Document, text_id
+from qwen_rerank.documents.reader import Row, Skipped, Source, TextFile, text_of
+from qwen_rerank.errors import FileError
+from qwen_rerank.types import Document
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".txt", ".md", ".jsonl", ".csv")
-_TEXT_KEYS = ("text", "content", "contents")
-_ID_KEYS = ("id", "_id")
 
 
 @dataclass(slots=True)
@@ -34,36 +28,6 @@ class Reading:
     documents: list[Document] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     n_files: int = 0
-
-
-def read_documents(paths: Iterable[Path], *, strictness: Literal["strict", "skip"] = "skip") -> Reading:
-    """Read every document of `paths`, files or folders (searched through, hidden entries left out).
-
-    A .txt or .md file is one document, its path the id. A .jsonl line is an object with `text` and optionally `id` (or
-    `_id`), `title` and more, which becomes metadata; a .csv has a header with a `text` column, the rest is metadata.
-
-    Args:
-        paths: Files and folders.
-        strictness: Whether what gives no document is noted in `skipped`, or an error.
-
-    Raises:
-        InvalidInputError: If a path does not exist, or a file named by itself has no known suffix.
-        FileError: With "strict", for the first file or line that gives no document.
-    """
-    check_choice("strictness", strictness, ("strict", "skip"))
-    reading = Reading()
-    documents: dict[str, Document] = {}
-    for root in map(Path, paths):
-        for path, name in _files(root):
-            reading.n_files += 1
-            file = TextFile(path, skipped=reading.skipped if strictness == "skip" else None, name=name)
-            for number, document in _documents(file):
-                if document.id in documents:
-                    file.refuse(number, f"the id {shown(document.id)} occurs twice.")
-                else:
-                    documents[document.id] = document
-    reading.documents = list(documents.values())
-    return reading
 
 
 def read_corpus(path: str | os.PathLike[str], *, skipped: list[Skipped] | None = None) -> list[Document]:
@@ -109,52 +73,6 @@ def find_table(folder: Path, stem: str) -> Path:
         if path.is_file():
             return path
     raise FileError(folder, None, f"holds no {stem}.jsonl or {stem}.jsonl.gz.")
-
-
-def _files(root: Path) -> Iterator[tuple[Path, str]]:
-    if root.is_dir():
-        for path in sorted(root.rglob("*")):
-            relative = path.relative_to(root)
-            hidden = any(part.startswith(".") for part in relative.parts)
-            if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
-                yield path, relative.as_posix()
-    elif not root.exists():
-        raise InvalidInputError(f"{str(root)!r} does not exist; give a folder or a {', '.join(SUFFIXES)} file.")
-    elif root.suffix.lower() not in SUFFIXES:
-        raise InvalidInputError(f"{str(root)!r} is no {', '.join(SUFFIXES)} file; convert it to text first.")
-    else:
-        yield root, root.name
-
-
-def _documents(file: TextFile) -> Iterator[tuple[int | None, Document]]:
-    """Yield (line, document); the line is None where the file is the document."""
-    suffix = file.path.suffix.lower()
-    if suffix in (".jsonl", ".csv"):
-        rows = file.objects() if suffix == ".jsonl" else file.table()
-        for number, document in file.each(rows, _document):
-            yield number, Document(document.id, document.text, {**document.metadata, "source": f"{file.name}:{number}"})
-        return
-    text = file.text()
-    if text is not None and text.strip():
-        yield None, Document(file.name, text, {"source": file.name})
-    elif text is not None:
-        file.refuse(None, "the file is empty.")
-
-
-def _document(row: Row) -> Document:
-    text_key = next((key for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
-    title = row.get("title")
-    text = _titled(title if isinstance(title, str) else "", text_of(row, text_key) if text_key else "")
-    if not text.strip():
-        raise InvalidInputError(f"no text under any of {', '.join(map(repr, _TEXT_KEYS))}.")
-    given = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
-    metadata = {key: value for key, value in row.items() if key not in (*_ID_KEYS, text_key, "metadata")}
-    nested = row.get("metadata")
-    return Document(
-        str(given) if given is not None else text_id(text),
-        text,
-        {**metadata, **(nested if isinstance(nested, dict) else {})},
-    )
 
 
 def _corpus_document(row: Row) -> Document:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_rerank.checks import check_count
-from qwen_rerank.documents import Qrels, read_corpus, read_documents, read_qrels, read_queries
+from qwen_rerank.documents import Qrels, read_corpus, read_qrels, read_queries
 from qwen_rerank.documents.judgements import split_file
 from qwen_rerank.documents.reader import Row, TextFile, shown, text_of
 from qwen_rerank.documents.texts import find_table
 from qwen_rerank.errors import FileError, InvalidInputError
+from qwen_rerank.folders import read_files
 from qwen_rerank.types import Document, text_id
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ def _name(source: str) -> str:
 
 
 def _documents(source: str) -> list[Document]:
-    reading = read_documents([Path(source)])
+    reading = read_files([source])
     for skipped in reading.skipped:
         log.warning("%s: skipped, %s", skipped.where, skipped.reason)
     log.info("%s: %d documents used, %d skipped", source, len(reading.documents), len(reading.skipped))
