@@ -20,7 +20,7 @@ check: $(VENV)/.dev
 
 # The fast tests once more without `assert` statements: every check in the package must still hold.
 optimized: $(VENV)/.dev
-	$(BIN)/python -O -W ignore::pytest.PytestConfigWarning -m pytest -q -m 'not network and not gpu and not slow and not clients and not servers and not browser and not heavy'
+	$(BIN)/python -O -W ignore::pytest.PytestConfigWarning -m pytest -q -m 'not network and not gpu and not slow and not clients and not servers and not browser and not ray and not heavy'
 
 # Real client packages against the server, in environments of their own under build/clients; ONLY='cohere/' takes some.
 clients: $(VENV)/.dev

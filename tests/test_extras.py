@@ -45,6 +45,7 @@ LACKING = {
         "selectolax",
         "files",
     ),
+    "import qwen_rerank.bulk": ("qwen_rerank.bulk", "pyarrow", "bulk"),
     "import qwen_rerank.mcp_server": ("qwen_rerank.mcp_server", "mcp", "mcp"),
     "from qwen_rerank.evaluation.mteb import _meta; _meta('a', 'b')": ("qwen_rerank.evaluation.mteb", "mteb", "mteb"),
     "from qwen_rerank.training import train_reranker": ("train_reranker", "sentence-transformers", "train"),

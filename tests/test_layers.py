@@ -68,6 +68,7 @@ LAYERS: list[list[set[str]]] = [
         {"serve"},
         {"check"},
         {"evaluation"},
+        {"bulk"},
         {"training"},
         {"mcp_server"},
     ],

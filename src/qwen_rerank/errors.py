@@ -13,6 +13,7 @@ RerankError
 │   ├── ModelCorruptError                    a file cannot be read
 │   ├── UnsafeModelError                     pickle weights, remote code, or a graph that is no plain model
 │   └── TokenizerError                       control strings or labels are not single tokens
+├── JobError                                 a bulk job that cannot go on
 ├── StoreError                               see `qwen_rerank.store`; one subclass for each cause
 └── ScorerError                              scoring failed
     ├── ScorerClosedError                    the scorer was closed, or carried over a fork
@@ -131,6 +132,10 @@ class StoreError(RerankError):
     """A document store cannot do what was asked; the subclasses live in `qwen_rerank.store.errors`."""
 
     topic = "store"
+
+
+class JobError(RerankError):
+    """A bulk job cannot go on: another run took it over, a worker cannot do its block, or its folder is damaged."""
 
 
 class ScorerError(RerankError):

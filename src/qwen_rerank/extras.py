@@ -30,6 +30,7 @@ EXTRAS = {
         "selectolax",
     ),
     "mcp": ("mcp",),
+    "bulk": ("pyarrow",),
 }
 
 _PARENT = Path(__file__).resolve().parents[1]  # "src" of a checkout, else site-packages

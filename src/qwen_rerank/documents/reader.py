@@ -146,6 +146,15 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
+def line_row(line: bytes) -> dict[str, Any]:
+    """Return the object of a line of JSONL.
+
+    Raises:
+        InvalidInputError: If the line is no UTF-8 or no JSON object.
+    """
+    return _object(_decoded(line))
+
+
 def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwen_rerank.documents.reader import Row, Skipped, Source, TextFile, text_of
-from qwen_rerank.errors import FileError
-from qwen_rerank.types import Document
+from qwen_rerank.errors import FileError, InvalidInputError
+from qwen_rerank.types import Document, text_id
 
 log = logging.getLogger(__name__)
+
+_TEXT_KEYS = ("text", "content", "contents")
+_ID_KEYS = ("id", "_id")
 
 
 @dataclass(slots=True)
@@ -73,6 +76,27 @@ def find_table(folder: Path, stem: str) -> Path:
         if path.is_file():
             return path
     raise FileError(folder, None, f"holds no {stem}.jsonl or {stem}.jsonl.gz.")
+
+
+def document_of(row: Row) -> Document:
+    """Return the document of a row with `text` (or `content`) and optionally `id` (or `_id`), `title` and metadata.
+
+    Raises:
+        InvalidInputError: If the row has no text.
+    """
+    text_key = next((key for key in _TEXT_KEYS if isinstance(row.get(key), str)), None)
+    title = row.get("title")
+    text = _titled(title if isinstance(title, str) else "", text_of(row, text_key) if text_key else "")
+    if not text.strip():
+        raise InvalidInputError(f"no text under any of {', '.join(map(repr, _TEXT_KEYS))}.")
+    given = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
+    metadata = {key: value for key, value in row.items() if key not in (*_ID_KEYS, text_key, "metadata")}
+    nested = row.get("metadata")
+    return Document(
+        text_id(text) if given is None else str(given),
+        text,
+        {**metadata, **(nested if isinstance(nested, dict) else {})},
+    )
 
 
 def _corpus_document(row: Row) -> Document:
