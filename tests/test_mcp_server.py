@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
+import random
 import socket
 import subprocess
 import sys
+import time
+import tracemalloc
+from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,7 +26,9 @@ from qwen_rerank.cli import app
 from qwen_rerank.embedders import load_embedder
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders import sync_folder
+from qwen_rerank.mcp_server import MOST_BODY_BYTES, StoreTools, http_app, make_server
 from qwen_rerank.store import FaissStore
+from tests.serve import costly
 
 pytestmark = pytest.mark.heavy
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src"), "HF_HUB_OFFLINE": "1"}
@@ -162,6 +170,69 @@ async def test_over_http_a_page_of_another_origin_and_a_huge_body_are_refused(st
 
         async with Client(streamable_http_client(url, http_client=anyone)) as client:
             assert (await call(client, "list_sources"))["total"] == 3
+
+
+CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"search","arguments":%s}}'
+MOST_CPU_S = 1.0
+MOST_MEMORY_BYTES = 16 << 20  # of the process, as of any small body
+
+
+@asynccontextmanager
+async def posted():
+    """Give a function that sends a body to the HTTP application, without a socket, and returns status and answer."""
+
+    def no_model():
+        raise InvalidInputError("no model here")
+
+    inner = http_app(make_server(StoreTools(None, no_model)), host="127.0.0.1")
+    transport = httpx2.ASGITransport(inner)
+    async with (
+        inner._app.router.lifespan_context(inner._app),
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8090") as client,
+    ):
+        headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+
+        async def post(body):
+            answer = await client.post("/mcp", content=body, headers=headers)
+            return answer.status_code, answer.text
+
+        yield post
+
+
+async def test_a_costly_body_over_http_is_answered_or_refused_within_bounds(full):
+    """Of some their memory, and by `--full` their CPU time as well."""
+    chance, statuses, worst = random.Random(17), Counter(), {"cpu_s": 0.0, "memory": 0}
+    gc.freeze()
+    async with posted() as post:
+        for number in range(2_000 if full else 100):
+            _, _, arguments = costly.body(chance, chance.choice((3_000, 60_000, MOST_BODY_BYTES - 50_000)))
+            body = chance.choice((CALL % arguments, arguments))
+            start = time.process_time()
+            statuses[(await post(body))[0]] += 1
+            worst["cpu_s"] = max(worst["cpu_s"], time.process_time() - start)
+            if number % 5 == 0:  # counting memory takes several times as long
+                tracemalloc.start()
+                await post(body)
+                worst["memory"] = max(worst["memory"], tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+    gc.unfreeze()
+    print(f"\ncostly MCP bodies: statuses {dict(statuses)}, worst {worst}")
+
+    assert set(statuses) == {200, 400, 413}
+    assert worst["memory"] <= MOST_MEMORY_BYTES
+    assert not full or worst["cpu_s"] <= MOST_CPU_S
+
+
+@pytest.mark.parametrize("name", ["paths", "suffixes"])
+async def test_the_first_wrong_item_of_an_argument_ends_the_reading(name):
+    arguments = json.dumps({"query": "q", name: ["", *[1] * 5_000]}).encode()
+
+    async with posted() as post:
+        status, text = await post(CALL % arguments)
+
+    assert status == 200
+    assert "1 validation error" in text
+    assert len(text) < 1_000
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from qwen_rerank import __version__
+from qwen_rerank.bounded_json import JsonLimitError, check_json
 from qwen_rerank.checks import check_text
 from qwen_rerank.errors import InvalidInputError, MissingExtraError, RerankError
 from qwen_rerank.folders.excerpts import file_filter, heading_of, joined, place_of, without_heading
@@ -18,6 +19,7 @@ from qwen_rerank.store import FaissStore
 from qwen_rerank.types import RankedDocument
 
 try:
+    import anyio
     import anyio.to_thread
     from mcp.server import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
@@ -33,6 +35,10 @@ MOST_SOURCES = 200
 _MOST_QUERY_CHARS = 2_000
 _MOST_PATTERNS = 20
 _READ_AT_ONCE = 50  # passages
+MOST_BODY_BYTES = 256 << 10  # over HTTP: three times the longest arguments with every character escaped
+_DRAIN_BYTES = 8 << 20  # of a longer body so much is read, so that the client sees the answer
+_MOST_VALUES = 10_000  # in one body
+_BODY_TIMEOUT_S = 30
 
 INSTRUCTIONS = (
     "Search a collection of the user's own files. Call `search` with a question in plain words, then `read` for more of a "
@@ -115,10 +121,14 @@ class StoreTools:
         top_n: Annotated[int, Field(ge=1, le=MOST_RESULTS, description="How many passages to return.")] = 5,
         paths: Annotated[
             list[Pattern],
-            Field(max_length=_MOST_PATTERNS, description="Only files that fit one, such as 'notes/*' or '*.md'."),
+            Field(
+                max_length=_MOST_PATTERNS,
+                fail_fast=True,
+                description="Only files that fit one, such as 'notes/*' or '*.md'.",
+            ),
         ] = [],  # noqa: B006 - never changed; the schema shows it
         suffixes: Annotated[
-            list[Suffix], Field(max_length=_MOST_PATTERNS, description="Only such files, as '.pdf'.")
+            list[Suffix], Field(max_length=_MOST_PATTERNS, fail_fast=True, description="Only such files, as '.pdf'.")
         ] = [],  # noqa: B006
         since: Day = None,
         until: Day = None,
@@ -242,24 +252,71 @@ def http_app(
         host: Where it listens; on an address of this machine alone, pages of other origins are refused.
         allows: Says whether a request's headers carry a key; None lets all in.
     """
-    app = server.streamable_http_app(stateless_http=True, json_response=True, host=host)
-    return app if allows is None else KeyCheck(app, allows)
+    return RequestCheck(server.streamable_http_app(stateless_http=True, json_response=True, host=host), allows)
 
 
-class KeyCheck:
-    """An ASGI middleware that answers 401 to a request whose headers carry no key."""
+class RequestCheck:
+    """An ASGI middleware that refuses a request without a key, and a body that would cost too much to read.
 
-    def __init__(self, app: Any, allows: Callable[[Sequence[tuple[bytes, bytes]]], bool]) -> None:
+    Args:
+        app: Where the others go.
+        allows: Says whether a request's headers carry a key; None lets all in.
+    """
+
+    def __init__(self, app: Any, allows: Callable[[Sequence[tuple[bytes, bytes]]], bool] | None) -> None:
         self._app = app
         self._allows = allows
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._allows(scope["headers"])):
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            headers = [(b"www-authenticate", b'Bearer realm="qwen-rerank"'), (b"content-type", b"text/plain")]
-            await send({"type": "http.response.start", "status": 401, "headers": headers})
-            await send({"type": "http.response.body", "body": b"this server needs a key: Authorization: Bearer KEY\n"})
-        else:
+        elif scope["type"] != "http":
             await send({"type": "websocket.close"})
+        elif self._allows is not None and not self._allows(scope["headers"]):
+            challenge = (b"www-authenticate", b'Bearer realm="qwen-rerank"')
+            await _refuse(send, 401, "this server needs a key: Authorization: Bearer KEY", challenge)
+        elif scope["method"] != "POST":
+            await self._app(scope, receive, send)
+        else:
+            await self._post(scope, receive, send)
+
+    async def _post(self, scope: Any, receive: Any, send: Any) -> None:
+        closing = (b"connection", b"close")
+        body, size, more = bytearray(), 0, True
+        with anyio.move_on_after(_BODY_TIMEOUT_S) as waiting:
+            while more and size <= _DRAIN_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                body += chunk if size <= MOST_BODY_BYTES else b""
+                more = message.get("more_body", False)
+        if waiting.cancelled_caught:
+            await _refuse(send, 408, f"the body did not arrive within {_BODY_TIMEOUT_S} s", closing)
+        elif size > MOST_BODY_BYTES:
+            await _refuse(send, 413, f"the body is larger than {MOST_BODY_BYTES} bytes", *([closing] if more else []))
+        elif (refused := _too_costly(bytes(body))) is not None:
+            await _refuse(send, 413 if refused.code == "too_many_values" else 400, f"the body {refused}")
+        else:
+            whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+            async def replay() -> Any:
+                return whole.pop() if whole else await receive()
+
+            await self._app(scope, replay, send)
+
+
+def _too_costly(body: bytes) -> JsonLimitError | None:
+    try:
+        check_json(body, max_values=_MOST_VALUES)
+    except JsonLimitError as exc:
+        return exc
+    return None
+
+
+async def _refuse(send: Any, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
+    head = [*headers, (b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": f"{text}\n".encode()})

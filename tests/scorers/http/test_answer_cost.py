@@ -149,6 +149,19 @@ def test_a_large_answer_is_read_beside_the_event_loop(monkeypatch):
     assert threads[-1].startswith("qwen-rerank-http")
 
 
+def test_an_error_that_is_kept_keeps_nothing_of_what_was_read(canned, scorers):
+    body = b'{"data":["' + b"x" * 2_000_000 + "😀".encode() + b'"]}'
+    canned.answer = (200, body)
+    tracemalloc.start()
+    with pytest.raises(ProtocolError) as caught:
+        scorers[0].score_details("q", ["d0", "d1"])
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+    assert caught.value.status == 200
+    assert kept < 2 * len(body)  # as a text it takes four times that
+
+
 def test_a_long_error_is_shown_by_its_beginning_and_not_read(monkeypatch):
     monkeypatch.setattr(answers, "from_json", lambda *_, **__: pytest.fail("values were built"))
     answer = HttpAnswer("http://a", 422, {}, b'{"detail":"no","input":"' + b"x" * 300_000 + b'"}')

@@ -127,7 +127,15 @@ def parse(answer: HttpAnswer) -> Any:
 
 async def read_beside(answer: HttpAnswer, read: Callable[[], T]) -> T:
     """Return what `read` makes of an answer; a large one is read in a thread, so that others need not wait for it."""
-    return await asyncio.to_thread(read) if len(answer.body) > _LARGE_BYTES else read()
+
+    def apart() -> T:
+        try:
+            return read()
+        except ProtocolError as exc:
+            # The frames of its traceback would keep the values that were read, as long as the error.
+            raise exc.with_traceback(None) from exc.__cause__
+
+    return await asyncio.to_thread(apart) if len(answer.body) > _LARGE_BYTES else apart()
 
 
 def refusal(answer: HttpAnswer) -> BackendRejectedError:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from qwen_rerank.scorers.http.settings import HttpConfig
 from qwen_rerank.scorers.http.transport import Transport
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 TOKEN_BATCH = 64  # prompts of one request: large enough to fill a GPU, small enough to spread over servers
 TEMPLATE_RESERVE = 32  # tokens that a server's own template may add to the recipe's
@@ -101,9 +102,15 @@ class Session:
         self, transport: Transport, request: ServerRequest, *, deadline: float
     ) -> tuple[HttpAnswer, ParsedAnswer]:
         """Send a request and return its answer, raw and parsed."""
-        asked = self.route or self.dialect
-        answer = await transport.post(asked.path, encode_json(asked.body(request)), deadline=deadline)
-        return answer, await read_beside(answer, lambda: asked.read(answer, parse(answer), request))
+        answer = await self._post(transport, request, deadline)
+        return answer, await read_beside(answer, lambda: self._read(answer, request))
+
+    async def _post(self, transport: Transport, request: ServerRequest, deadline: float) -> HttpAnswer:
+        body = encode_json((self.route or self.dialect).body(request))
+        return await transport.post(self.path, body, deadline=deadline)
+
+    def _read(self, answer: HttpAnswer, request: ServerRequest) -> ParsedAnswer:
+        return (self.route or self.dialect).read(answer, parse(answer), request)
 
     async def probe(self, transport: Transport, deadline: float, *, logits: bool) -> float:
         """Return the score of one small pair."""
@@ -112,7 +119,8 @@ class Session:
         if self.route is not None and self.encoder is not None:
             prompts = [prompt.ids.tolist() for prompt in self.encoder.encode(query, [document])]
         request = self.request(query, [document], instruction=self.config.instruction, prompts=prompts, logits=logits)
-        return float((await self.ask(transport, request, deadline=deadline))[1].scores[0])
+        answer = await self._post(transport, request, deadline)
+        return await read_beside(answer, lambda: float(self._read(answer, request).scores[0]))
 
     async def confirm_logits(self, transport: Transport, deadline: float) -> None:
         """Find out whether the server leaves the sigmoid out when told to, where it may ignore that.
@@ -153,12 +161,11 @@ async def open_session(config: HttpConfig, transport: Transport, deadline: float
         RerankServerError: If the server cannot be reached or refuses.
     """
     name = config.dialect if config.dialect != "auto" else dialects.of_host(config.url[0])
-    listing = (
-        None if name in dialects.HOSTED else await _ask(transport, "/v1/models", deadline, open_question=name is None)
-    )
-    owner, length = dialects.of_models(listing), _length(listing)
-    models = tuple(transport.shown(model) for model in _models(listing))
-    del listing  # it may be large, and more may be asked
+    told = None
+    if name not in dialects.HOSTED:
+        told = await _ask(transport, "/v1/models", _listed, deadline, open_question=name is None)
+    owner, length, names = told or (None, None, ())
+    models = tuple(map(transport.shown, names))
     dialect = dialects.DIALECTS[name or owner or await _detect(config.url[0], transport, deadline)]
     if _wants_tokens(config, dialect):
         return await _token_session(config, transport, dialect, length, models, deadline)
@@ -225,8 +232,8 @@ def _is_missing(exc: BackendRejectedError) -> bool:
 
 
 async def _detect(url: str, transport: Transport, deadline: float) -> str:
-    name = dialects.of_models(await _ask(transport, "/models", deadline))
-    name = name or dialects.of_info(await _ask(transport, "/info", deadline))
+    name = await _ask(transport, "/models", dialects.of_models, deadline)
+    name = name or await _ask(transport, "/info", dialects.of_info, deadline)
     if name is None:
         raise InvalidInputError(
             f"{url} does not say what it is; name it with dialect=, one of {', '.join(map(repr, dialects.DIALECTS))}."
@@ -234,8 +241,10 @@ async def _detect(url: str, transport: Transport, deadline: float) -> str:
     return name
 
 
-async def _ask(transport: Transport, path: str, deadline: float, *, open_question: bool = True) -> Any:
-    """Return the JSON at `path`, or None where there is none.
+async def _ask(
+    transport: Transport, path: str, read: Callable[[Any], T], deadline: float, *, open_question: bool = True
+) -> T | None:
+    """Return what `read` takes from the JSON at `path`, or None where there is none.
 
     A wrong key is said at once where the answer decides what the server is; else the real request will say it.
     """
@@ -243,9 +252,15 @@ async def _ask(transport: Transport, path: str, deadline: float, *, open_questio
         answer = await transport.get(path, deadline=deadline)
         if answer.status in (401, 403) and open_question:
             raise refusal(answer)
-        return await read_beside(answer, lambda: parse(answer)) if answer.status == 200 else None
+        # Only what is taken from it leaves the thread: the whole may be large, and more is asked after it.
+        return await read_beside(answer, lambda: read(parse(answer))) if answer.status == 200 else None
     except ProtocolError:
         return None
+
+
+def _listed(listing: Any) -> tuple[str | None, int | None, tuple[str, ...]]:
+    """Return the dialect, the length and the models that a listing tells."""
+    return dialects.of_models(listing), _length(listing), _models(listing)
 
 
 def _cards(listing: Any) -> list[Mapping[str, Any]]:
