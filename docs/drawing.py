@@ -252,6 +252,35 @@ def speed(language: str) -> str:
     return f"{''.join(pictures)}\n\n{_without_links(sentence)}"
 
 
+_FOLDER_COSTS = {
+    "en": {
+        "index": "Measured with `mini` on {threads} cores of an {cpu}: {passages:,} passages are indexed in {minutes:.0f} minutes, {rate:.0f} a second, "
+        "with {memory:.1f} GB of memory at most.",
+        "search": "In a store of {documents:,} passages half of {queries} questions were answered within {p50_s:.2f} s and all within {max_s:.2f} s once the "
+        "models were loaded, `mini` reading {depth} candidates of each (figures: `eval/files/README.md`).",
+    },
+    "zh": {
+        "index": "实测（`mini`，{cpu} 的 {threads} 个核）：{passages:,} 段建库用 {minutes:.0f} 分钟，每秒 {rate:.0f} 段，内存最多 {memory:.1f} GB。",
+        "search": "库里有 {documents:,} 段、模型已加载时，让 `mini` 读 {depth} 个候选：{queries} 个问题有一半在 {p50_s:.2f} 秒内答出，最慢 {max_s:.2f} 秒"
+        "（数据见 `eval/files/README.md`）。",
+    },
+}
+
+
+def folder_costs(language: str) -> str:
+    """Return what it takes to index ten thousand passages of files, where that was measured, and to search them."""
+    found = json.loads((ROOT / "eval" / "files" / "folder.json").read_text(encoding="utf-8"))
+    said = []
+    for step in ("index", "search"):
+        if one := found.get(step):
+            rates = (
+                {"rate": one["passages"] / one["seconds"], "minutes": one["seconds"] / 60} if "seconds" in one else {}
+            )
+            facts = {**one, **one["hardware"], **rates, "memory": one["peak_mb"] / 1000}
+            said.append(_FOLDER_COSTS[language][step].format(**facts))
+    return ("" if language == "zh" else " ").join(said)
+
+
 def _figures() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "eval" / "readme.py"))
 
@@ -294,6 +323,7 @@ PIECES: dict[str, Callable[..., str]] = {
     "errors": errors,
     "examples": examples,
     "file": file,
+    "folder_costs": folder_costs,
     "metrics": metrics,
     "notebooks": notebooks,
     "published": published,

@@ -17,7 +17,8 @@ from qwen_rerank.samples import LANGUAGES, load_demo_results
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
-FILE_LINES = 5  # of what a search of files prints
+_COMMAND = f"{shlex.quote(sys.executable)} -m qwen_rerank"
+FILE_LINES = 4  # of what a search of files prints
 BY_MINI = "# printed by mini, the small model that ships with the package, in its place"
 
 REQUEST = re.compile(r"curl http://127\.0\.0\.1:8080(\S+) .*? -d '(.*?)'\n```", re.DOTALL)
@@ -82,15 +83,17 @@ def answer(text: str) -> str:
 
 
 def files(text: str) -> str:
-    """Return how what the README's search of a folder prints begins."""
-    index, search = re.findall(r"^qwen-rerank ((?:index|search) .*)$", text, re.MULTILINE)
+    """Return what the README's commands over a folder say: all of the indexing, and how what the search prints begins."""
+    [commands] = re.findall(r"^```bash\n((?:.*\n)?qwen-rerank index .*\n(?:.*\n)*?)```", text, re.MULTILINE)
+    *before, search = commands.splitlines()
     with TemporaryDirectory() as folder:
-        printed = ""
-        for line in (index, search):
-            words = line.replace("build/help-store", str(Path(folder, "help-store")))
-            printed = output([sys.executable, "-m", "qwen_rerank", *shlex.split(words, comments=True)], ROOT)
-    lines = [line.rstrip() for line in printed.strip().splitlines()]
-    return "\n".join([*[line for line in lines if line][:FILE_LINES], "    …"])
+        written, found = (
+            output(["bash", "-ec", lines.replace("build/", f"{folder}/").replace("qwen-rerank", _COMMAND)], ROOT)
+            for lines in ("exec 2>&1\n" + "\n".join(before), search)
+        )
+    [*report, _, _] = [line.rstrip() for line in written.splitlines()]  # behind it stands the command that follows here
+    lines = [line.rstrip() for line in found.splitlines() if line.strip()]
+    return "\n".join([*report, *lines[:FILE_LINES], "    …"])
 
 
 def with_outputs(text: str) -> str:

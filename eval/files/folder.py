@@ -190,6 +190,8 @@ def run(step: str, data: Path, work: Path) -> None:
     }
     print(step, json.dumps(measured), f"{peak:.0f} MB")
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    if step == "index":  # what stood for it where it could not be measured
+        result = {name: one for name, one in result.items() if name not in ("sample", "fill")}
     RESULT.write_text(json.dumps({**result, step: own}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
