@@ -5,8 +5,8 @@ python eval/store/scale.py build build/scale
 python eval/store/scale.py measure build/scale > eval/store/scale.json
 
 The passages are real text and distinct; the embedder is the one that ships. Query embedding is not counted. Recall is the
-share of the exact 100 best, found by comparing all vectors while building. FAISS alone searches with the same parameters
-and threads.
+share of the exact 100 best, found by comparing all vectors while building. FAISS alone searches the same index with the
+same parameters and threads.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 from passages import passages, queries
 
 from qwen_rerank import Document, FaissStore, load_embedder
+from qwen_rerank.store.index import _deeper
 
 TOP_K = 100
 TARGET = 0.95  # recall that the store is tuned for, on every other query; the rest are measured
@@ -194,7 +195,6 @@ def measure(folder: Path) -> dict[str, Any]:
     opening(path, embedder, asked[0], of_queries[:1])
     result.update(opening(path, embedder, asked[0], of_queries[:1]))
     say("opened", result)
-    raw = faiss.read_index(str(next(path.glob("index-*.faiss"))))
     store = FaissStore.open(path, embedder, read_only=True)
 
     def ask(mode: str, n: int, **options: Any) -> list[Any]:
@@ -202,14 +202,12 @@ def measure(folder: Path) -> dict[str, Any]:
         return store.search_many([asked[n]], TOP_K, mode=mode, vectors=vector, **options)[0]
 
     # 2. Searches.
-    base = faiss.downcast_index(raw.index)
     inner = store._vectors.index
-    parameters = inner._parameters(125, None, 1.0, 0) if inner.kind != "Flat" else None
-    if inner.kind.startswith("IVF"):
-        base.parallel_mode = 1  # as the store has it: one query's lists are shared out among the threads
+    depth = TOP_K if inner.lossless else _deeper(TOP_K)
+    parameters = None if inner.exact else inner._parameters(depth, None, 1.0, 0)
     result["index"] = inner.kind
     result["raw_faiss_ids"] = milliseconds(
-        lambda n: base.search(of_queries[n : n + 1], 125, params=parameters), len(asked)
+        lambda n: inner._base.search(of_queries[n : n + 1], depth, params=parameters), len(asked)
     )
     result["store_ids"] = milliseconds(lambda n: inner.search(of_queries[n : n + 1], TOP_K), len(asked))
     ids = [hit.document.id for hit in ask("dense", 0)]

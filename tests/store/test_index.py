@@ -36,6 +36,7 @@ def filled(factory: str, n: int = 500, dim: int = 16, **options) -> tuple[Vector
         ("Flat", "Flat"),
         ("HNSW32", "HNSW32"),
         ("HNSW016,Flat", "HNSW16"),
+        ("HNSW32,SQ8,RFlat", "HNSW32,SQ8,RFlat"),
         ("IVF8,Flat", "IVF8,Flat"),
         ("IVF64,SQ8", "IVF64,SQ8"),
         ("IVF64,PQ8", "IVF64,PQ8"),
@@ -62,7 +63,8 @@ def test_parse_factory(given, factory):
         "IVF8,PQ7",
         "PCA8,Flat",
         "PQ4x4fs",
-        "HNSW8,SQ8,RFlat",
+        "HNSW8,SQ8",
+        "HNSW8,Flat,SQ8,RFlat",
     ],
 )
 def test_other_factories_are_refused_with_what_there_is(given):
@@ -75,12 +77,13 @@ def test_other_factories_are_refused_with_what_there_is(given):
     [
         ("auto", 0, "Flat"),
         ("auto", 99_999, "Flat"),
-        ("auto", 100_000, "IVF1024,SQ8,RFlat"),
-        ("auto", 1_000_000, "IVF4096,SQ8,RFlat"),
+        ("auto", 100_000, "HNSW32,SQ8,RFlat"),
+        ("auto", 1_000_000, "HNSW32,SQ8,RFlat"),
         ("HNSW32", 1, "HNSW32"),
         ("IVF8,Flat", 319, "Flat"),
         ("IVF8,Flat", 320, "IVF8,Flat"),
         ("SQ8", 999, "Flat"),
+        ("HNSW32,SQ8,RFlat", 999, "Flat"),
     ],
 )
 def test_the_index_is_chosen_by_size(factory, count, kind):
@@ -150,7 +153,9 @@ def test_hnsw_finds_nearly_what_flat_finds():
     assert found > 0.95
 
 
-@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,Flat", "IVF32,PQ8x6", "SQ4", "IVF32,SQ8,RFlat", "SQ4,RFlat"])
+@pytest.mark.parametrize(
+    "factory", ["IVF32,SQ8", "IVF32,Flat", "IVF32,PQ8x6", "SQ4", "IVF32,SQ8,RFlat", "SQ4,RFlat", "HNSW16,SQ8,RFlat"]
+)
 def test_lists_and_few_bits_find_nearly_what_flat_finds_with_its_scores(factory):
     flat, vectors = filled("Flat", n=3000)
     lists, _ = filled(factory, n=3000, effort=32)
@@ -163,9 +168,9 @@ def test_lists_and_few_bits_find_nearly_what_flat_finds_with_its_scores(factory)
     assert np.mean(found) > 0.85
 
 
-@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,SQ8,RFlat"])
-@pytest.mark.parametrize("keep", [10, 300])
-def test_a_filtered_search_in_lists_finds_nearly_all(keep, factory):
+@pytest.mark.parametrize("factory", ["IVF32,SQ8", "IVF32,SQ8,RFlat", "HNSW16", "HNSW16,SQ8,RFlat"])
+@pytest.mark.parametrize("keep", [10, 300, 2500])
+def test_a_filtered_search_finds_nearly_all(keep, factory):
     flat, _ = filled("Flat", n=3000)
     lists, _ = filled(factory, n=3000, effort=16)
     allowed = np.sort(np.random.default_rng(2).permutation(3000)[:keep] + 1) * 2
@@ -182,15 +187,15 @@ def test_a_store_that_grows_takes_the_index_that_suits_it(tmp_path, monkeypatch)
         for start in range(0, 1200, 300):
             names = [Document(str(n), f"text {n}") for n in range(start, start + 300)]
             store.add(names, vectors=vectors[start : start + 300])
-        assert store._vectors.index.kind == "IVF128,SQ8,RFlat"
+        assert store._vectors.index.kind == "HNSW32,SQ8,RFlat"
         before = store.search_vectors(vectors[:5], 9)
         assert store.verify().ok
     with FaissStore.open(tmp_path / "store", embedder) as again:
-        assert again._vectors.index.kind == "IVF128,SQ8,RFlat"
+        assert again._vectors.index.kind == "HNSW32,SQ8,RFlat"
         assert again.search_vectors(vectors[:5], 9) == before
     next((tmp_path / "store").glob("index-*")).unlink()
     with FaissStore.open(tmp_path / "store", embedder) as anew:
-        assert (len(anew._vectors.index), anew._vectors.index.kind) == (1200, "IVF128,SQ8,RFlat")
+        assert (len(anew._vectors.index), anew._vectors.index.kind) == (1200, "HNSW32,SQ8,RFlat")
 
 
 def test_searches_and_writes_go_on_while_the_index_is_built_anew(tmp_path, monkeypatch):
@@ -267,16 +272,17 @@ def test_a_file_round_trip_keeps_every_answer(tmp_path):
             assert (rows.tolist(), scores.tolist()) == (rows2.tolist(), scores2.tolist())
 
 
-def test_a_file_that_auto_built_before_it_kept_whole_vectors_is_still_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("before", ["IVF8,SQ8", "IVF8,SQ8,RFlat"])
+def test_a_file_of_lists_that_auto_built_before_is_still_read(tmp_path, monkeypatch, before):
     monkeypatch.setattr("qwen_rerank.store.index._AUTO_FLAT", 400)
-    before, _ = filled("IVF8,SQ8")
-    before.write(tmp_path / "file")
-    again = VectorIndex(faiss, "auto", 16, stored=before._stored)
+    lists, _ = filled(before)
+    lists.write(tmp_path / "file")
+    again = VectorIndex(faiss, "auto", 16, stored=lists._stored)
     again.read(tmp_path / "file")
 
-    assert (again.kind, again.outgrown) == ("IVF8,SQ8", True)  # so few lists suit fewer vectors
+    assert (again.kind, again.outgrown) == (before, False)
     queries = unit(5, 16, seed=5)
-    for (rows, _), (rows2, _) in zip(before.search(queries, 9), again.search(queries, 9), strict=True):
+    for (rows, _), (rows2, _) in zip(lists.search(queries, 9), again.search(queries, 9), strict=True):
         assert rows.tolist() == rows2.tolist()
 
 

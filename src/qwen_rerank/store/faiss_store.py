@@ -68,10 +68,10 @@ class FaissStore(SearchHandle):
             embedder: Gives the vectors, of documents now and of queries later. Its fingerprint is kept. None makes a
                 store that is searched by words alone.
             index: "auto" chooses by size: up to 100,000 vectors "Flat", exact, every search reads all of them; above,
-                lists of them in 8 bits a number, of which a search reads 400 and ranks the best by the whole vectors,
-                which are in memory too. Or a FAISS factory string: "HNSW32" (4 to 128) is a graph, "IVF1024,SQ8,RFlat"
-                is what "auto" builds, and "IVF1024,SQ8" takes a fifth of its memory and reads the whole vectors from
-                the database, which adds a millisecond to a search.
+                "HNSW32,SQ8,RFlat", a graph of vectors in 8 bits a number, whose best are ranked by the whole vectors,
+                all in memory. Or a FAISS factory string: "HNSW32" (4 to 128) is a graph of whole vectors;
+                "IVF1024,SQ8" are lists, built sooner, in a sixth of the memory: its best are ranked by the vectors in
+                the database, and a search takes a few times as long.
             metric: "cosine", or "ip" for the inner product of vectors as they are.
             words: Whether texts are found by their words too.
             vectors: "float32", or "float16" for half the space and scores that differ in the fourth digit.

@@ -20,12 +20,12 @@ from qwen_rerank.store.faiss_build import MAX_GPU_K, load_faiss
 _log = logging.getLogger(__name__)
 
 _EF_CONSTRUCTION = 80
-_EF_SEARCH = 256
-# Under this share of allowed vectors a graph loses its way among the forbidden ones, and comparing all allowed ones costs
-# less than walking it.
-_EXACT_BELOW = 0.1
+_EF_SEARCH = 400
+# Under this share of allowed vectors comparing all of them costs less than walking a graph among the forbidden ones.
+_EXACT_BELOW = 0.05
 # Lists are all looked through then, 3 ns a forbidden vector; comparing an allowed one costs 1 us, measured on a million.
 _EXACT_BELOW_IN_LISTS = 0.002
+_GATHERED = 2000  # as many whole vectors are looked up one by one in less time than a pass over all takes
 _DROP_DEAD_ABOVE = 0.25
 _AUTO_FLAT = 100_000  # up to so many vectors a search that compares all of them is fast enough
 _TRAIN_PER_LIST = 40  # vectors; FAISS warns below 39
@@ -41,12 +41,12 @@ def parse_factory(index: object, dim: int) -> str:
     Raises:
         InvalidInputError: If it is none, or of a kind that cannot be filtered.
     """
-    known = "'auto', 'Flat', 'HNSW<4 to 128>' such as 'HNSW32', or lists such as 'IVF1024,SQ8,RFlat' or 'IVF1024,Flat'"
+    known = "'auto', 'Flat', 'HNSW<4 to 128>' such as 'HNSW32', or lists such as 'IVF1024,SQ8' or 'IVF1024,Flat'"
     if index in ("auto", "Flat"):
         return str(index)
-    match = re.fullmatch(r"HNSW(\d{1,3})(,Flat)?", index) if isinstance(index, str) else None
-    if match and 4 <= int(match[1]) <= 128:
-        return f"HNSW{int(match[1])}"
+    match = re.fullmatch(r"HNSW(\d{1,3})(,Flat)?(,SQ8,RFlat)?", index) if isinstance(index, str) else None
+    if match and 4 <= int(match[1]) <= 128 and not (match[2] and match[3]):
+        return f"HNSW{int(match[1])}{match[3] or ''}"
     if not isinstance(index, str) or not index or index.startswith("HNSW"):
         raise InvalidInputError(f"index must be {known}, not {index!r}.")
     faiss = load_faiss()
@@ -63,9 +63,10 @@ def parse_factory(index: object, dim: int) -> str:
 def planned(factory: str, count: int) -> str:
     """Return the FAISS factory string that is built for so many vectors; too few to train with are kept as they are."""
     if factory == "auto":
-        return "Flat" if count < _AUTO_FLAT else f"IVF{2 ** round(math.log2(4 * math.sqrt(count)))},SQ8,RFlat"
+        return "Flat" if count < _AUTO_FLAT else "HNSW32,SQ8,RFlat"
     n_lists = re.match(r"IVF(\d+)", factory)
-    needed = int(n_lists[1]) * _TRAIN_PER_LIST if n_lists else 0 if factory[:4] in ("Flat", "HNSW") else 1000
+    untrained = re.fullmatch(r"Flat|HNSW\d+", factory)
+    needed = int(n_lists[1]) * _TRAIN_PER_LIST if n_lists else 0 if untrained else 1000
     return factory if count >= needed else "Flat"
 
 
@@ -128,7 +129,7 @@ class VectorIndex:
             return self._faiss.IndexFlatIP(self.dim)
         base = self._faiss.index_factory(self.dim, kind, self._faiss.METRIC_INNER_PRODUCT)
         if kind.startswith("HNSW"):
-            base.hnsw.efConstruction = _EF_CONSTRUCTION
+            _finder(self._faiss, base).hnsw.efConstruction = _EF_CONSTRUCTION
         lists = self._lists(base)
         if lists is not None:
             lists.cp.niter = 10
@@ -172,12 +173,7 @@ class VectorIndex:
     @property
     def outgrown(self) -> bool:
         """Whether there are so many vectors by now that another index would suit them better."""
-        better = planned(self.factory, len(self))
-        if better == self.kind or better == "Flat":
-            return False
-        # Four times the lists is sixteen times the vectors: building anew is rare and pays.
-        lists = self._lists(self._base)
-        return lists is None or int(better[3:].split(",")[0]) >= 4 * lists.nlist
+        return self.kind == "Flat" != planned(self.factory, len(self))
 
     @property
     def lossless(self) -> bool:
@@ -189,6 +185,8 @@ class VectorIndex:
         self._base = self._faiss.downcast_index(index.index)
         if (lists := self._lists(self._base)) is not None:
             lists.parallel_mode = 1  # one query's lists are shared out among threads; no file keeps this
+        whole = getattr(self._base, "refine_index", getattr(self._base, "storage", None))
+        self._whole = None if whole is None else self._faiss.downcast_index(whole)
         self._rows = self._faiss.vector_to_array(index.id_map).astype(np.int64)
         self._alive = np.ones(len(self._rows), dtype=bool)
         self._hidden = 0
@@ -233,7 +231,7 @@ class VectorIndex:
     @property
     def step(self) -> int:
         """The number of vectors that are added in some hundredths of a second."""
-        return 64 if self.kind.startswith("HNSW") else 2000
+        return 128 if self.kind.startswith("HNSW") else 2000
 
     def remove(self, rows: np.ndarray) -> None:
         """Make these rows dead; unknown ones are ignored."""
@@ -309,13 +307,17 @@ class VectorIndex:
             if (positions >= 0).all():
                 return scores, positions
         # Few are allowed, or the search did not reach as many as there are.
+        if self._whole is not None and among.count > _GATHERED:
+            return self._whole.search(vectors, k, params=self._faiss.SearchParameters(sel=selector))  # type: ignore[no-any-return]
         return self._compared(vectors, np.flatnonzero(among.mask), k)
 
     def _parameters(self, k: int, selector: Any | None, share: float, effort: int) -> Any:
         effort = effort or self.effort
         if self.kind.startswith("HNSW"):
-            return self._faiss.SearchParametersHNSW(sel=selector, efSearch=max(effort or _EF_SEARCH, k))
-        if (lists := self._lists(self._base)) is not None:
+            # Of the nodes that it looks into, the forbidden ones count too.
+            nodes = max(math.ceil((effort or _EF_SEARCH) / share), k)
+            found = self._faiss.SearchParametersHNSW(sel=selector, efSearch=nodes)
+        elif (lists := self._lists(self._base)) is not None:
             # The nearest of few allowed ones lie further away than the nearest of all; of very few, every list is
             # looked through, which costs one bit for each forbidden vector.
             probes = (effort or _PROBED) / math.sqrt(share)
@@ -380,8 +382,9 @@ class VectorIndex:
             raise ValueError(f"it is a {type(index).__name__}")
         base = self._faiss.downcast_index(index.index)
         rows = self._faiss.vector_to_array(index.id_map)
-        plan = planned(self.factory, len(rows))
-        kinds = ("Flat", plan, plan.removesuffix(",RFlat"))  # "auto" once built the last
+        kinds = ["Flat", planned(self.factory, len(rows))]
+        if self.factory == "auto":
+            kinds += ["IVF1,SQ8", "IVF1,SQ8,RFlat"]  # which it once built
         kind = next((one for one in kinds if self._parts(self._new_base(one)) == self._parts(base)), None)
         if (
             kind is None
