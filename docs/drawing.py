@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
 
@@ -129,6 +129,41 @@ def troubleshooting(language: str) -> str:
     return "\n\n".join(parts)
 
 
+_COMMANDS_ZH = {
+    "demo": "搜百科条目（中英文），看第二阶段改变了什么、在哪里帮不上忙。",
+    "search": "分两个阶段搜一个存储，两次的名次、分数和出处都列出来。",
+    "rerank": "不经过海选，直接按相关性给文档排序。",
+    "index": "让存储和文件夹保持一致：新的加进来，改过的换掉，消失的删掉。",
+    "status": "看一个存储里有什么：有哪些文件夹、各自怎么读的、多少文件和段落、用的什么向量模型。",
+    "mcp": "让大模型的客户端（MCP）搜索存储、读取找到的内容、列出文件。",
+    "doctor": "检查装了什么、这台机器能跑什么、接下来输入什么；有问题时退出码为 1。",
+    "help": "打印常见问题里的一节：哪里出错、为什么、怎么办。",
+    "serve": "提供 /v1/rerank 及各家客户端的同类接口，首页可以试用。",
+    "check": "判断服务器或模型的分数对不对；不对的话，说明原因和办法。",
+    "template": "打印某种服务器要用的正确提示词模板。",
+    "store create": "建一个空存储。",
+    "store add": "添加文档，文本或元数据变了的就替换；中途被杀掉，再跑一次接着来。",
+    "store info": "看数量、设置和占用的空间。",
+    "store verify": "逐字节检查；有问题时每处一行，退出码为 1。",
+    "store tune": "列出各档力度的召回率与速度，采用第一个达到目标的。",
+    "store compact": "去掉已删除的文档，重建索引，腾出空间。",
+    "store delete": "按编号删除，或删除过滤条件选中的全部文档。",
+    "store export": "导出 index.faiss 和 documents.jsonl，FAISS 和 LangChain 的存储都能读。",
+    "store import": "导入带向量的文档：来自导出的文件夹，或 LangChain 的 FAISS 文件夹（不做任何反序列化）。",
+    "bulk embed": "批量计算向量：每行一个文本，可带编号、标题等。",
+    "bulk rerank": "批量重排每个查询的候选，或给查询与文档对打分。",
+    "bulk resume": "让被杀掉或停下的任务按原来的设置继续。",
+    "bulk status": "看任务进行到哪里，运行中、结束后都可以。",
+    "eval run": "在一个测试集上跑两个阶段，写出 TREC 结果、表格和每个查询的变化。",
+    "eval sweep": "把海选、模型、指令、长文档处理方式和候选数都试一遍，在你的预算内推荐一种。",
+    "eval calibrate": "拟合有意义的概率，并按想要的准确率或召回率定阈值。",
+    "eval compare": "逐个查询比较 TREC 结果：置信区间、随机化检验、Holm 校正。",
+    "eval report": "把一个文件夹里的全部结果画成一个独立的 HTML 页面。",
+    "train reranker": "微调 Qwen3 重排模型；Transformers、sentence-transformers、vLLM 和本项目都能加载。",
+    "train embedder": "训练静态词向量模型；sentence-transformers 能加载，本项目不装 torch 也能加载。",
+}
+
+
 def cli(language: str) -> str:
     """Return every command with its arguments and options, as the command line itself declares them."""
     import typer
@@ -136,27 +171,27 @@ def cli(language: str) -> str:
     from qwen_rerank.cli import app
 
     root = typer.main.get_command(app)
-    return "\n\n".join(_commands(root, "qwen-rerank", _WORDS[language]))
+    intros = _COMMANDS_ZH if language == "zh" else {}
+    return "\n\n".join(_commands(root, "qwen-rerank", _WORDS[language], intros))
 
 
-def _commands(command: Any, name: str, words: dict[str, str]) -> Iterator[str]:
+def _commands(command: Any, name: str, words: dict[str, str], intros: Mapping[str, str]) -> Iterator[str]:
     subcommands = getattr(command, "commands", {})
     if not subcommands:
-        yield _command(command, name, words)
+        yield _command(command, name, words, intros)
     for word, sub in subcommands.items():
         if not sub.hidden:
-            yield from _commands(sub, f"{name} {word}", words)
+            yield from _commands(sub, f"{name} {word}", words, intros)
 
 
-def _command(command: Any, name: str, words: dict[str, str]) -> str:
+def _command(command: Any, name: str, words: dict[str, str], intros: Mapping[str, str]) -> str:
     shown = [p for p in command.params if not getattr(p, "hidden", False) and "--help" not in p.opts]
     arguments = [p for p in shown if p.param_type_name == "argument"]
     options = [p for p in shown if p.param_type_name == "option"]
     usage = " ".join([name, *(_metavar(p) for p in arguments), *(["[OPTIONS]"] if options else [])])
-    parts = [
-        f"## {name} {{#{name.removeprefix('qwen-rerank ').replace(' ', '-')}}}",
-        inspect.cleandoc(command.help or ""),
-    ]
+    own = name.removeprefix("qwen-rerank ")
+    intro = [intros[own]] if own in intros else []
+    parts = [f"## {name} {{#{own.replace(' ', '-')}}}", *intro, inspect.cleandoc(command.help or "")]
     parts.append(f"```text\n{usage}\n```")
     if arguments:
         rows = [[f"`{_metavar(p)}`", getattr(p, "help", None) or ""] for p in arguments]

@@ -124,16 +124,31 @@ def test_every_link_to_a_page_leads_to_one(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_no_sentence_stands_in_the_readme_and_on_a_page():
-    """Sentences of more than eight words; code, tables and what is drawn in both from one source are not counted."""
-    readme, pages = sentences(text_of(ROOT / "README.md")), set()
-    for page in (DOCS / "en").rglob("*.md"):
+@pytest.mark.parametrize(("readme", "language"), zip(READMES, LANGUAGES, strict=True))
+def test_no_sentence_stands_in_the_readme_and_on_a_page(readme, language):
+    """Sentences of more than eight words, or twelve characters of Chinese; code, tables and what is drawn in both are not counted."""
+    own, pages = sentences(text_of(ROOT / readme)), set()
+    for page in (DOCS / language).rglob("*.md"):
         pages |= sentences(text_of(page))
 
-    assert readme & pages == set()
+    assert len(own) > 20
+    assert own & pages == set()
+
+
+def test_a_sentence_that_stands_twice_would_be_noticed():
+    """Whatever stands around it, in both languages."""
+    twice = "Texts stay where they are and nobody else reads them. "
+    assert sentences(f"Before. {twice}After.") & sentences(f"- {twice}") == {twice.strip()}
+    assert (
+        sentences("前面。文本留在原处，别人读不到其中任何一句。后面。")
+        & sentences("* 文本留在原处，别人读不到其中任何一句。")
+        != set()
+    )
 
 
 def sentences(text: str) -> set[str]:
     prose = re.sub(r"```.*?```|<!-- (\w+) -->.*?<!-- /\1 -->|^\|.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
-    parts = re.split(r"(?<=[.:;])\s+|\n\n", re.sub(r"[`*\[\]]|\([^)]*\)", "", prose))
-    return {" ".join(part.split()) for part in parts if len(part.split()) > 8}
+    prose = re.sub(r"[`*\[\]]|\([^)]*\)|（[^）]*）|^[-*] ", "", prose, flags=re.MULTILINE)
+    parts = re.split(r"(?<=[.:;])\s+|(?<=[。；：！？])|\n\n|^[-*] ", prose, flags=re.MULTILINE)
+    kept = (" ".join(part.split()) for part in parts)
+    return {part for part in kept if len(part.split()) > 8 or len(re.findall(r"[\u4e00-\u9fff]", part)) > 12}
