@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qwen_rerank.scorers.qwen.config import QwenModelConfig
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Above this a batch gains no speed: on the CPU a matrix product of 2,048 rows already runs at its peak, and a short batch
 # lets a small call through sooner.
@@ -108,6 +110,38 @@ def on_device(device: torch.device, *, threads: int | None = None) -> Iterator[N
         torch.set_num_threads(threads)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         yield
+
+
+class Crew:
+    """Threads that compute side by side, each with a part of the threads that PyTorch's operations take."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(self, works: Sequence[Callable[[], T]], *, threads_each: int) -> list[T]:
+        """Return what each work returns, in order, with so many threads for each operation of a work.
+
+        Raises:
+            Exception: The first work's that fails, in their order, once all have ended.
+        """
+        n_threads = torch.get_num_threads()
+        if len(works) == 1 and threads_each == n_threads:
+            return [works[0]()]
+        pool = self._pool = self._pool or ThreadPoolExecutor(n_threads, thread_name_prefix="qwen-rerank-share")
+        try:
+            futures = [pool.submit(_with_threads, threads_each, work) for work in works]
+        except RuntimeError:  # the interpreter is shutting down and begins no threads
+            return [work() for work in works]
+        wait(futures)
+        torch.set_num_threads(n_threads)  # of this thread as before; it is what later threads of the process begin with
+        return [future.result() for future in futures]
+
+
+def _with_threads(n_threads: int, work: Callable[[], T]) -> T:
+    """Return what the work returns, with so many threads for each operation of this thread."""
+    if torch.get_num_threads() != n_threads:
+        torch.set_num_threads(n_threads)
+    return work()
 
 
 def cap_process(device: torch.device, gb: float) -> None:

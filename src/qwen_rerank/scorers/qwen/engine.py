@@ -6,8 +6,9 @@ import logging
 import math
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
@@ -22,6 +23,7 @@ from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.attention_cuda import CudaAttention, choose_kernel
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.device import (
+    Crew,
     as_our_error,
     bfloat16_instructions,
     cap_process,
@@ -45,6 +47,7 @@ from qwen_rerank.scorers.qwen.packing import (
     lay_out,
 )
 from qwen_rerank.scorers.qwen.quantization import MAX_ERROR, Quantization, Quantize, Trial, check_int8, settle
+from qwen_rerank.scorers.qwen.shares import share_out
 
 if TYPE_CHECKING:
     from qwen_rerank.scorers.qwen.checkpoint import Checkpoint
@@ -233,7 +236,24 @@ def _budget(
     return cuda_budget(run, device, cap_gb=config.gpu_memory_gb)
 
 
+Passed = tuple[torch.Tensor, list[KV]]  # log-odds of a pass, and the keys and values that it was to keep
+
 _KV_TOKENS = 1024  # of prefixes whose keys and values outlive a batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A forward pass: its rows, what they see of earlier ones, and which of them are kept, in this order."""
+
+    layout: Layout
+    past_kv: list[KV] | None
+    prefixes: list[tuple[QueryGroup, Segment]]
+    shared_prefixes: dict[SharedPrefix, RowSpan]
+
+    @property
+    def spans(self) -> list[RowSpan]:
+        """The rows that are kept."""
+        return [segment.own for _, segment in self.prefixes] + list(self.shared_prefixes.values())
 
 
 class Runner:
@@ -241,8 +261,8 @@ class Runner:
 
     Args:
         forward: The forward pass.
-        deterministic: Compute every shared prefix, every prefix and every document in a pass of its own. Its shapes
-            then depend on nothing but its own tokens, and so do the bits of its score.
+        deterministic: Compute every shared prefix, every prefix and every document in a pass of its own, on a CPU by one
+            thread. Its shapes then depend on nothing but its own tokens, and so do the bits of its score.
         shared_prefix_tokens: Tokens of the shared prefixes whose keys and values stay for later queries; a longer one
             is not kept.
         threads: Of PyTorch, for a forward pass; None leaves its own number.
@@ -253,6 +273,8 @@ class Runner:
     ) -> None:
         self._forward = forward
         self._threads = threads
+        self._crew = Crew()
+        self._on_cpu = forward.device.type == "cpu"
         self._deterministic = deterministic
         self._shared_prefix_tokens = shared_prefix_tokens
         self._shared_kv: OrderedDict[SharedPrefix, list[KV]] = OrderedDict()  # the least recently used first
@@ -279,37 +301,64 @@ class Runner:
             raise ours from exc
 
     def _together(self, batch: PackedBatch) -> np.ndarray:
-        # 1. what is at hand
-        fresh_groups = [part.group for part in batch.slices if part.group.root not in self._prefix_kv]
-        wanted = dict.fromkeys(group.shared_prefix for group in fresh_groups)
-        shared_prefixes = [shared for shared in wanted if shared is not None and shared in self._shared_kv]
-        layout = lay_out(batch, past_groups=self._prefix_kv, shared_prefixes=shared_prefixes)
-        past_kv = [*map(self._use_shared, shared_prefixes), *(self._prefix_kv[group] for group in layout.past_groups)]
-        # 2. which rows of this batch are worth keeping for later ones
-        prefixes, new_shared = self._worth_keeping(batch, layout), self._new_shared_prefixes(layout)
-        spans = [segment.own for _, segment in prefixes] + list(new_shared.values())
-        # 3. forward
-        log_odds, kv = self._forward(layout, _joined(past_kv) or None, keep_rows=_rows(spans) if spans else None)
-        # 4. keep
-        ends = list(accumulate(map(len, spans), initial=0))
+        n_threads = torch.get_num_threads() if self._on_cpu else 1
+        log_odds = np.empty(batch.n_documents, dtype=np.float32)
+        for step in share_out(batch, n_threads, n_new=self._new_rows, room=self._room):
+            passes = self._passes([share.batch for share in step])
+            works = [partial(self._forward, each.layout, each.past_kv, keep_rows=_rows(each.spans)) for each in passes]
+            results = self._run(works, threads_each=max(1, n_threads // len(works)))
+            for share, each, (values, kv) in zip(step, passes, results, strict=True):
+                log_odds[share.places] = values.cpu().numpy()
+                self._keep(each, kv)
+        return log_odds
+
+    def _passes(self, batches: Sequence[PackedBatch]) -> list[_Pass]:
+        """Return the passes over batches that are computed side by side; what several compute one of them keeps."""
+        passes: list[_Pass] = []
+        chosen: dict[QueryGroup, Segment] = {}
+        new_shared: set[SharedPrefix] = set()
+        for batch in batches:
+            wanted = dict.fromkeys(p.group.shared_prefix for p in batch.slices if p.group.root not in self._prefix_kv)
+            at_hand = [shared for shared in wanted if shared is not None and shared in self._shared_kv]
+            layout = lay_out(batch, past_groups=self._prefix_kv, shared_prefixes=at_hand)
+            past_kv = [*map(self._use_shared, at_hand), *(self._prefix_kv[group] for group in layout.past_groups)]
+            prefixes = self._worth_keeping(batch, layout, chosen)
+            shared = {key: span for key, span in self._new_shared_prefixes(layout).items() if key not in new_shared}
+            chosen.update(prefixes)
+            new_shared.update(shared)
+            passes.append(_Pass(layout, _joined(past_kv) or None, prefixes, shared))
+        return passes
+
+    def _keep(self, done: _Pass, kv: list[KV]) -> None:
+        """Keep of a pass what later batches need; `kv` are the rows that it named."""
+        ends = list(accumulate(map(len, done.spans), initial=0))
         pieces = [[(key[slice(*at)], value[slice(*at)]) for key, value in kv] for at in pairwise(ends)]
-        for (group, _), piece in zip(prefixes, pieces, strict=False):
+        for (group, _), piece in zip(done.prefixes, pieces, strict=False):
             self._prefix_kv[group] = self._with_shared(group, piece)
-        for shared, piece in zip(new_shared, pieces[len(prefixes) :], strict=True):
+        for shared, piece in zip(done.shared_prefixes, pieces[len(done.prefixes) :], strict=True):
             self._keep_shared(shared, piece)
-        return log_odds.cpu().numpy()
+
+    def _new_rows(self, group: QueryGroup) -> int:
+        """Return how many rows a whole group's prefix takes; fewer than its tokens where some are at hand."""
+        if group in self._prefix_kv:
+            return 0
+        return len(group.prefix) - (len(group.shared_prefix or ()) if group.shared_prefix in self._shared_kv else 0)
 
     def _one_by_one(self, batch: PackedBatch) -> np.ndarray:
         log_odds: list[np.ndarray] = []
         for group_slice in batch.slices:
             group, root = group_slice.group, group_slice.group.root
             past_kv = {root: self._prefix_kv.get(root) or self._prefix_alone(root)}
-            if group_slice.more and self._has_room(len(group.prefix)):
+            if group_slice.more and len(group.prefix) <= self._room:
                 self._prefix_kv.update(past_kv)
-            for index in group_slice.indices:
-                layout = lay_out(PackedBatch((GroupSlice(group, (index,)),)), past_groups=past_kv)
-                log_odds.append(self._forward(layout, past_kv[root])[0].cpu().numpy())
+            parts = [PackedBatch((GroupSlice(group, (index,)),)) for index in group_slice.indices]
+            works = [partial(self._forward, lay_out(part, past_groups=past_kv), past_kv[root]) for part in parts]
+            log_odds += [found.cpu().numpy() for found, _ in self._run(works, threads_each=1)]
         return np.concatenate(log_odds)
+
+    def _run(self, works: Sequence[Callable[[], Passed]], *, threads_each: int) -> list[Passed]:
+        """Return the results of passes, side by side on a CPU."""
+        return self._crew.run(works, threads_each=threads_each) if self._on_cpu else [work() for work in works]
 
     def _prefix_alone(self, group: QueryGroup) -> list[KV]:
         """Compute a prefix in a pass of its own, and its shared prefix in one before it; keys and values of each layer."""
@@ -324,7 +373,8 @@ class Runner:
         """Compute the prefix of a group behind shared prefixes at hand; its keys and values of each layer."""
         layout = lay_out(PackedBatch((GroupSlice(group, ()),)), shared_prefixes=shared_prefixes)
         past_kv = _joined([self._use_shared(shared_prefix) for shared_prefix in shared_prefixes]) or None
-        return self._forward(layout, past_kv, keep_rows=torch.arange(len(layout.ids)))[1]
+        work = partial(self._forward, layout, past_kv, keep_rows=torch.arange(len(layout.ids)))
+        return self._run([work], threads_each=1)[0][1]
 
     def _use_shared(self, shared_prefix: SharedPrefix) -> list[KV]:
         """Return the keys and values of a shared prefix at hand, now the most recently used one."""
@@ -344,16 +394,21 @@ class Runner:
             return kv
         return _joined([self._shared_kv[group.shared_prefix], kv])
 
-    def _worth_keeping(self, batch: PackedBatch, layout: Layout) -> list[tuple[QueryGroup, Segment]]:
-        """Return the prefixes of this batch that a later one needs, with their rows, as far as there is room."""
+    def _worth_keeping(
+        self, batch: PackedBatch, layout: Layout, chosen: Mapping[QueryGroup, Segment]
+    ) -> list[tuple[QueryGroup, Segment]]:
+        """Return the prefixes of this batch that a later one needs, with their rows, as far as there is room.
+
+        Those that batches at its side keep are `chosen` already.
+        """
         unfinished = {group_slice.group.root for group_slice in batch.slices if group_slice.more}
-        chosen: list[tuple[QueryGroup, Segment]] = []
-        total = 0
+        found: list[tuple[QueryGroup, Segment]] = []
+        room = self._room - sum(len(group.prefix) for group in chosen)
         for group, segment in layout.prefixes:
-            if group in unfinished and self._has_room(total + len(group.prefix)):
-                chosen.append((group, segment))
-                total += len(group.prefix)
-        return chosen
+            if group in unfinished and group not in chosen and len(group.prefix) <= room:
+                found.append((group, segment))
+                room -= len(group.prefix)
+        return found
 
     def _new_shared_prefixes(self, layout: Layout) -> dict[SharedPrefix, RowSpan]:
         """Return the shared prefixes that this batch computes as the start of a prefix and that are to be kept, with their rows."""
@@ -364,8 +419,10 @@ class Runner:
                 found.setdefault(shared_prefix, RowSpan(segment.own.start, segment.own.start + len(shared_prefix)))
         return found
 
-    def _has_room(self, tokens: int) -> bool:
-        return sum(len(group.prefix) for group in self._prefix_kv) + tokens <= _KV_TOKENS
+    @property
+    def _room(self) -> int:
+        """Tokens of prefixes that can still be kept."""
+        return max(0, _KV_TOKENS - sum(len(group.prefix) for group in self._prefix_kv))
 
     def _release(self) -> None:
         """Give back what is not needed, so that a smaller batch finds room."""
@@ -375,8 +432,9 @@ class Runner:
             torch.cuda.empty_cache()
 
 
-def _rows(spans: Iterable[RowSpan]) -> torch.Tensor:
-    return torch.cat([torch.arange(span.start, span.stop) for span in spans])
+def _rows(spans: Sequence[RowSpan]) -> torch.Tensor | None:
+    """Return the rows of all spans, int64, in order; None of no spans."""
+    return torch.cat([torch.arange(span.start, span.stop) for span in spans]) if spans else None
 
 
 def _joined(pieces: list[list[KV]]) -> list[KV]:

@@ -107,16 +107,17 @@ class PackedBatch:
         """Return two batches with the same documents; needs at least two."""
         places = [(group_slice, index) for group_slice in self.slices for index in group_slice.indices]
         middle = len(places) // 2
-        return _regroup(places[:middle]), _regroup(places[middle:])
+        return regroup(places[:middle], more=True), regroup(places[middle:], more=True)
 
 
-def _regroup(places: Sequence[tuple[GroupSlice, int]]) -> PackedBatch:
+def regroup(places: Sequence[tuple[GroupSlice, int]], *, more: bool) -> PackedBatch:
+    """Return a batch of some documents, each an index of a slice; with `more`, other documents come in a later batch."""
     indices: dict[int, list[int]] = {}
     slices = {id(group_slice): group_slice for group_slice, _ in places}
     for group_slice, index in places:
         indices.setdefault(id(group_slice), []).append(index)
     return PackedBatch(
-        tuple(GroupSlice(slices[key].group, tuple(chosen), more=True) for key, chosen in indices.items())
+        tuple(GroupSlice(slices[key].group, tuple(chosen), more or slices[key].more) for key, chosen in indices.items())
     )
 
 

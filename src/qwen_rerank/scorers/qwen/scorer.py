@@ -47,8 +47,8 @@ class QwenScorer(BaseScorer):
         max_length: Tokens of one prompt, template included; longer documents are cut at their end. None is 8192, or
             what the model was made for where that is less.
         revision: Commit of the hub repository; the three official names are pinned where it is None.
-        deterministic: Scores are bit-identical whatever else is computed, for the same build, device and thread
-            count. Slower.
+        deterministic: Scores are bit-identical whatever else is computed, for the same build and device. Slower; on a
+            CPU one thread computes a document.
         token_budget: Tokens of one forward pass; None takes it from the free memory.
         gpu_memory_gb: GiB of GPU memory that this process may take; None leaves it uncapped.
         quantize: "int8" multiplies in 8 bits on a CPU, made here from the plain checkpoint: weights per output row,
