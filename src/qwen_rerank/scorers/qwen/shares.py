@@ -52,7 +52,7 @@ def share_out(batch: PackedBatch, n_threads: int, *, n_new: Callable[[QueryGroup
 
 
 class _Plans:
-    """What a batch's documents cost, and the ways to share them out; arguments as of `share_out`."""
+    """The costs of a batch's documents, and the ways to share them out; arguments as of `share_out`."""
 
     def __init__(self, batch: PackedBatch, n_threads: int, n_new: Callable[[QueryGroup], int], room: int) -> None:
         self._documents = [(part, index) for part in batch.slices for index in part.indices]
