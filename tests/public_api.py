@@ -35,6 +35,7 @@ MODULES = (
     "qwen_rerank.serve.app",
     "qwen_rerank.serve.process",
     "qwen_rerank.serve.settings",
+    "qwen_rerank.capacity",
     "qwen_rerank.check",
     "qwen_rerank.training",
     "qwen_rerank.evaluation.cache",

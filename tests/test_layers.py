@@ -71,6 +71,7 @@ LAYERS: list[list[set[str]]] = [
         {"bulk"},
         {"training"},
         {"mcp_server"},
+        {"capacity"},
     ],
     [{"cli"}],
 ]

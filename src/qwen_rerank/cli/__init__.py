@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qwen_rerank import __version__
-from qwen_rerank.cli import bulk, check, demo, doctor, folders, mcp, search, serve, store, train
+from qwen_rerank.cli import bulk, check, demo, doctor, folders, mcp, plan, search, serve, store, train
 from qwen_rerank.cli import eval as evaluate
 from qwen_rerank.errors import RerankError
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for group in (demo, search, folders, mcp, store, bulk, doctor, serve, check, evaluate, train):
+for group in (demo, search, folders, mcp, store, bulk, doctor, serve, plan, check, evaluate, train):
     group.register(app)
 
 

@@ -1,0 +1,151 @@
+"""`qwen-rerank plan`: machines and costs for a load, with the arithmetic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwen_rerank.cli import options
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qwen_rerank.capacity import Plan, SimulatedTraffic
+
+_SIMULATED = 10_000  # requests
+_MOST_MACHINES = 20_000  # that are simulated
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(plan)
+
+
+def plan(
+    *,
+    qps: Annotated[float, typer.Option("--qps", help="Queries a second.")],
+    docs: Annotated[int, typer.Option("--docs", min=1, help="Documents of each query.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of each document.")],
+    price: Annotated[float | None, typer.Option("--price", help="Of a machine for an hour, in any currency.")] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", help="Which measured speed: h100, h100-long, cpu, mini-cpu.")
+    ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            "--measured", help="A JSON file with speeds of your own machines.", callback=options.expanded_or_none
+        ),
+    ] = None,
+    documents_per_second: Annotated[
+        float | None, typer.Option("--documents-per-second", help="Of one machine, at --tokens, measured by you.")
+    ] = None,
+    busy: Annotated[float, typer.Option("--busy", help="Share of its time that a machine may compute.")] = 0.7,
+    spare: Annotated[int, typer.Option("--spare", help="Machines that may be away.")] = 0,
+    p99: Annotated[
+        float | None,
+        typer.Option("--p99", help="Simulate, and add machines until 99 % are answered within these seconds."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            help="Simulate requests that come at these seconds, one number a line, instead of at random.",
+            callback=options.expanded_or_none,
+        ),
+    ] = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Simulate how long requests wait.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Say how many machines a load needs and what a million reranks cost, line by line."""
+    from qwen_rerank.capacity import Speed, make_plan, read_speeds, shipped_speeds
+    from qwen_rerank.capacity.planning import choose_speed
+    from qwen_rerank.errors import InvalidInputError
+
+    if not 0 < qps < float("inf"):
+        raise InvalidInputError(f"--qps must be a number of queries a second above 0, not {qps!r}.")
+    if documents_per_second is not None:
+        if measured is not None or on is not None:
+            raise InvalidInputError("give --documents-per-second, or --on and --measured; not both.")
+        speed = Speed(
+            name="yours", what="your machine", documents_per_s=documents_per_second, tokens=tokens,
+            source="--documents-per-second",
+        )  # fmt: skip
+    else:
+        speed = choose_speed(shipped_speeds() if measured is None else read_speeds(measured), on)
+    found = make_plan(speed, requests_per_s=qps, documents=docs, tokens=tokens, price=price, busy=busy, spare=spare)
+    if simulate or p99 is not None or trace is not None:
+        found, traffic = _simulated(found, qps, docs, _arrivals(trace, qps), p99)
+        found.lines.append(("simulated", _told(traffic, found.machines)))
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), ensure_ascii=False))
+        return
+    width = max(len(name) for name, _ in found.lines)
+    for name, text in found.lines:
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+def _arrivals(trace: Path | None, qps: float) -> np.ndarray:
+    import numpy as np
+
+    from qwen_rerank.capacity import poisson_arrivals
+    from qwen_rerank.errors import InvalidInputError
+
+    if trace is None:
+        return poisson_arrivals(qps, max(_SIMULATED, int(min(qps, 20 * _SIMULATED))), seed=0)
+    try:
+        return np.sort(np.loadtxt(trace, dtype=np.float64, ndmin=1))
+    except (OSError, ValueError) as exc:
+        raise InvalidInputError(f"{trace} cannot be read as one number of seconds a line ({exc}).") from exc
+
+
+def _simulated(
+    found: Plan, qps: float, docs: int, arrivals: np.ndarray, p99: float | None
+) -> tuple[Plan, SimulatedTraffic]:
+    """Return the plan with as many machines as keep the 99th percentile, and the traffic on them."""
+    from dataclasses import replace
+
+    from qwen_rerank.capacity import ServerTimes, simulate
+    from qwen_rerank.errors import InvalidInputError
+
+    alone = docs / found.machine_documents_per_s
+    if p99 is not None and p99 <= alone:
+        raise InvalidInputError(
+            f"--p99 {p99:g} cannot be kept: {docs} documents take {alone:.3g} s on a machine with nothing else to do; "
+            "send fewer documents, or take a faster machine or a smaller model."
+        )
+    times = ServerTimes(pass_s=[alone], most_in_a_pass=1, max_wait_s=max(2.0, 100 * alone))
+    machines, cost = found.machines, found.cost_per_hour
+    if machines > _MOST_MACHINES:
+        raise InvalidInputError(f"{machines} machines are too many to simulate; the most are {_MOST_MACHINES}.")
+    while True:
+        traffic = simulate(arrivals, times, n_servers=machines)
+        if p99 is None or (traffic.percentile_s(99) <= p99 and not traffic.refused):
+            break
+        if machines >= 4 * found.machines + 10:
+            raise InvalidInputError(
+                f"--p99 {p99:g} is not kept by {machines} machines either; the trace comes in bursts."
+            )
+        machines += max(1, machines // 20)
+    if machines == found.machines:
+        return found, traffic
+    hourly = None if cost is None else cost / found.machines * machines
+    million = None if hourly is None else hourly / (qps * 3600) * 1e6
+    share = found.documents_per_s / (machines * found.machine_documents_per_s)
+    lines = [*found.lines, (f"machines for {p99:g} s", f"{machines:,} by simulation, {share:.0%} busy")]
+    if hourly is not None and million is not None:
+        lines.append(("cost with them", f"{hourly:,.2f} an hour, {million:,.2f} for a million reranks"))
+    return replace(
+        found, machines=machines, busy=share, cost_per_hour=hourly, cost_per_million=million, lines=lines
+    ), traffic
+
+
+def _told(traffic: SimulatedTraffic, machines: int) -> str:
+    half, most = 1e3 * traffic.percentile_s(50), 1e3 * traffic.percentile_s(99)
+    refused = f", {traffic.refused:,} refused" if traffic.refused else ""
+    return (
+        f"p50 {half:,.0f} ms, p99 {most:,.0f} ms over {traffic.requests:,} requests on {machines:,} machines{refused}; a model "
+        "of the queue alone, without network"
+    )

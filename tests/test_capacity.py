@@ -1,0 +1,220 @@
+"""Plans by hand, and the simulation of queues against what theory knows exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from qwen_rerank.capacity import (
+    Failures,
+    ServerTimes,
+    Speed,
+    make_plan,
+    poisson_arrivals,
+    read_speeds,
+    shipped_speeds,
+    simulate,
+)
+from qwen_rerank.cli import app
+from qwen_rerank.errors import InvalidInputError
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEED = Speed(name="x", what="a model", documents_per_s=1000.0, tokens=128, source="here")
+ALONE = ServerTimes(pass_s=[1.0], most_in_a_pass=1, max_wait_s=1e9)
+
+
+# --- plans -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_arithmetic_is_what_a_pencil_gives():
+    """20 queries of 100 documents are 2,000 a second; 256 tokens halve the speed, 80 % of 500 are 400: 5 machines and 1."""
+    plan = make_plan(SPEED, requests_per_s=20, documents=100, tokens=256, price=3.0, busy=0.8, spare=1)
+
+    assert (plan.documents_per_s, plan.machine_documents_per_s, plan.machines) == (2000, 500, 6)
+    assert plan.busy == pytest.approx(2 / 3)
+    assert plan.busy_without_spare == pytest.approx(0.8)
+    assert plan.cost_per_hour == 18
+    assert plan.cost_per_million == pytest.approx(18 / (20 * 3600) * 1e6)
+    assert dict(plan.lines)["machines"] == "2,000 / 400 = 5.00, so 5; and 1 spare: 6"
+    assert dict(plan.lines)["cost of a million reranks"] == "18.00 / (20 x 3,600) x 1,000,000 = 250.00"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"requests_per_s": 0}, "requests_per_s must be a number above 0"),
+        ({"requests_per_s": math.nan}, "requests_per_s"),
+        ({"documents": 0}, "documents"),
+        ({"tokens": 1.5}, "tokens"),
+        ({"price": -1}, "price must be"),
+        ({"busy": 1.1}, "busy must be a share"),
+        ({"spare": -1}, "spare must be"),
+        ({"requests_per_s": 1e308, "documents": 10**9}, "more than any number of machines"),
+    ],
+)
+def test_a_wrong_number_is_named(wrong, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make_plan(SPEED, **{"requests_per_s": 1, "documents": 1, "tokens": 1, **wrong})
+
+
+def test_the_shipped_speeds_are_those_that_were_measured():
+    """Users have no eval folder; what ships is a copy of its figures."""
+    shipped = {speed.name: speed.documents_per_s for speed in shipped_speeds()}
+    results = ROOT / "eval/speed/results"
+    gpu, cpu = (json.loads((results / name).read_text())["workloads"] for name in ("gpu-0.6B.json", "cpu-2-cores.json"))
+    mini = json.loads((ROOT / "eval/pocket/mini/results/speed.json").read_text())
+
+    assert shipped == pytest.approx(
+        {
+            "h100": gpu["throughput 250x100x128"]["contestants"]["engine"]["documents_per_s"],
+            "h100-long": gpu["1x100x512"]["contestants"]["engine"]["documents_per_s"],
+            "cpu": cpu["throughput 2x16x128"]["contestants"]["engine"]["documents_per_s"],
+            "mini-cpu": mini["pairs"] / mini["scoring"]["2 threads"]["median_ms"] * 1000,
+        },
+        rel=0.005,
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "at least one object"),
+        ("{", "is no JSON"),
+        ('[{"name": "x"}]', "documents_per_s"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_with_other_things_in_it_is_refused(tmp_path, content, message):
+    path = tmp_path / "measured.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InvalidInputError, match=message):
+        read_speeds(path)
+
+
+# --- the simulation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_one_at_a_time_waits_as_long_as_pollaczek_and_khinchine_say(load):
+    """Requests at random moments, each a second long: the mean wait is load / (2 (1 - load))."""
+    found = simulate(poisson_arrivals(load, 40_000, seed=4), ALONE)
+
+    assert found.latencies_s.mean() == pytest.approx(1 + load / (2 * (1 - load)), rel=0.06)
+    assert found.busy == pytest.approx(load, rel=0.03)
+    assert found.throughput_per_s == pytest.approx(load, rel=0.03)
+
+
+def test_what_waits_is_computed_in_one_pass():
+    """The first alone from 0 to 1, the two that came meanwhile together, from 1 to 2.5."""
+    times = ServerTimes(pass_s=[1.0, 1.5], most_in_a_pass=4)
+    found = simulate(np.array([0.0, 0.2, 0.4]), times)
+
+    assert found.latencies_s.tolist() == pytest.approx([1.0, 2.3, 2.1])
+    assert found.mean_pass == 1.5
+
+
+def test_reading_waking_and_holding_take_their_time():
+    """0.5 to wake and 0.1 to read; the second is read while the pass goes on, which then ends half of 0.4 later."""
+    times = ServerTimes(pass_s=[1.0], most_in_a_pass=1, front_s=0.1, wake_s=0.5, held_s=0.4)
+    found = simulate(np.array([0.0, 1.0]), times)
+
+    assert found.latencies_s.tolist() == pytest.approx([0.6 + 1.0 + 0.2, 1.8 + 1.0 + 0.2 - 1.0])
+
+
+def test_the_least_busy_server_is_asked():
+    found = simulate(np.array([0.0, 0.1, 0.2, 1.05]), ALONE, n_servers=3)
+
+    assert found.latencies_s.tolist() == pytest.approx([1.0, 1.0, 1.0, 1.0])
+
+
+def test_what_a_dead_server_had_is_repeated_elsewhere_and_nothing_is_lost():
+    arrivals, away = poisson_arrivals(1.0, 2_000, seed=1), [(0, start, start + 9.0) for start in range(500, 1500, 100)]
+    calm = simulate(arrivals, ALONE, n_servers=2)
+    found = simulate(arrivals, ALONE, n_servers=2, failures=Failures(at=away, notice_s=0.5))
+
+    assert found.lost == calm.lost == 0
+    assert found.repeated >= 1
+    assert found.percentile_s(99) > calm.percentile_s(99)
+
+
+def test_requests_that_no_server_answers_are_lost_and_too_many_are_refused():
+    gone = simulate(np.arange(10.0), ALONE, failures=Failures(at=[(0, 4.5, 60.0)]))
+    assert (gone.lost, len(gone.latencies_s)) == (6, 3)  # the first, which was answered, is not counted
+
+    times = ServerTimes(pass_s=[1.0], most_in_a_pass=1, max_wait_s=4.0, patience=2)
+    crowd = simulate(np.zeros(20), times)
+    assert crowd.refused == 15  # of 20, but for the first two, which are not counted
+    assert crowd.lost == 0
+
+
+def test_the_same_arguments_give_the_same_traffic():
+    times = ServerTimes(pass_s=[0.02], spread=[0.8, 1.0, 1.3])
+    failures = Failures.random(4, 10.0, every_s=3.0, away_s=0.5, seed=2)
+    one, two = (
+        simulate(poisson_arrivals(120, 1_000, seed=9), times, n_servers=4, failures=failures, seed=3) for _ in range(2)
+    )
+
+    assert one.as_dict() == two.as_dict()
+    assert failures.at
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: simulate(np.array([2.0, 1.0]), ALONE), "ascending"),
+        (lambda: simulate(np.array([]), ALONE), "at least one"),
+        (lambda: simulate(np.array([1.0]), ALONE, failures=Failures(at=[(1, 0, 1)])), "server 1"),
+        (lambda: ServerTimes(pass_s=[]), "pass_s"),
+        (lambda: ServerTimes(pass_s=[1.0], held_s=-1), "held_s"),
+        (lambda: poisson_arrivals(0, 5, seed=1), "requests_per_s"),
+    ],
+)
+def test_a_wrong_simulation_is_refused(call, message):
+    with pytest.raises(InvalidInputError, match=message):
+        call()
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+
+
+def plan(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["plan", *arguments])
+    if done.exception is not None:
+        raise done.exception
+    return done.output
+
+
+def test_the_command_shows_the_arithmetic_line_by_line():
+    printed = plan("--qps", "20", "--docs", "100", "--tokens", "128", "--price", "2", "--documents-per-second", "500")
+
+    assert "20 requests/s x 100 documents = 2,000 documents/s" in printed
+    assert "2,000 / 350 = 5.71, so 6" in printed
+    assert "12.00 / (20 x 3,600) x 1,000,000 = 166.67" in printed
+
+
+@pytest.mark.heavy
+def test_the_command_adds_machines_until_the_wait_is_short_enough(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps([{**{k: getattr(SPEED, k) for k in SPEED.__slots__}}]))
+    arguments = ("--qps", "50", "--docs", "100", "--tokens", "128", "--measured", str(tmp_path / "mine.json"), "--json")
+    plain, short = (json.loads(plan(*arguments, *more)) for more in (["--simulate"], ["--p99", "0.12"]))
+
+    assert short["machines"] > plain["machines"] == 8
+    assert "by simulation" in "".join(short["lines"])
+    with pytest.raises(InvalidInputError, match="cannot be kept"):
+        plan(*arguments, "--p99", "0.05")
+
+
+def test_the_command_takes_a_trace(tmp_path):
+    (tmp_path / "trace").write_text("\n".join(str(i / 10) for i in range(100)))
+    assert "over 90 requests" in plan(
+        "--qps", "10", "--docs", "10", "--tokens", "128", "--trace", str(tmp_path / "trace")
+    )
+    (tmp_path / "trace").write_text("soon")
+    with pytest.raises(InvalidInputError, match="one number of seconds a line"):
+        plan("--qps", "10", "--docs", "10", "--tokens", "128", "--trace", str(tmp_path / "trace"))
