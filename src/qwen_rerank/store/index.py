@@ -21,10 +21,9 @@ _log = logging.getLogger(__name__)
 
 _EF_CONSTRUCTION = 80
 _EF_SEARCH = 400
-# Under this share of allowed vectors comparing all of them costs less than walking a graph among the forbidden ones.
-_EXACT_BELOW = 0.05
+_PER_NODE = 10  # vectors that are compared one after the other in the time of a node of a graph, measured on 60,000
 # Lists are all looked through then, 3 ns a forbidden vector; comparing an allowed one costs 1 us, measured on a million.
-_EXACT_BELOW_IN_LISTS = 0.002
+_EXACT_BELOW = 0.002
 _GATHERED = 2000  # as many whole vectors are looked up one by one in less time than a pass over all takes
 _DROP_DEAD_ABOVE = 0.25
 _AUTO_FLAT = 100_000  # up to so many vectors a search that compares all of them is fast enough
@@ -302,7 +301,11 @@ class VectorIndex:
             parameters = None if selector is None else self._faiss.SearchParameters(sel=selector)
             return self._base.search(vectors, k, params=parameters)  # type: ignore[no-any-return]
         share = among.count / len(self._rows)
-        if share >= (_EXACT_BELOW if self.kind.startswith("HNSW") else _EXACT_BELOW_IN_LISTS):
+        if self.kind.startswith("HNSW"):
+            few = selector is not None and among.count < _PER_NODE * self._nodes(k, share, effort)
+        else:
+            few = share < _EXACT_BELOW
+        if not few:
             scores, positions = self._base.search(vectors, k, params=self._parameters(k, selector, share, effort))
             if (positions >= 0).all():
                 return scores, positions
@@ -312,21 +315,22 @@ class VectorIndex:
         return self._compared(vectors, np.flatnonzero(among.mask), k)
 
     def _parameters(self, k: int, selector: Any | None, share: float, effort: int) -> Any:
-        effort = effort or self.effort
         if self.kind.startswith("HNSW"):
-            # Of the nodes that it looks into, the forbidden ones count too.
-            nodes = max(math.ceil((effort or _EF_SEARCH) / share), k)
-            found = self._faiss.SearchParametersHNSW(sel=selector, efSearch=nodes)
+            found = self._faiss.SearchParametersHNSW(sel=selector, efSearch=self._nodes(k, share, effort))
         elif (lists := self._lists(self._base)) is not None:
             # The nearest of few allowed ones lie further away than the nearest of all; of very few, every list is
             # looked through, which costs one bit for each forbidden vector.
-            probes = (effort or _PROBED) / math.sqrt(share)
+            probes = (effort or self.effort or _PROBED) / math.sqrt(share)
             found = self._faiss.SearchParametersIVF(sel=selector, nprobe=min(lists.nlist, math.ceil(probes)))
         else:
             found = self._faiss.SearchParameters(sel=selector)
         if self.kind.endswith(",RFlat"):
             return self._faiss.IndexRefineSearchParameters(k_factor=_deeper(k) / k, base_index_params=found)
         return found
+
+    def _nodes(self, k: int, share: float, effort: int) -> int:
+        """Return how many nodes of a graph a search looks into; the forbidden ones count too."""
+        return max(math.ceil((effort or self.effort or _EF_SEARCH) / share), k)
 
     def _compared(self, vectors: np.ndarray, among: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Return scores and positions of the best `k` of these positions, all of them compared."""
