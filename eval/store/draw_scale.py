@@ -26,7 +26,7 @@ def picture(found: dict[str, Any], target: Path) -> None:
     axes = figure.subplots()
     axes.plot([one["p50_ms"] for one in tuned], [one["recall"] for one in tuned], "o-", color="#3b6ea5")
     for one in tuned[::4] if tuned[-1] in tuned[::4] else [*tuned[::4], tuned[-1]]:
-        label = f"{one['effort']} lists" + (", kept" if one["chosen"] else "")
+        label = f"{one['effort']} {looked_into(found)}" + (", kept" if one["chosen"] else "")
         axes.annotate(label, (one["p50_ms"], one["recall"]), (6, -10), textcoords="offset points", fontsize=8)
     axes.axhline(0.95, color="#999", linewidth=0.8, linestyle="--")
     axes.set(
@@ -35,6 +35,11 @@ def picture(found: dict[str, Any], target: Path) -> None:
         title=f"{found['setting']['passages']:,} passages, {found['index']}, {found['setting']['measuring']['threads']} threads",
     )
     figure.savefig(target, metadata={"Date": None})
+
+
+def looked_into(found: dict[str, Any]) -> str:
+    """Return what the effort of a search counts."""
+    return "nodes" if found["index"].startswith("HNSW") else "lists"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -61,14 +66,14 @@ def searches(found: dict[str, Any]) -> str:
         "dense, 0.1% kept": bar(few <= 2 * dense, "at most twice the unfiltered"),
     }
     names = {
-        "raw_faiss_ids": f"raw FAISS, ids ({found['index']}, {found['tuned'][-1]['effort']} lists)",
+        "raw_faiss_ids": f"raw FAISS, ids ({found['index']}, {found['tuned'][-1]['effort']} {looked_into(found)})",
         "store_ids": "the store, ids",
         "dense": "dense, 100 documents",
         "lexical": "lexical, 100 documents",
         "hybrid": "hybrid, 100 documents",
         "get_100_documents": "100 documents by id",
     }
-    names |= {name: f"dense, a filter that keeps {name[7:-6]} %" for name in found if name.endswith("kept")}
+    names |= {name: f"dense, a filter that keeps {float(name[7:-6]):g} %" for name in found if name.endswith("kept")}
     rows = [
         [
             text,
@@ -96,7 +101,7 @@ def sentences(found: dict[str, Any]) -> str:
         f"Open and first search: {opened} s, of at most {allowed:.2f} s, which is 1.2 times reading the index "
         f"({found['raw_read_index_s']} s) and one pass of SHA-256 ({found['sha256_of_all_files_s']} s): "
         f"{'met' if opened <= allowed else '**not met**'}. Embedding took {setting['embed_s']} s, adding "
-        f"{built['add_s']} s with both buildings of lists (batches of 20,000, every one durable; load {building['load']} "
+        f"{built['add_s']} s, the index included (batches of 20,000, every one durable; load {building['load']} "
         f"before), tuning {found['tune_s']} s. On the disk: "
         + ", ".join(f"{name} {megabytes:,.0f} MB" for name, megabytes in size.items())
         + f". Peak memory: {built['peak_memory_gb']} GB while building, the vectors and texts to be added included, and "
@@ -124,7 +129,7 @@ def peers(found: dict[str, Any]) -> str:
             "filtered_found": "documents that it gives, of 100",
             "filtered_if_all_are_fetched": "with the filter, all fetched before it, p50 ms",
             "delete_one_s": "delete one, s",
-            "delete_one": "",
+            "delete_one": "the same",
         }.items()
     ]
     setting = found["setting"]

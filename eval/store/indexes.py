@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from qwen_rerank.store.index import VectorIndex, planned
 
 LEAST = 0.95  # recall that an index must reach
 EF_CONSTRUCTION = 80
+AUTO = 1_000_000  # vectors for which the store builds a graph
 
 
 def graph(kind: str, vectors: np.ndarray) -> Any:
@@ -39,7 +41,7 @@ def lists(kind: str, vectors: np.ndarray) -> Any:
     made = VectorIndex(faiss, kind, vectors.shape[1])
     made.start(len(vectors), lambda count: vectors[:: len(vectors) // count][:count])
     made.add(np.arange(1, len(vectors) + 1), vectors)
-    return made._base
+    return faiss.clone_index(made._base)  # which goes with `made`
 
 
 def parameters(kind: str, effort: int) -> Any:
@@ -56,7 +58,7 @@ def main() -> None:
     """Measure all kinds and print one JSON value."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--passages", type=int, default=200_000)
+    parser.add_argument("--passages", type=int, default=100_000)
     arguments = parser.parse_args()
     vectors = np.load(arguments.folder / "vectors.npy", mmap_mode="r")
     vectors = np.ascontiguousarray(vectors[:: max(1, len(vectors) // arguments.passages)][: arguments.passages])
@@ -67,7 +69,8 @@ def main() -> None:
     flat.add(vectors)
     exact = [set(found.tolist()) for found in flat.search(asked, TOP_K)[1]]
     result: dict[str, Any] = {"setting": {"passages": len(vectors), "queries": len(asked), **conditions()}}
-    for kind in (planned("auto", len(vectors)), "HNSW32", "HNSW32,SQ8,RFlat"):
+    n_lists = 2 ** round(math.log2(4 * math.sqrt(len(vectors))))
+    for kind in (f"IVF{n_lists},SQ8,RFlat", "HNSW32", planned("auto", AUTO)):
         seconds, index = timed(lambda k=kind: (graph if k.startswith("HNSW") else lists)(k, vectors))
         size = faiss.serialize_index(index).nbytes / 1e6
         found = {"build_s": round(seconds, 1), "mb": round(size), "efforts": []}
