@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test check optimized clients servers notebooks docs clean
+.PHONY: demo test check optimized clients servers ray notebooks docs clean
 
 # `make demo MODEL=Qwen/Qwen3-Reranker-0.6B` runs the real model, and says what to install where it is missing.
 demo: $(VENV)/.demo
@@ -29,6 +29,10 @@ clients: $(VENV)/.dev
 # The client and `check` against real servers (vLLM, llama.cpp, Infinity, Xinference), in environments under build/servers: 6 GB.
 servers: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m servers tests/servers
+
+# Bulk jobs and the server on a real Ray of two CPUs on this machine: workers killed, a driver killed, a rolling restart.
+ray: $(VENV)/.dev
+	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -q -m ray tests/on_ray
 
 # Execute every notebook from an empty folder and see that the committed ones are made from their sources.
 notebooks: $(VENV)/.dev

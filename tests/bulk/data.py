@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,27 @@ class PickyEmbedder(HashEmbedder):
     def embed_documents(self, texts):
         if any("poison" in text for text in texts):
             raise ValueError("it is poisoned")
+        return super().embed_documents(texts)
+
+
+class Mortal(PickyEmbedder):
+    """Kills its own process, as a machine that goes away would, at random and at most as often as it is told."""
+
+    def __init__(self, graves: Path, kills: int, chance: float = 0.3) -> None:
+        super().__init__(8)
+        self._graves = graves
+        self._kills = kills
+        self._chance = chance
+
+    def embed_documents(self, texts):
+        time.sleep(0.02)
+        if len(texts) > 1 and random.random() < self._chance:
+            for number in range(self._kills):
+                try:
+                    os.close(os.open(self._graves / str(number), os.O_CREAT | os.O_EXCL))
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
         return super().embed_documents(texts)
 
 
