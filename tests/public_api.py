@@ -36,6 +36,7 @@ MODULES = (
     "qwen_rerank.serve.process",
     "qwen_rerank.serve.settings",
     "qwen_rerank.capacity",
+    "qwen_rerank.bulk",
     "qwen_rerank.check",
     "qwen_rerank.training",
     "qwen_rerank.evaluation.cache",
