@@ -36,7 +36,7 @@ _HEALTH_PERIOD_S = 5.0
 
 
 class RayServeArguments(BaseModel):
-    """What may stand behind `serve run qwen_rerank.serve.ray:app`, or under `args:` in Serve's config file.
+    """Arguments of `serve run qwen_rerank.serve.ray:app`, or of `args:` in a configuration file of Ray Serve.
 
     Keys come from the environment variable QWEN_RERANK_API_KEYS, as for the plain server, or from a file.
 
