@@ -10,17 +10,30 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = "eval/speed/results/cpu-2-cores.json"
+# Every format, and peers in 8 bits; of the whole model where it has been measured, else of its first layers.
+FORMATS = next(
+    path
+    for path in ("eval/speed/results/formats-28-layers.json", "eval/speed/results/formats-8-layers.json")
+    if (ROOT / path).exists()
+)
 GPU = "eval/speed/results/gpu-0.6B.json"
 PUBLISHED = "eval/published/qwen3-reranker.json"
 PICTURES = ROOT / "docs" / "pictures"
 READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
 
-_ONE_QUERY = {SPEED: "1x16x128", GPU: "1x50x128"}  # documents of 128 tokens, one query: the first row of both reports
+_ONE_QUERY = {
+    SPEED: "1x16x128",
+    FORMATS: "1x16x128",
+    GPU: "1x50x128",
+}  # documents of 128 tokens, one query: the first row of both reports
 _NAMES = {
     "engine": "qwen-rerank",
     "vllm": "vLLM",
     "sentence-transformers": "sentence-transformers",
     "recipe": "model card",
+    "engine-int8": "qwen-rerank, int8",
+    "vllm-int8": "vLLM, W8A8",
+    "llama-q8": "llama.cpp, Q8_0",
 }
 _COLOURS = {
     "light": {"paper": "#ffffff", "ink": "#1f2328", "faint": "#656d76", "bar": "#b8c0cc", "ours": "#3f6fd1"},
@@ -32,12 +45,14 @@ SPEED_TEXT = {
         "On {threads} CPU cores the engine scores {recipe:.1f} times as many documents a second as the model card's code, {st:.1f} times as many as "
         "sentence-transformers at its best batch size and {vllm:.2f} times vLLM; on one {gpu} {gpu_st:.1f} times sentence-transformers "
         "(128 tokens a document, the 0.6B shape with random weights; vLLM is ahead on 2,000 tokens, {long:.2f} times; "
-        "[CPU]({cpu_path}), [GPU]({gpu_path}), [what was tried](eval/speed/LOG.md))."
+        "[CPU]({cpu_path}), [GPU]({gpu_path}), [what was tried](eval/speed/LOG.md)). In bfloat16, as checkpoints come, it scores {bf16_st:.2f} times as many as "
+        'sentence-transformers and {bf16_vllm:.2f} times vLLM, and `quantize="int8"` {int8:.2f} times its own bfloat16 ([formats]({formats_path})).'
     ),
     "zh": (
         "在 {threads} 个 CPU 核上，引擎每秒打分的文档数是模型卡代码的 {recipe:.1f} 倍、sentence-transformers（取其最佳批大小）的 {st:.1f} 倍、vLLM 的 {vllm:.2f} 倍；"
         "在一块 {gpu} 上是 sentence-transformers 的 {gpu_st:.1f} 倍（每篇 128 token，0.6B 的形状、随机权重；2,000 token 时 vLLM 更快，为 {long:.2f} 倍；"
-        "[CPU 数据]({cpu_path})、[GPU 数据]({gpu_path})、[试过什么](eval/speed/LOG.md)）。"
+        "[CPU 数据]({cpu_path})、[GPU 数据]({gpu_path})、[试过什么](eval/speed/LOG.md)）。检查点通常以 bfloat16 发布，此时是 sentence-transformers 的 {bf16_st:.2f} 倍、vLLM 的 {bf16_vllm:.2f} 倍；"
+        '`quantize="int8"` 是自身 bfloat16 的 {int8:.2f} 倍（[各格式]({formats_path})）。'
     ),
 }
 PUBLISHED_TEXT = {
@@ -67,6 +82,7 @@ PUBLISHED_HEADS = {
 }
 ALONE = {"en": "{} alone", "zh": "只用 {}"}
 CORES = {"en": "{threads} cores of an {cpu}", "zh": "{cpu} 的 {threads} 个核"}
+LAYERS = {"en": ", {} layers", "zh": "，{} 层"}
 UNITS = {"en": "documents a second", "zh": "每秒打分的文档数"}
 
 
@@ -81,6 +97,7 @@ def speed(language: str) -> str:
     over, gpu_over = (
         report["workloads"][_ONE_QUERY[path]]["engine_over"] for path, report in ((SPEED, cpu), (GPU, gpu))
     )
+    formats_over = read(FORMATS)["workloads"][_ONE_QUERY[FORMATS]]["engine_over"]
     sentence = SPEED_TEXT[language].format(
         threads=cpu["hardware"]["threads"],
         recipe=over["recipe"],
@@ -89,6 +106,10 @@ def speed(language: str) -> str:
         long=1 / cpu["workloads"]["1x2x2000"]["engine_over"]["vllm"],
         gpu=gpu["hardware"]["gpu"].split()[1],
         gpu_st=gpu_over["sentence-transformers"],
+        bf16_st=formats_over["sentence-transformers"],
+        bf16_vllm=formats_over["vllm"],
+        int8=1 / formats_over["engine-int8"],
+        formats_path=FORMATS,
         cpu_path=SPEED,
         gpu_path=GPU,
     )
@@ -112,19 +133,24 @@ def published(language: str) -> str:
 
 
 def speed_picture(language: str, scheme: str) -> str:
-    """Return the bars of both machines as SVG."""
+    """Return the bars of every report as SVG."""
     colours, y, parts = _COLOURS[scheme], 22, []
-    for path in (SPEED, GPU):
+    for path in _ONE_QUERY:
         report = read(path)
         contestants = report["workloads"][_ONE_QUERY[path]]["contestants"]
         rates = {name: contestants[name]["documents_per_s"] for name in _NAMES if name in contestants}
         hardware = report["hardware"]
         title = hardware.get("gpu") or CORES[language].format(**hardware)
-        parts.append(_words(16, y, f"{title}, {report['dtype']}: {UNITS[language]}", colours["faint"]))
+        few = (
+            LAYERS[language].format(*found)
+            if (found := re.findall(r", (\d+) layers", report["model"])) != ["28"]
+            else ""
+        )
+        parts.append(_words(16, y, f"{title}, {report['dtype']}{few}: {UNITS[language]}", colours["faint"]))
         for name, rate in sorted(rates.items(), key=lambda item: -item[1]):
             y += 24
             width = 380 * rate / max(rates.values())
-            fill = colours["ours" if name == "engine" else "bar"]
+            fill = colours["ours" if name.startswith("engine") else "bar"]
             parts.append(_words(190, y, _NAMES[name], colours["ink"], anchor="end"))
             parts.append(f'<rect x="200" y="{y - 13}" width="{width:.1f}" height="17" rx="3" fill="{fill}"/>')
             parts.append(_words(208 + width, y, f"{rate:,.2f}" if rate < 10 else f"{rate:,.0f}", colours["ink"]))

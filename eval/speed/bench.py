@@ -48,7 +48,12 @@ from qwen_rerank.scorers.qwen.scorer import shared_prefix_of
 # Largest difference of log-odds between contestants that rounding explains, at these random weights.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
 # Contestants in a number format of their own, whose scores are meant to differ.
-FORMATS = {"engine-float32": "float32", "engine-int8": "int8", "engine-int8-outliers": "int8"}
+FORMATS = {
+    "engine-float32": "float32",
+    "engine-int8": "int8",
+    "engine-int8-outliers": "int8",
+    "vllm-int8": "int8",
+}
 
 
 def main() -> int:
@@ -59,9 +64,9 @@ def main() -> int:
     words = Words(options.tokenizer)
     workloads = choose(options, words)
     model = random_model(model_config(options.size, layers=options.layers), dtype=dtype, device=options.device)
-    contestants = build(options, model, dtype)
+    contestants, not_run = build(options, model, dtype)
     engine = contestants["engine"]
-    report = header(options, model, contestants, dtype)
+    report = {**header(options, model, contestants, dtype), "not_run": not_run}
     encoder = PromptEncoder(PromptTokenizer((options.tokenizer / "tokenizer.json").read_text()))
     warm_up(contestants, words)
     report["peak_flops_before"] = peaks(contestants, options.device, dtype)
@@ -101,7 +106,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--formats",
         action="store_true",
-        help="on a CPU also the engine in float32 and in int8, plain and with planted outliers",
+        help="on a CPU also the engine in float32 and in int8, plain and with planted outliers, and vLLM in 8 bits",
     )
     parser.add_argument("--quick", action="store_true", help="seconds of work, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("speed.json"))
@@ -119,8 +124,8 @@ def choose(options: argparse.Namespace, words: Words) -> list[Workload]:
     return [w for w in found if not options.workloads or any(w.name.startswith(name) for name in options.workloads)]
 
 
-def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[str, Contestant]:
-    """Return the contestants that can run here."""
+def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """Return the contestants that can run here, and why the others cannot."""
     on_cpu = options.device == "cpu"
     batch, batch_sizes = options.batch_size or (8 if on_cpu else 32), (1, 2, 4, 8, 16, 32) if on_cpu else (32, 64, 128)
     vllm = {"enforce_eager": options.vllm_eager, "block_size": options.vllm_block_size}
@@ -129,6 +134,11 @@ def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[s
         "engine-float32": lambda: Engine(model, options.tokenizer, **{**engine, "dtype": "float32"}),
         "engine-int8": lambda: Engine(model, options.tokenizer, **engine, quantize="int8"),
         "engine-int8-outliers": lambda: Engine(model, options.tokenizer, **engine, quantize="int8", outliers=True),
+    }
+    peers_in_8_bits = {
+        "vllm-int8": lambda: Vllm(
+            model, options.tokenizer, dtype=engine["dtype"], max_length=16_384, int8=True, **vllm
+        ),
     }
     makers = {
         "recipe": lambda: Recipe(model, options.tokenizer, batch_size=8, last_only=False),
@@ -140,16 +150,19 @@ def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> dict[s
         "engine-deterministic": lambda: Engine(model, options.tokenizer, **engine, deterministic=True),
         **(formats if on_cpu and options.formats else {}),
         "vllm": lambda: Vllm(model, options.tokenizer, dtype=engine["dtype"], max_length=16_384, **vllm),
+        **(peers_in_8_bits if on_cpu and options.formats else {}),
     }
     found: dict[str, Contestant] = {}
+    not_run: dict[str, str] = {}
     for name, make in makers.items():
         if options.only and name not in (*options.only, "engine"):
             continue
         try:
             found[name] = make()
-        except ImportError as exc:
+        except (ImportError, RuntimeError) as exc:
+            not_run[name] = f"{type(exc).__name__}: {exc}"
             print(f"{name}: not measured ({exc})", file=sys.stderr)
-    return found
+    return found, not_run
 
 
 def header(options: argparse.Namespace, model: Any, contestants: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -170,7 +183,7 @@ def header(options: argparse.Namespace, model: Any, contestants: dict[str, Any],
             "exact_share_of_weights": {
                 name: contestant.scorer.quantization.exact_share
                 for name, contestant in contestants.items()
-                if FORMATS.get(name) == "int8"
+                if isinstance(contestant, Engine) and FORMATS.get(name) == "int8"
             },
             "vllm": {
                 "eager": options.vllm_eager,
@@ -240,7 +253,8 @@ def run(
                 "documents_per_s": workload.n_documents / min(seconds[name]),
                 "ms_p50": 1e3 * float(np.percentile(seconds[name], 50)) / len(workload.queries),
                 "ms_p95": 1e3 * float(np.percentile(seconds[name], 95)) / len(workload.queries),
-                "peak_bytes_beside_weights": None if name == "vllm" else memory[name],  # in a process of its own
+                # vLLM's model is in a process of its own.
+                "peak_bytes_beside_weights": None if isinstance(contestants[name], Vllm) else memory[name],
                 "flops_per_s": flops / min(seconds[name]),
                 "largest_difference": float(np.abs(scores[name] - scores[names[0]]).max()),
                 **({"seconds_by_batch_size": tried[name]} if tried[name] else {}),

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PREFIX, SUFFIX, PromptTokenizer
@@ -183,9 +184,14 @@ class Engine(Contestant):
 
 
 class Vllm(Contestant):
-    """vLLM's scoring with prefix caching, its model in a process of its own, where it is installed."""
+    """vLLM's scoring with prefix caching, its model in a process of its own, where it is installed.
 
-    def __init__(self, model: Any, tokenizer: Path, *, dtype: str, max_length: int, **options: Any) -> None:
+    With `int8` its W8A8: weights of one scale an output row, activations of one a token, as the engine has them.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Path, *, dtype: str, max_length: int, int8: bool = False, **options: Any
+    ) -> None:
         for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from vllm import LLM
@@ -193,6 +199,8 @@ class Vllm(Contestant):
         self._folder = tempfile.TemporaryDirectory()
         model.save_pretrained(self._folder.name)
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(self._folder.name)
+        if int8:
+            write_w8a8(Path(self._folder.name))
         self._llm = LLM(
             model=self._folder.name,
             dtype=dtype,
@@ -222,6 +230,35 @@ class Vllm(Contestant):
         found = np.array([output.outputs.probs[-1] for output in outputs], dtype=np.float64)
         scores = np.log(found / (1 - found)).astype(np.float32)
         return np.split(scores, np.cumsum([len(texts) for texts in documents])[:-1])
+
+
+def write_w8a8(folder: Path) -> None:
+    """Write the linear weights of a saved model in 8 bits, in the format of compressed-tensors, which vLLM reads."""
+    path = folder / "model.safetensors"
+    stored, found = load_file(path), {}
+    for name, weight in stored.items():
+        found[name] = weight
+        if name.endswith("_proj.weight"):
+            scale = weight.float().abs().amax(dim=1, keepdim=True) / 127
+            found[name] = (weight.float() / scale).round().to(torch.int8)
+            found[f"{name}_scale"] = scale.to(weight.dtype)
+    save_file(found, path, metadata={"format": "pt"})
+    eight_bits = {"num_bits": 8, "type": "int", "symmetric": True}
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head", "score"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**eight_bits, "strategy": "channel", "dynamic": False},
+                "input_activations": {**eight_bits, "strategy": "token", "dynamic": True},
+            }
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def plant_outliers(weights: dict[str, torch.Tensor], config: QwenModelConfig) -> None:
