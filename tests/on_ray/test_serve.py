@@ -120,6 +120,18 @@ def test_it_is_not_open_by_accident(arguments, monkeypatch):
         app(arguments.model_copy(update={"no_auth": True, "replicas": 2, "max_replicas": 1}))
 
 
+def test_words_of_the_command_line_become_arguments():
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as started
+
+    from qwen_rerank.serve.ray import app
+
+    words = {"model": "pocket", "no_auth": "true", "gpus": "0.5", "max_replicas": "3"}
+    deployment = started(app, words)._bound_deployment
+
+    assert deployment.init_args[0].no_auth is True
+    assert deployment.ray_actor_options["num_gpus"] == 0.5
+
+
 def test_a_misspelt_argument_is_refused():
     from pydantic import ValidationError
 

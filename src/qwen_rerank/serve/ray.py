@@ -4,8 +4,7 @@ The answers are those of `qwen-rerank serve`. Connections belong to Ray's proxy:
 clients, request heads, open connections) are Ray's to keep here, all others hold in every replica.
 """
 
-from __future__ import annotations
-
+# Annotations are classes here, not texts: Ray makes the arguments of what `app` is annotated with.
 import os
 from functools import partial
 from pathlib import Path
