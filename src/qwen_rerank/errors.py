@@ -9,6 +9,7 @@ RerankError
 ├── MissingExtraError (also ImportError)     an optional package is absent or broken
 ├── ModelError                               a checkpoint that cannot be used
 │   ├── ModelNotFoundError                   no such folder or hub name
+│   │   └── HubUnreachableError              the hub cannot be reached, and its cache has no such model
 │   ├── ModelIncompleteError                 a file, shard or weight is missing, or unexpected
 │   ├── ModelCorruptError                    a file cannot be read
 │   ├── UnsafeModelError                     pickle weights, remote code, or a graph that is no plain model
@@ -110,6 +111,12 @@ class ModelError(RerankError):
 
 class ModelNotFoundError(ModelError):
     """No checkpoint at that path or hub name."""
+
+
+class HubUnreachableError(ModelNotFoundError):
+    """The model hub cannot be reached, and the checkpoint is not in its cache."""
+
+    topic = "hub"
 
 
 class ModelIncompleteError(ModelError):

@@ -40,7 +40,11 @@ def installed_version(distribution: str) -> str | None:
     """Return the version of an installed distribution, or None."""
     try:
         return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
+    except (
+        metadata.PackageNotFoundError,
+        OSError,
+        ValueError,
+    ):  # what its files say may be unreadable, and it still work
         return None
 
 

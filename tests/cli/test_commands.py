@@ -365,7 +365,7 @@ def test_an_unreachable_hub_is_one_line_that_says_what_helps(tmp_path):
     assert all(
         word in first for word in ("http://127.0.0.1:9", "HF_ENDPOINT", "hf-mirror.com", "modelscope", "--model mini")
     )
-    assert others == ["What helps: qwen-rerank help model"], "no block of retries"
+    assert others == ["What helps: qwen-rerank help hub"], "no block of retries"
 
 
 def test_serve_needs_no_module_that_windows_lacks():

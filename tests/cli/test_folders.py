@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from qwen_rerank import folders
 from qwen_rerank.cli import app, options, show
+from qwen_rerank.cli import folders as cli_folders
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.testing import HashEmbedder, OverlapScorer
 
@@ -237,3 +240,58 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(table):
     done = runner.invoke(app, ["rerank", "q", str(table), "--text-column", "正文"])
 
     assert "the columns are '编号', '名称', '说明': name one with --text-column" in done.output + str(done.exception)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """What a person at a terminal sees beside the answers."""
+    shown = io.StringIO()
+    monkeypatch.setattr(show, "errors", Console(file=shown, force_terminal=True, width=120))
+    return shown
+
+
+def test_a_person_sees_what_is_going_on_and_how_far_it_is(home, terminal):
+    run("index", home / "笔记", "--store", home / "kb")
+    assert "passages · files" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+
+    run("search", home / "kb", "lease", "--top-k", "2")
+    assert "searching 3 passages, reranking up to 2 …" in terminal.getvalue()
+
+    run("rerank", "lease", home / "笔记")
+    assert "loading" in terminal.getvalue()
+    assert "reranking 2 documents …" in terminal.getvalue()
+
+
+def test_a_program_sees_no_progress(home, capfd):
+    run("index", home / "笔记", "--store", home / "kb")
+    run("rerank", "lease", home / "笔记")
+
+    assert "…" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("search", "kb", "q", "--top-n", "0"), ("search", "kb", "q", "-C", "-1"), ("search", "kb", "q", "-C", "9999999")],
+)
+def test_a_count_beyond_reason_is_refused_at_once(home, wrong):
+    done = runner.invoke(app, [*wrong])
+
+    assert done.exit_code == 2
+    assert "Invalid value" in done.output
+
+
+def test_a_look_at_a_folder_outlasts_what_goes_meanwhile(home, monkeypatch):
+    """A folder may vanish, or be closed to us, between its name and its content."""
+    (home / "笔记" / "gone").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "gone":
+            raise FileNotFoundError(path)
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+
+    seen = cli_folders._state([home / "笔记"], home / "kb")
+    assert {Path(one).name for one in seen} >= {"lease.md", "狗.txt"}

@@ -101,7 +101,7 @@ def test_delete_by_filter_and_compact(store):
     assert "holds 20 documents" in run("compact", store)
 
 
-@pytest.mark.parametrize("filter", ["{", '{"a": {"$x": 1}}', "[1]"])
+@pytest.mark.parametrize("filter", ["{", '{"a": {"$x": 1}}', "[1]", "[" * 100_000, '{"a": ' + "9" * 5_000 + "}"])
 def test_a_filter_that_is_none_is_refused(store, filter):
     result = runner.invoke(app, ["store", "delete", str(store), "--filter", filter])
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from qwen_rerank.errors import InvalidInputError
@@ -57,3 +60,35 @@ def test_what_gives_no_document_is_named(tmp_path):
     }
     with pytest.raises(InvalidInputError, match="does not exist"):
         read_files([tmp_path / "nothing"])
+
+
+def test_a_file_larger_than_its_kind_may_be_is_named_and_not_read(tmp_path):
+    """A file that a program left half written may say that it has terabytes."""
+    (tmp_path / "a.txt").write_text("a")
+    for name in ("big.md", "big.csv", "big.pdf"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 41)
+
+    reading = read_files([tmp_path])
+
+    assert [document.id for document in reading.documents] == ["a.txt"]
+    assert [one.reason.partition(" at most")[0] for one in reading.skipped] == [f"{1 << 41} bytes; of this kind"] * 3
+
+
+@pytest.fixture
+def deep(tmp_path, monkeypatch):
+    """Folders in one another, more than Python's calls may be deep; pytest could not remove them."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1_100):
+        os.mkdir("a")
+        os.chdir("a")
+    Path("last.txt").write_text("at the end")
+    yield tmp_path
+    os.unlink("last.txt")
+    for _ in range(1_100):
+        os.chdir("..")
+        os.rmdir("a")
+
+
+def test_folders_in_one_another_without_end_are_read_to_the_last(deep):
+    assert [document.text for document in read_files([deep]).documents] == ["at the end"]

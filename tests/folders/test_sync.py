@@ -295,3 +295,31 @@ def test_killed_at_any_moment_it_is_completed_by_the_next_run(tmp_path, full):
         assert store.verify().ok
         sync_folder(store, [folder], tokens=32, overlap=8)
         assert_equals_a_fresh_index(store, folder, tmp_path, tokens=32, overlap=8)
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        pytest.param("*.log\n!\n", "holds no rules of git", id="no rule"),
+        pytest.param("*a" * 40 + "b", "more than 4 stars in one name", id="a pattern that would take for ever"),
+        pytest.param("**/a/" * 40 + "b", "more than 4 stars", id="folders without end"),
+        pytest.param("x" * 5_000, "4096 characters", id="a name longer than any"),
+        pytest.param("#\n" * 600_000, "larger than", id="a file of a megabyte"),
+    ],
+)
+def test_rules_of_git_that_cannot_be_followed_are_named(store, folder, rules, says):
+    (folder / ("a" * 200)).write_text("a")
+    (folder / ".gitignore").write_text(rules)
+
+    with pytest.raises(InvalidInputError, match=says):
+        sync_folder(store, [folder], gitignore=True)
+
+
+def test_a_file_of_terabytes_is_named_and_not_read(store, folder):
+    with (folder / "big.md").open("wb") as file:
+        file.truncate(1 << 41)
+
+    skipped = sync_folder(store, [folder]).skipped
+
+    assert [one.where for one in skipped] == ["笔记/big.md"]
+    assert "of this kind at most" in skipped[0].reason

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import re
 from importlib import metadata
 
@@ -38,3 +39,16 @@ def test_a_missing_faiss_names_the_extra(monkeypatch):
 
     with pytest.raises(MissingExtraError, match=re.escape(pip_line("faiss-cpu"))):
         load_faiss()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no")]
+)
+def test_a_wheel_whose_description_cannot_be_read_works_all_the_same(monkeypatch, error):
+    def version(name):
+        raise error
+
+    monkeypatch.setattr("qwen_rerank.extras.metadata.version", version)
+
+    assert faiss_wheels() == {}
+    assert load_faiss().IndexFlatIP

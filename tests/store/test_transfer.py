@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 import sys
@@ -14,7 +15,7 @@ import pytest
 from langchain_core.documents import Document as LangChainDocument
 
 from qwen_rerank import Document, FaissStore
-from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.errors import InvalidInputError, StoreError
 from qwen_rerank.store import export_store, read_export
 from tests.store.conftest import FRUIT
 
@@ -166,3 +167,18 @@ def test_an_index_with_ids_around_it_is_read(tmp_path):
     (tmp_path / "documents.jsonl").write_text('{"id": "a", "text": "b"}\n')
 
     assert read_export(tmp_path).vectors.tolist() == [[1, 2]]
+
+
+def test_an_export_goes_into_files_of_its_own(store, tmp_path):
+    """No pipe is waited for, no link written through, and no store gets what is no part of it."""
+    for name in ("index.faiss", "documents.jsonl"):
+        for kind in ("pipe", "link"):
+            target = tmp_path / f"{kind} {name}"
+            target.mkdir()
+            os.mkfifo(target / name) if kind == "pipe" else (target / name).symlink_to(tmp_path / "elsewhere")
+            with pytest.raises(StoreError, match=r"no regular file|symbolic link"):
+                export_store(store, target)
+    assert not (tmp_path / "elsewhere").exists()
+
+    with pytest.raises(InvalidInputError, match="is a store; name another folder"):
+        export_store(store, store.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -251,14 +252,18 @@ def _watch(store: FaissStore, source: list[Path], seen: dict[str, tuple[int, int
 def _state(source: list[Path], store: Path) -> dict[str, tuple[int, int]]:
     """Return path to time and size of everything below the sources, but for what lies in the store."""
     found = {}
-    for root in (path.expanduser().absolute() for path in source):
-        for path in [root, *root.rglob("*")] if root.is_dir() else [root]:
-            if path == store or store in path.parents:
-                continue
-            try:
-                state = path.lstat()
-            except OSError:
-                continue
-            # Of a folder only that it is there: its own time also changes with a store inside it.
-            found[str(path)] = (0, 0) if path.is_dir() else (state.st_mtime_ns, state.st_size)
+    waiting = [path.expanduser().absolute() for path in source]
+    roots = set(waiting)
+    while waiting:
+        path = waiting.pop()
+        if path == store:
+            continue
+        try:
+            state = path.stat(follow_symlinks=path in roots)
+            is_folder = stat.S_ISDIR(state.st_mode)
+            waiting += path.iterdir() if is_folder else ()
+        except OSError:  # it went meanwhile, or may not be entered
+            continue
+        # Of a folder only that it is there: its own time also changes with a store inside it.
+        found[str(path)] = (0, 0) if is_folder else (state.st_mtime_ns, state.st_size)
     return found

@@ -43,14 +43,16 @@ def search(
     calibration: options.Calibrated = None,
     threshold: options.Threshold = None,
     top_k: Annotated[int, typer.Option("--top-k", help="Candidates of the first stage.")] = 100,
-    top_n: Annotated[int, typer.Option("--top-n", help="Documents after reranking.")] = 10,
+    top_n: Annotated[int, typer.Option("--top-n", min=1, help="Documents after reranking.")] = 10,
     path: Annotated[
         list[str] | None, typer.Option("--path", help="Only files that fit, such as 'notes/*' or '*.md'; repeatable.")
     ] = None,
     suffix: Annotated[list[str] | None, typer.Option("--suffix", help="Only such files, as .pdf; repeatable.")] = None,
     since: Annotated[str | None, typer.Option("--since", help="Only files written on this day or later.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="Only files written on this day or before.")] = None,
-    context: Annotated[int, typer.Option("-C", "--context", help="Passages before and after each to show.")] = 0,
+    context: Annotated[
+        int, typer.Option("-C", "--context", min=0, max=100, help="Passages before and after each to show.")
+    ] = 0,
     as_json: options.Json = False,
     as_files: Annotated[bool, typer.Option("--files", help="Print the files alone, best first.")] = False,
     as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
@@ -167,7 +169,7 @@ def rerank(
     calibration: options.Calibrated = None,
     threshold: options.Threshold = None,
     text_column: options.TextColumn = None,
-    top_n: Annotated[int, typer.Option("--top-n", help="Documents to show.")] = 10,
+    top_n: Annotated[int, typer.Option("--top-n", min=1, help="Documents to show.")] = 10,
     as_json: options.Json = False,
 ) -> None:
     """Put documents in order of relevance to a query, without a first stage."""
@@ -176,15 +178,16 @@ def rerank(
 
     fitted = options.load_calibration(calibration, threshold)
     documents = _from_stdin() if source == [Path("-")] else _from_files(source, text_column)
-    scorer = options.load_scorer(
-        model,
-        server=server,
-        dialect=dialect,
-        device=device,
-        max_length=max_length,
-        quantize=quantize,
-        api_key_env=api_key_env,
-    )
+    with show.waiting(f"loading {server or model} …"):
+        scorer = options.load_scorer(
+            model,
+            server=server,
+            dialect=dialect,
+            device=device,
+            max_length=max_length,
+            quantize=quantize,
+            api_key_env=api_key_env,
+        )
     reranker = Reranker(
         scorer,
         calibration=fitted,
@@ -193,7 +196,8 @@ def rerank(
         long_documents=long_documents,
         on_error="last",
     )
-    results = reranker.rerank(query, documents, top_n=top_n)
+    with show.waiting(f"reranking {len(documents)} documents …"):
+        results = reranker.rerank(query, documents, top_n=top_n)
     if as_json:
         show.as_json(results)
     else:

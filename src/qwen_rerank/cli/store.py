@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -220,14 +219,17 @@ def _load(name: str) -> Embedder:
 
 
 def _filter(text: str | None) -> dict[str, Any] | None:
+    from qwen_rerank.bounded_json import loads
     from qwen_rerank.errors import InvalidInputError
 
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found = loads(text.encode())
     except ValueError as exc:
-        raise InvalidInputError(f'--filter must be JSON such as \'{{"lang": "en"}}\', not {text!r} ({exc}).') from exc
+        raise InvalidInputError(
+            f'--filter must be JSON such as \'{{"lang": "en"}}\', not {text[:100]!r} ({exc}).'
+        ) from exc
     return found  # type: ignore[no-any-return]  # the store says what a filter is
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from qwen_rerank.folders.encodings import is_binary
 from qwen_rerank.folders.kinds import Converted, Kind, Limits, decoded
 from qwen_rerank.folders.sections import Section
 from qwen_rerank.folders.tables import Refusals, csv_rows, json_rows, row_sections
+from qwen_rerank.regular_files import open_regular
+
+_HEAD_BYTES = 4096
 
 
 def _of_text(cut: Callable[[str], list[Section]]) -> Callable[[bytes, str | None, Limits], Converted]:
@@ -120,6 +124,26 @@ def kind_of(path: Path, head: bytes) -> Kind | None:
     if known is not None:
         return known
     return None if is_binary(head) or not _is_text(head) else PLAIN
+
+
+def read_of_kind(
+    path: Path, *, links: bool, most: Callable[[Kind], int] = lambda kind: kind.limits.file_bytes
+) -> tuple[Kind | None, bytes]:
+    """Return a file's kind and its content; of one that is of no kind only the first bytes.
+
+    Raises:
+        OSError: If it cannot be read, or is no regular file.
+        InvalidInputError: If it has more bytes than `most` says of its kind; then nothing of it is read.
+    """
+    with open_regular(path, links=links) as file:
+        head = file.read(_HEAD_BYTES)
+        kind = kind_of(path, head)
+        if kind is None:
+            return None, head
+        size = os.fstat(file.fileno()).st_size
+        if size > most(kind):
+            raise InvalidInputError(f"{size} bytes; of this kind at most {most(kind)} are read.")
+        return kind, head + file.read(max(0, size - len(head)))
 
 
 def _is_text(head: bytes) -> bool:

@@ -10,15 +10,14 @@ from typing import Any
 
 from qwen_rerank.documents import Reading, Skipped
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.folders.converters import kind_of
+from qwen_rerank.folders.converters import read_of_kind
+from qwen_rerank.folders.kinds import Kind
 from qwen_rerank.folders.records import resolve_paths
 from qwen_rerank.folders.sections import Section
 from qwen_rerank.folders.walk import Found, Selection, shown, walk
 from qwen_rerank.folders.worker import Converter
-from qwen_rerank.regular_files import read_regular
 from qwen_rerank.types import Document, text_id
 
-_HEAD_BYTES = 4096
 _TABLE_BYTES = 4 * 1024**3  # all rows become documents in memory, so that is what bounds a table
 _ID_COLUMNS = ("id", "_id")
 
@@ -57,6 +56,10 @@ def read_files(paths: Iterable[str | os.PathLike[str]], *, text_column: str | No
     return reading
 
 
+def _most_bytes(kind: Kind) -> int:
+    return max(kind.limits.file_bytes, _TABLE_BYTES if kind.name in ("table", "JSON lines") else 0)
+
+
 def _names(base: Path, name: str) -> Iterator[str]:
     yield from (f"{'/'.join(base.parts[-above:])}/{name}" for above in range(1, len(base.parts)))
     yield str(base / name)
@@ -67,14 +70,12 @@ def _documents_of(found: Found, converter: Converter, skipped: list[Skipped]) ->
     try:
         if found.reason is not None:
             raise InvalidInputError(found.reason)
-        data = read_regular(found.path)
-        kind = kind_of(found.path, data[:_HEAD_BYTES])
+        kind, data = read_of_kind(found.path, links=True, most=_most_bytes)
         if kind is None:
             suffix = found.path.suffix.lower()
             raise InvalidInputError(f"no kind that can be read{f' ({suffix})' if suffix else ''}")
         if not kind.outside:
-            most = max(kind.limits.file_bytes, _TABLE_BYTES if kind.name in ("table", "JSON lines") else 0)
-            kind = replace(kind, limits=replace(kind.limits, file_bytes=most))
+            kind = replace(kind, limits=replace(kind.limits, file_bytes=_most_bytes(kind)))
         converted = converter.convert(found.path, kind, data)
     except (OSError, InvalidInputError) as exc:
         why = f"cannot be read ({exc})" if isinstance(exc, OSError) else str(exc)

@@ -13,7 +13,7 @@ import numpy as np
 
 from qwen_rerank.documents import Skipped
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.folders.converters import kind_of
+from qwen_rerank.folders.converters import read_of_kind
 from qwen_rerank.folders.cutting import Passage, cut
 from qwen_rerank.folders.kinds import Converted
 from qwen_rerank.folders.records import (
@@ -30,13 +30,11 @@ from qwen_rerank.folders.records import (
 )
 from qwen_rerank.folders.walk import Found, shown, walk
 from qwen_rerank.folders.worker import Converter
-from qwen_rerank.regular_files import read_regular
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Document
 
 HEADING_SEPARATOR = " › "
 _BATCH = 256  # passages that are embedded and stored together, unless one file has more
-_HEAD_BYTES = 4096
 
 Change = Literal["added", "changed", "cut anew", "unchanged", "deleted"]
 T = TypeVar("T")
@@ -256,16 +254,19 @@ class _Run:
         """Bring one file in step; return whether it has passages."""
         settings, label = scope.folder.settings, scope.folder.label
         try:
-            data = read_regular(found.path, links=False)
+            kind, data = read_of_kind(found.path, links=False)
             modified = datetime.fromtimestamp(found.path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        except InvalidInputError as exc:
+            self._skip(scope, found.name, str(exc))
+            return False
         except (OSError, OverflowError, ValueError) as exc:
             self._skip(scope, found.name, f"cannot be read ({exc})")
             return known is not None
-        kind, content = kind_of(found.path, data[:_HEAD_BYTES]), digest(data)
         if kind is None:
             suffix = found.path.suffix.lower()
             self._skip(scope, found.name, f"no kind that can be read{f' ({suffix})' if suffix else ''}")
             return False
+        content = digest(data)
         if known is not None and known.whole(content, settings.key):
             if known.modified != modified:
                 self._touched |= {one: {"modified": modified} for one in known.ids}

@@ -10,11 +10,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from qwen_rerank.errors import MissingExtraError
+from qwen_rerank.errors import InvalidInputError, MissingExtraError
+from qwen_rerank.regular_files import read_regular
 from qwen_rerank.store.commits import RECORD_FILE
 from qwen_rerank.store.database_file import DATABASE_FILE
 
 _GENERATED = ("__pycache__", "node_modules")
+_GITIGNORE_BYTES = 1 << 20
+_MOST_STARS = 4
+_MOST_CHARS = 4096  # no path has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +80,24 @@ def walk(root: Path, start: Path, selection: Selection) -> Iterator[Found]:
     yield from _below(start, root, selection, rules)
 
 
-def _below(folder: Path, root: Path, selection: Selection, rules: list[tuple[Path, Any]]) -> Iterator[Found]:
-    if selection.gitignore and (folder / ".gitignore").is_file():
-        rules = [*rules, (folder, _spec(folder / ".gitignore"))]
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as exc:
-        yield Found(folder, _name(folder, root) + "/", f"cannot be read ({exc.strerror})")
-        return
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.is_dir(follow_symlinks=False):
-            reason = _reason(path, root, selection, rules, folder=True)
-            if reason:
-                yield Found(path, _name(path, root) + "/", reason)
-            else:
-                yield from _below(path, root, selection, rules)
-        else:
+def _below(start: Path, root: Path, selection: Selection, rules: list[tuple[Path, Any]]) -> Iterator[Found]:
+    waiting = [(start, rules)]  # the next one last; not by recursion, which ends a thousand folders down
+    while waiting:
+        path, rules = waiting.pop()
+        if path.is_symlink() or not os.path.isdir(path):
             yield _judge(path, root, selection, rules)
+            continue
+        if path != start and (reason := _reason(path, root, selection, rules, folder=True)):
+            yield Found(path, _name(path, root) + "/", reason)
+            continue
+        if selection.gitignore and os.path.isfile(path / ".gitignore"):
+            rules = [*rules, (path, _spec(path / ".gitignore"))]
+        try:
+            names = sorted(os.listdir(path), reverse=True)
+        except OSError as exc:
+            yield Found(path, _name(path, root) + "/", f"cannot be read ({exc.strerror})")
+            continue
+        waiting += [(path / name, rules) for name in names]
 
 
 def _judge(path: Path, root: Path, selection: Selection, rules: list[tuple[Path, Any]]) -> Found:
@@ -111,7 +115,8 @@ def _reason(
         return "hidden"
     if folder and path.name in _GENERATED:
         return "a folder that programs make"
-    if folder and (path / RECORD_FILE).is_file() and (path / DATABASE_FILE).is_file():
+    # Not `Path.is_file`, which raises where a folder may not be entered.
+    if folder and os.path.isfile(path / RECORD_FILE) and os.path.isfile(path / DATABASE_FILE):
         return "a store"  # perhaps the one that is being filled, which would be read for ever anew
     if folder:
         excluded = any(matches_pattern(name, pattern) for pattern in selection.exclude)
@@ -132,7 +137,7 @@ def _unreadable(path: Path) -> str | None:
     except OSError as exc:
         return f"cannot be read ({exc.strerror})"
     if stat.S_ISLNK(state.st_mode):
-        return "a link that leads nowhere" if not path.exists() else "a link; links are not followed"
+        return "a link that leads nowhere" if not os.path.exists(path) else "a link; links are not followed"
     if not stat.S_ISREG(state.st_mode):
         return "no regular file"
     return "the file is empty" if state.st_size == 0 else None
@@ -140,7 +145,7 @@ def _unreadable(path: Path) -> str | None:
 
 def _rules_above(root: Path, start: Path) -> list[tuple[Path, Any]]:
     above = [root, *reversed([p for p in start.parents if p != root and root in p.parents])] if start != root else []
-    return [(folder, _spec(folder / ".gitignore")) for folder in above if (folder / ".gitignore").is_file()]
+    return [(folder, _spec(folder / ".gitignore")) for folder in above if os.path.isfile(folder / ".gitignore")]
 
 
 def _spec(path: Path) -> Any:
@@ -148,7 +153,22 @@ def _spec(path: Path) -> Any:
         from pathspec import GitIgnoreSpec
     except ImportError as exc:
         raise MissingExtraError("--gitignore", package="pathspec", extra="files", cause=exc) from exc
-    return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    try:
+        lines = read_regular(path, most_bytes=_GITIGNORE_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError as exc:
+        raise InvalidInputError(f"{path} cannot be read ({exc}); mend it, or leave --gitignore out.") from exc
+    for number, line in enumerate(lines, start=1):
+        # It becomes a regular expression, whose time grows with the name's length to the power of its stars.
+        stars = max(line.count("**"), *(part.count("*") for part in line.split("/")))
+        if stars > _MOST_STARS or len(line) > _MOST_CHARS:
+            raise InvalidInputError(
+                f"{path}:{number} has more than {_MOST_STARS} stars in one name, or {_MOST_CHARS} characters; write it "
+                "shorter, or leave --gitignore out."
+            )
+    try:
+        return GitIgnoreSpec.from_lines(lines)
+    except ValueError as exc:
+        raise InvalidInputError(f"{path} holds no rules of git ({exc}); mend it, or leave --gitignore out.") from exc
 
 
 def _name(path: Path, root: Path) -> str:

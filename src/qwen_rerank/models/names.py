@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_rerank.checks import check_query
-from qwen_rerank.errors import InvalidInputError, ModelCorruptError, ModelError, ModelNotFoundError
+from qwen_rerank.errors import HubUnreachableError, InvalidInputError, ModelCorruptError, ModelError, ModelNotFoundError
 
 Kind = Literal["reranker", "embedder"]
 
@@ -145,7 +145,7 @@ def _download(name: str, kind: Kind, revision: str | None, wanted: Sequence[str]
             )
         )
     except LocalEntryNotFoundError as exc:
-        raise ModelNotFoundError(
+        raise HubUnreachableError(
             f"{name} is not in the local cache and the model hub cannot be reached ({reason or first_line(exc)}); set "
             f"HF_ENDPOINT to a mirror such as {MIRROR}, or download the model elsewhere (`modelscope download --model "
             f"{name}` has it too) and give its folder, or use the small one that is here: 'mini' ({_OPTIONS[kind]} mini)."

@@ -28,9 +28,11 @@ import numpy as np
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.regular_files import open_regular
+from qwen_rerank.store.commits import RECORD_FILE
+from qwen_rerank.store.errors import StoreIOError
 from qwen_rerank.store.faiss_build import load_faiss
 from qwen_rerank.store.faiss_store import FaissStore
-from qwen_rerank.store.files import explained
+from qwen_rerank.store.files import check_regular, explained
 from qwen_rerank.types import Document
 
 INDEX, DOCUMENTS, PICKLE = "index.faiss", "documents.jsonl", "index.pkl"
@@ -58,12 +60,20 @@ def export_store(store: FaissStore, folder: str | os.PathLike[str]) -> int:
     Args:
         store: What is exported; one commit at a time is read.
         folder: Made if it is not there; gets `index.faiss` and `documents.jsonl`, a line for each vector in order.
+
+    Raises:
+        InvalidInputError: If the folder is a store, or has something other than files under those names.
+        StoreError: If it cannot be written.
     """
     target = Path(folder)
+    if (target / RECORD_FILE).exists():
+        raise InvalidInputError(f"{target} is a store; name another folder for the export.")
     faiss = load_faiss()
     index = faiss.IndexFlatIP(store.dim)
     with explained(target):
         target.mkdir(parents=True, exist_ok=True)
+        for name in (INDEX, DOCUMENTS):  # a pipe would be waited for, and a link written through
+            check_regular(target / name)
         with (target / DOCUMENTS).open("w", encoding="utf-8") as lines:
             documents = iter(store)
             while batch := list(islice(documents, _AT_ONCE)):
@@ -73,7 +83,10 @@ def export_store(store: FaissStore, folder: str | os.PathLike[str]) -> int:
                         fields = {"id": document.id, "text": document.text, "metadata": document.metadata}
                         lines.write(json.dumps(fields, ensure_ascii=False) + "\n")
                 index.add(vectors[vectors.any(axis=1)])
-    faiss.write_index(index, str(target / INDEX))
+    try:
+        faiss.write_index(index, str(target / INDEX))
+    except RuntimeError as exc:
+        raise StoreIOError(f"{target / INDEX} could not be written ({exc}); name a folder with room.") from exc
     return int(index.ntotal)
 
 
