@@ -295,3 +295,14 @@ def test_a_look_at_a_folder_outlasts_what_goes_meanwhile(home, monkeypatch):
 
     seen = cli_folders._state([home / "笔记"], home / "kb")
     assert {Path(one).name for one in seen} >= {"lease.md", "狗.txt"}
+
+
+def test_ids_that_begin_alike_can_be_told_apart(home):
+    folder = home / "a folder of many" / "contracts of one kind"
+    folder.mkdir(parents=True)
+    for name in ("lease of June.txt", "lease of July.txt", "七月的租约合同副本.txt"):
+        (folder / name).write_text("lease", encoding="utf-8")
+
+    shown = run("rerank", "lease", home / "a folder of many").output
+
+    assert all(end in shown for end in ("lease of June.txt", "lease of July.txt", "…的租约合同副本.txt"))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -141,7 +142,15 @@ def _rounds_table(query: str, among: str, ranks: Sequence[str], *, ids: bool) ->
 def _verdict(hit: RankedDocument, *, ids: bool) -> tuple[str, ...]:
     """Return the score, and the id where ids are shown."""
     score = f"{hit.score:.3f}" if hit.error is None else "[red]failed[/]"
-    return (score, f"[cyan]{snippet(hit.document.id)}[/]") if ids else (score,)
+    return (score, f"[cyan]{escape(_end_of(printable(hit.document.id)))}[/]") if ids else (score,)
+
+
+def _end_of(id: str) -> str:
+    """Return the end of an id, as much as its column holds: ids that are paths begin alike."""
+    start = max(0, len(id) - _ID_CHARS)
+    while cell_len(id[start:]) > _ID_CHARS - (start > 0):
+        start += 1
+    return f"…{id[start:]}" if start else id
 
 
 def _text(hit: RankedDocument, right: str | None = None) -> str:
