@@ -291,6 +291,17 @@ def test_a_child_that_was_just_forked_does_not_keep_the_lock_either(store, path,
         os.close(copy)
 
 
+def test_a_small_store_takes_no_lock_that_forked_processes_share(path, embedder, monkeypatch):
+    """Another fork that is killed while it makes a progress bar would keep tqdm's lock for ever."""
+    monkeypatch.setattr("qwen_rerank.store.index_file.tqdm", lambda *_, **__: pytest.fail("a progress bar was made"))
+    with FaissStore.create(path, embedder) as store:
+        store.add(["apple"])
+        store.compact()
+    next(path.glob("index-*")).unlink()
+    with FaissStore.open(path, embedder) as again:
+        assert len(again.search("apple")) == 1
+
+
 def test_the_error_of_a_fork_is_a_store_error():
     from qwen_rerank.errors import StoreError
 

@@ -9,11 +9,8 @@ import json
 import os
 import random
 import sys
-import threading
 from multiprocessing.connection import Connection
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from qwen_rerank.store import FaissStore
 from qwen_rerank.testing import HashEmbedder
@@ -67,7 +64,6 @@ def apply_to_model(model: dict[str, str], operation: list[Any]) -> dict[str, str
 
 def run(path: str, operations: str, output: Connection) -> None:
     """Be the script in a forked process."""
-    tqdm.set_lock(threading.RLock())  # not the one of all forked processes, which is lost with the first that is killed
     os.dup2(output.fileno(), 1)
     output.close()
     main(path, operations)

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from qwen_rerank.errors import InvalidInputError, StoreError
 from qwen_rerank.protocols import Embedder
@@ -23,7 +22,7 @@ from qwen_rerank.store.database import Database
 from qwen_rerank.store.errors import StoreFullError, StoreLockedError, StoreReadOnlyError
 from qwen_rerank.store.faiss_build import gpu_resources, load_faiss
 from qwen_rerank.store.index import VectorIndex
-from qwen_rerank.store.index_file import VECTORS, WORDS, IndexFile, remove_orphans
+from qwen_rerank.store.index_file import VECTORS, WORDS, IndexFile, remove_orphans, shown
 from qwen_rerank.store.opening import (
     StoreStatistics,
     VerifyReport,
@@ -317,9 +316,7 @@ class StoreHandle(SharedCopies):
         index = file.empty()
         if len(rows):
             index.start(len(rows), lambda count: self._present(spread(rows, count))[1])
-        for start in tqdm(
-            range(0, len(rows), _ROWS_AT_ONCE), desc="index", disable=None if len(rows) > 20_000 else True
-        ):
+        for start in shown(range(0, len(rows), _ROWS_AT_ONCE), "index"):
             index.add(*self._present(rows[start : start + _ROWS_AT_ONCE]))
         with self._guard.using(write=True), self._database.snapshot(), self._indexing():
             file.replace(index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -156,7 +156,7 @@ class IndexFile(Generic[Index]):
             self.remove(gone)
         if isinstance(self.index, VectorIndex) and not self.index.last_row() and len(new):
             self.index.start(len(new), lambda count: self._sample(new, count))
-        for start in tqdm(range(0, len(new), _CHUNK), desc=self._kind.name, unit_scale=_CHUNK, disable=_few(new)):
+        for start in shown(range(0, len(new), _CHUNK), self._kind.name):
             rows = new[start : start + _CHUNK]
             self.add(rows, self._kind.items(self._database, rows))
 
@@ -234,6 +234,7 @@ def remove_orphans(folder: Path, database: Database) -> None:
         _log.warning("A file that is no longer needed could not be removed: %s", exc)
 
 
-def _few(rows: np.ndarray) -> bool | None:
-    # None: silent when not on a terminal.
-    return True if len(rows) <= _CHUNK else None
+def shown(starts: range, name: str) -> Iterable[int]:
+    """Return where parts of many rows start, with a progress bar where there are several parts and a terminal."""
+    # Even a silent bar takes a lock that forked processes share, and that is lost with one that is killed meanwhile.
+    return tqdm(starts, desc=name, unit_scale=starts.step, disable=None) if starts.stop > _CHUNK else starts
