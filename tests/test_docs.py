@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from tests.readme_outputs import BY_MINI, READMES, ROOT, small
 PAGES = sorted(DOCS.glob("*/**/*.md"))
 # Either why a block is not run, or the block and what it is said to print.
 _BLOCK = re.compile(r"(<!-- not run: .+ -->\n)?```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", re.DOTALL)
+_BEFORE = re.compile(r"<!-- not run: the code before -->\n```python\n(.*?)```", re.DOTALL)
 _BASH = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
 
@@ -69,6 +74,81 @@ def test_the_code_of_a_page_runs_from_its_first_line_to_its_last(page, tmp_path,
         printed = output_of(code, names)
         assert printed.strip()
         assert shown in ("", printed)
+
+
+def test_the_hubs_client_reads_the_variables_that_the_pages_name(tmp_path):
+    named = {name for page in PAGES for name in re.findall(r"\bHF_[A-Z_]+", text_of(page))}
+    given = {
+        "HF_ENDPOINT": "https://mirror.example",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "HF_TOKEN": "hf_x",
+    }
+    code = (
+        "from huggingface_hub import constants as c, get_token; "
+        "print(c.ENDPOINT, c.HF_HOME, int(c.HF_HUB_OFFLINE), get_token())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **given}, capture_output=True, text=True)
+
+    assert named == set(given)
+    assert done.stdout.split() == list(given.values())
+
+
+class _Model:
+    """Stands for whatever the code before takes from a package that is not here, and for models from the hub."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Model()
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        return _Model()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_code_before_runs_with_the_packages_that_are_here(language, monkeypatch):
+    """Those that are not here, and all models, are stand-ins: what is left is the frameworks' own names and arguments."""
+    from langchain_classic.retrievers.document_compressors.cross_encoder import BaseCrossEncoder
+    from langchain_core.embeddings import DeterministicFakeEmbedding
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    class CrossEncoder(BaseCrossEncoder):
+        def __init__(self, *, model_name: str) -> None: ...
+
+        def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+            return [0.0 for _ in text_pairs]
+
+    class Index(InMemoryVectorStore):
+        @classmethod
+        def load_local(cls, folder: str, embeddings: Any, *, allow_dangerous_deserialization: bool) -> Any:
+            return cls(embeddings)
+
+    embeddings = DeterministicFakeEmbedding(size=4)
+    for module, names in {
+        "langchain_community.cross_encoders": {"HuggingFaceCrossEncoder": CrossEncoder},
+        "langchain_community.vectorstores": {"FAISS": Index},
+        "rerankers": {"Reranker": _Model},
+    }.items():
+        made = types.ModuleType(module)
+        vars(made).update(names)
+        monkeypatch.setitem(sys.modules, module, made)
+    monkeypatch.setitem(sys.modules, "langchain_community", types.ModuleType("langchain_community"))
+    monkeypatch.setattr("sentence_transformers.CrossEncoder", _Model)
+    given = {"embeddings": embeddings, "task": "t", "query": "q", "docs": ["d"]}
+    of_the_card = dict.fromkeys(("process_inputs", "format_instruction", "compute_logits"), _Model())
+
+    code = _BEFORE.findall(text_of(DOCS / language / "coming-from.md"))
+
+    made = [{**given, **of_the_card} for _ in code]
+    for one, names in zip(code, made, strict=True):
+        exec(compile(one, "<before>", "exec"), names)
+    assert len(made) == 4
+    assert made[0]["retriever"].invoke("q") == []
+    assert (made[1]["reranker"].top_n, made[1]["reranker"].keep_retrieval_score) == (3, True)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(ROOT / readme for readme in READMES)], ids=lambda path: path.name)
@@ -124,7 +204,7 @@ def test_every_link_to_a_page_leads_to_one(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize(("readme", "language"), zip(READMES, LANGUAGES, strict=True))
+@pytest.mark.parametrize(("readme", "language"), list(zip(READMES, LANGUAGES, strict=True)))
 def test_no_sentence_stands_in_the_readme_and_on_a_page(readme, language):
     """Sentences of more than eight words, or twelve characters of Chinese; code, tables and what is drawn in both are not counted."""
     own, pages = sentences(text_of(ROOT / readme)), set()

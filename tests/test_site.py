@@ -33,6 +33,9 @@ QUESTIONS = {
     "阈值怎么定？": "zh/howto/choose/#threshold",
     "长文档": "zh/howto/long-documents/",
     "魔搭": "zh/start/#in-china",
+    "国内下载模型很慢怎么办": "zh/start/#in-china",
+    "返回 429 是什么意思": "zh/reference/errors/#codes",
+    "document longer than the model reads": "howto/long-documents/",
 }
 
 
