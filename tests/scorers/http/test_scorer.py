@@ -278,6 +278,18 @@ def test_a_dead_server_is_left_out(monkeypatch):
                 assert len(scorer.score(f"q{i}", ["d 1"])) == 1
 
 
+def test_all_that_a_dying_server_had_is_repeated_elsewhere():
+    """More requests than retries are allowed at a server that struggles: none is lost while another server answers."""
+    with (
+        serving(wire.LlamaCpp().handle) as alive,
+        raw_server(lambda connection: None) as dying,
+        HttpScorer([dying, alive.url], dialect="llamacpp", max_concurrency=30) as scorer,
+    ):
+        scores = scorer.score_many([f"q{i}" for i in range(60)], [["d 1"]] * 60)
+
+    assert len(scores) == len(alive.posts) == 60
+
+
 def test_a_failing_server_is_out_for_a_while_and_then_tried_by_one_request():
     pool = EndpointPool(["http://a", "http://b"])
     bad = pool.endpoints[0]

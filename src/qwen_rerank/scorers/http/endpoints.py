@@ -119,6 +119,10 @@ class EndpointPool:
         chosen.in_flight += 1
         return chosen
 
+    def has_another(self, endpoint: Endpoint, now: float) -> bool:
+        """Return whether a server other than this one can be asked now."""
+        return any(each is not endpoint and each.retry_at <= now for each in self.endpoints)
+
     def release(self, endpoint: Endpoint, now: float, *, failed: bool) -> None:
         """Give a server back and say whether it could be reached."""
         endpoint.in_flight -= 1

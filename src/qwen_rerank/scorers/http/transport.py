@@ -294,9 +294,12 @@ class Transport:
                     raise refusal(answer)
             finally:
                 live.endpoints.release(endpoint, live.loop.time(), failed=failed)
-            if attempt == RETRIES or live.loop.time() + wait_s >= deadline or live.retry_tokens < 1:
+            # What a dead server had goes to another at once and costs nothing of the budget, which spares struggling ones.
+            elsewhere = failed and live.endpoints.has_another(endpoint, live.loop.time())
+            wait_s, cost = (0.0, 0.0) if elsewhere else (wait_s, 1.0)
+            if attempt == RETRIES or live.loop.time() + wait_s >= deadline or live.retry_tokens < cost:
                 raise problem
-            live.retry_tokens -= 1
+            live.retry_tokens -= cost
             logger.debug("attempt %d at %s failed (%s); again in %.2f s", attempt + 1, endpoint.url, problem, wait_s)
             await asyncio.sleep(wait_s)
         raise problem
