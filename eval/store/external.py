@@ -103,7 +103,15 @@ def lancedb(documents: list[Document], embedder: Embedder, folder: Path, languag
 
     store = LanceDBVectorStore(uri=str(folder / "lancedb"), table_name="passages")
     index = VectorStoreIndex(
-        [TextNode(id_=f"node-{d.id}", text=d.text, metadata={**d.metadata, "place": d.id}) for d in documents],
+        [
+            TextNode(
+                id_=f"node-{d.id}",
+                text=d.text,
+                metadata={**d.metadata, "place": d.id},
+                excluded_embed_metadata_keys=[*d.metadata, "place"],  # else they are embedded and read with the text
+            )
+            for d in documents
+        ],
         storage_context=StorageContext.from_defaults(vector_store=store),
         embed_model=LlamaIndexEmbedding(embedder=embedder, embed_batch_size=512),
     )
