@@ -127,7 +127,7 @@ def tune(
     target: Annotated[float, typer.Option("--target", help="Recall to reach, 0 to 1.")] = 0.95,
     embedder: options.StoredEmbedder = None,
 ) -> None:
-    """Print recall against exact search over speed, and keep the first effort that reaches the target."""
+    """Print recall against exact search over speed, and keep the first effort that can be expected to reach the target."""
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.regular_files import read_regular
 
@@ -144,10 +144,10 @@ def tune(
     if not tried:
         print("The index compares all vectors: its recall is 1, and there is nothing to tune.")
         return
-    print("effort  recall@100  p50 ms  p95 ms")
+    print("effort  recall@100  at least  p50 ms  p95 ms")
     for one in tried:
         print(
-            f"{one.effort:>6}  {one.recall:>10.4f}  {one.p50_ms:>6.2f}  {one.p95_ms:>6.2f}{'  kept' if one.chosen else ''}"
+            f"{one.effort:>6}  {one.recall:>10.4f}  {one.recall_low:>8.4f}  {one.p50_ms:>6.2f}  {one.p95_ms:>6.2f}{'  kept' if one.chosen else ''}"
         )
 
 

@@ -406,6 +406,9 @@ class FaissStore(SearchHandle):
     ) -> list[TunedEffort]:
         """Measure how much of the exact answer an approximate index finds at each effort, and keep the first that does.
 
+        An effort does where the mean recall of other such queries can be expected to reach the target, too: the lower end
+        of its 95 % interval does. The more queries, the less is spent on that.
+
         Args:
             queries: What will be asked, the more alike the better; None takes 200 of the documents' own vectors.
             target: Recall to reach, in [0, 1].
@@ -434,7 +437,7 @@ class FaissStore(SearchHandle):
         for effort in index.efforts():
             with self._guard.using(write=True), self._database.snapshot():
                 tried.append(measure_effort(index, asked, exact, top_k, effort))
-            if tried[-1].recall >= target:
+            if tried[-1].recall_low >= target:
                 break
         tried[-1] = replace(tried[-1], chosen=True)
         with self._guard.using(write=True):
