@@ -225,7 +225,9 @@ def test_tuning_keeps_the_first_effort_that_finds_enough(tmp_path):
         tried = store.tune(target=0.9, top_k=10)
         assert [one.effort for one in tried] == [1, 2, 3, 4, 6, 8, 11, 16, 23, 32][: len(tried)]
         assert (
-            [one.recall_low >= 0.9 for one in tried] == [one.chosen for one in tried] == [*[False] * (len(tried) - 1), True]
+            [one.recall_low >= 0.9 for one in tried]
+            == [one.chosen for one in tried]
+            == [*[False] * (len(tried) - 1), True]
         )
         kept = store.tune(["apple", "pear tree"], top_k=10)[-1]
     with FaissStore.open(tmp_path / "s", embedder) as again:
