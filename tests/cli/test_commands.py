@@ -189,11 +189,13 @@ def test_the_demo_shows_its_cases_with_the_right_passage_and_the_whole_count():
 
 
 def test_the_demos_counts_are_those_of_the_model_that_ships():
-    """The committed file names the pair that the demo runs, and counts every question."""
+    """The committed file names the pair that the demo runs, counts every question, and who came first and who no longer does."""
     made = load_demo_results()
 
     assert (made["model"], made["embedder"]) == (DEMO_MODEL, DEMO_EMBEDDER)
     assert {counts["questions"] for counts in made["counts"].values()} == {60}
+    for counts in [*made["counts"].values(), *made["bm25"]["counts"].values()]:
+        assert counts["gained"] - counts["lost"] == counts["after"] - counts["before"]
 
 
 def test_the_demo_takes_a_question_of_ones_own():

@@ -36,7 +36,9 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    target: Annotated[str, typer.Argument(help="A server's address, a model's folder or hub name, or 'pocket'.")],
+    target: Annotated[
+        str, typer.Argument(help="A server's address, a model's folder or hub name, 'mini' or 'pocket'.")
+    ],
     reference: Annotated[
         str | None, typer.Option(help="Folder or hub name of the served checkpoint; finds out which prompt is made.")
     ] = None,

@@ -27,7 +27,7 @@ _ROOM_BYTES = 2 * 1024**3  # beside the weights: activations of one pack, the CU
 
 _NEXT = """\
 Both rounds on texts that come with the package:  qwen-rerank demo
-Your own files:                                   qwen-rerank index FOLDER --store my-store --embedder pocket
+Your own files:                                   qwen-rerank index FOLDER --store my-store --embedder mini
 Something does not work:                          qwen-rerank help"""
 
 Level = Literal["ok", "note", "problem"]
@@ -233,6 +233,6 @@ def _hub() -> Observation:
         cure = "" if found else "unset HF_HUB_OFFLINE to download, or give --model a folder (qwen-rerank help hub)"
         return Observation("note", "model hub", f"offline by HF_HUB_OFFLINE; {cached}", cure)
     if (reason := why_no_hub(timeout_s=2.0)) is not None:
-        cure = f"a mirror: export HF_ENDPOINT={MIRROR}; without any: --model pocket, or a folder (qwen-rerank help hub)"
+        cure = f"a mirror: export HF_ENDPOINT={MIRROR}; without any: --model mini, or a folder (qwen-rerank help hub)"
         return Observation("note", "model hub", f"cannot be reached ({reason}); {cached}", cure)
     return Observation("ok", "model hub", f"{constants.ENDPOINT}; {cached}", "" if found else "downloaded on first use")

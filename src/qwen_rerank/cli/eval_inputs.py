@@ -44,7 +44,7 @@ Models = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help=f"Reranker: hub name, folder, server's address or 'pocket'; repeatable. By default {options.DEFAULT_MODEL}.",
+        help=f"Reranker: hub name, folder, server's address, 'mini' or 'pocket'; repeatable. By default {options.DEFAULT_MODEL}.",
     ),
 ]
 Strategies = Annotated[

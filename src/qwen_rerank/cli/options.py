@@ -37,11 +37,12 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Reranker: a hub name, a folder, a rerank server's address, or 'pocket' (tiny, ships with the package).",
+        help="Reranker: a hub name, a folder, a rerank server's address, 'mini' (small, ships with the package) or 'pocket' (tiny).",
     ),
 ]
 EmbedderName = Annotated[
-    str, typer.Option("--embedder", "-e", help="First stage: a sentence-transformers name or folder, or 'pocket'.")
+    str,
+    typer.Option("--embedder", "-e", help="First stage: a sentence-transformers name or folder, 'mini' or 'pocket'."),
 ]
 StoredEmbedder = Annotated[str | None, typer.Option("--embedder", "-e", help="The one that the store was built with.")]
 Server = Annotated[

@@ -19,7 +19,7 @@ def load_embedder(name: str, *, device: str = "auto", revision: str | None = Non
     """Return the embedder of that name.
 
     Args:
-        name: "pocket" for the small one that ships with this package, else a sentence-transformers model name or folder. A
+        name: "mini" or "pocket", which ship with this package, else a sentence-transformers model name or folder. A
             folder with an ONNX graph needs nothing more where it holds no safetensors or sentence-transformers is missing.
         device: "auto", or a torch device such as "cpu" or "cuda:1"; what ships and what is in ONNX runs on the CPU.
         revision: Commit or tag of a model on the hub.
@@ -30,7 +30,7 @@ def load_embedder(name: str, *, device: str = "auto", revision: str | None = Non
         MissingExtraError: If sentence-transformers is needed and not installed.
     """
     if not check_text("name", name):
-        raise InvalidInputError("name is empty; give 'pocket' or a sentence-transformers model.")
+        raise InvalidInputError("name is empty; give 'mini', 'pocket' or a sentence-transformers model.")
     if name in SHIPPED or os.path.isdir(os.path.expanduser(name)):
         folder = find_model(name, kind="embedder", revision=revision).path
         if graph_paths(folder, "embedder") and not (has_weights(folder) and is_importable("sentence_transformers")):

@@ -71,7 +71,7 @@ def find_model(
     """
     path = (
         _shipped(name, kind)
-        if check_query(name, name="model", give="a hub name, a folder, or 'pocket'") in SHIPPED
+        if check_query(name, name="model", give="a hub name, a folder, 'mini' or 'pocket'") in SHIPPED
         else _local(name)
     )
     if path.is_dir():
@@ -88,7 +88,7 @@ def find_model(
     if not _HUB_NAME.fullmatch(name):
         raise ModelNotFoundError(
             f"{name!r} is no folder and no hub name; give a folder with config.json, tokenizer.json and "
-            f"model.safetensors, a hub name such as {EXAMPLES[kind]}, or 'pocket'."
+            f"model.safetensors, a hub name such as {EXAMPLES[kind]}, 'mini' or 'pocket'."
         )
     return _download(name, kind, revision or PINNED.get(name), files)
 

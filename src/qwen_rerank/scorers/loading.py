@@ -67,7 +67,7 @@ def load_scorer(
 
     Args:
         name: A Qwen3-Reranker checkpoint or a cross-encoder, as a hub name or folder; the http(s) address of a rerank
-            server; or "pocket" for the small model that ships with this package.
+            server; "mini" for the small model that ships with this package, "pocket" for the tiny one.
         device: Of a local model: "auto", "cpu", "cuda" or "cuda:N".
         dtype: Of a local model's arithmetic.
         max_length: Tokens of one prompt; None is the default of the class, or of the model.
@@ -139,7 +139,7 @@ def scorer_kind(name: str, *, revision: str | None = None) -> Kind:
         InvalidInputError: If the name is empty, or a revision is given for what is not on the hub.
         ModelError: If it is a model that cannot score, or none.
     """
-    if _ADDRESS.match(check_query(name, name="name", give="a hub name, a folder, an address, or 'pocket'")):
+    if _ADDRESS.match(check_query(name, name="name", give="a hub name, a folder, an address, 'mini' or 'pocket'")):
         return "server"
     if name in PINNED:
         return "qwen"

@@ -77,7 +77,7 @@ class QwenConfig:
     threads: int | None = None  # of a forward pass on the CPU; None: PyTorch's own number
 
     def __post_init__(self) -> None:
-        check_query(self.model, name="model", give="a hub name, a folder, or 'pocket'")
+        check_query(self.model, name="model", give="a hub name, a folder, 'mini' or 'pocket'")
         check_query(self.device, name="device", give="'auto', 'cpu', 'cuda' or 'cuda:N'")
         if self.instruction is not None:
             check_text("instruction", self.instruction)
