@@ -33,6 +33,7 @@ def main() -> int:
         command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "-f", f"{language}.yml"]
         if code := subprocess.run(command, cwd=STAGED, check=False).returncode:
             return code
+    loosen_search(STAGED / "site")
     shutil.move(STAGED / "site", SITE)
     dead = dead_links(SITE)
     print("\n".join(dead) or f"{sum(1 for _ in SITE.rglob('*.html'))} pages in {SITE.relative_to(ROOT)}/, no dead link")
@@ -58,6 +59,20 @@ def stage(language: str) -> None:
     for settings in DOCS.glob("*.yml"):
         shutil.copy(settings, STAGED)
     shutil.copytree(DOCS / "overrides", STAGED / "overrides", dirs_exist_ok=True)
+
+
+def loosen_search(site: Path) -> None:
+    """Have the search take any word of a question, where it asks for all of them.
+
+    A question in whole words has some that no page has. The order of the results puts first what has most of them.
+    """
+    for script in site.rglob("workers/search.*.js"):
+        text, n_found = re.subn(r'"and"(?=,\w+=>\(\{field:"\*")', '"or"', script.read_text(encoding="utf-8"))
+        if n_found != 1:
+            raise RuntimeError(
+                f"{script.name} asks for all words in {n_found} places, not in one; look how it does now."
+            )
+        script.write_text(text, encoding="utf-8")
 
 
 class Page(HTMLParser):

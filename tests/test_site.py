@@ -27,14 +27,19 @@ _OPENED = """(() => {
 })()"""
 QUESTIONS = {
     "how do I filter by year?": "howto/vector-store/#filter",
+    "what does 429 mean?": "reference/errors/#codes",
+    "I am out of memory": "reference/troubleshooting/#memory",
+    "Xinference 用哪个 dialect？": "zh/howto/call-a-server/#dialects",
+    "为什么所有分数都是 0.99？": "zh/explanation/scores/#saturated",
+    "显存不够怎么办？": "zh/reference/troubleshooting/#memory",
     "which dialect for Xinference?": "howto/call-a-server/#dialects",
     "why are all scores 0.99?": "explanation/scores/#saturated",
     "怎么在没有网络的机器上用？": "zh/start/#offline",
     "阈值怎么定？": "zh/howto/choose/#threshold",
     "长文档": "zh/howto/long-documents/",
     "魔搭": "zh/start/#in-china",
-    "国内下载模型很慢怎么办": "zh/start/#in-china",
-    "返回 429 是什么意思": "zh/reference/errors/#codes",
+    "国内下载模型很慢怎么办？": "zh/start/#in-china",
+    "服务返回 429 是什么意思？": "zh/reference/errors/#codes",
     "document longer than the model reads": "howto/long-documents/",
 }
 
