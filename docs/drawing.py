@@ -86,8 +86,17 @@ def changelog(language: str) -> str:
 
 
 def file(language: str, path: str) -> str:
-    """Return any Markdown file of the repository."""
-    return included(path)
+    """Return any Markdown file of the repository; on a Chinese page its own Chinese section comes first."""
+    text = included(path)
+    if language == "en":
+        return text
+    english, _, chinese = text.partition("\n### 中文\n")
+    return f"{chinese.strip()}\n\n（以下是英文原文。）\n\n{english}".strip()
+
+
+def printed(language: str, name: str) -> str:
+    """Return what a command printed, as a script of `eval` wrote it down for each language."""
+    return f"```text\n{(ROOT / f'eval/results/{name}.{language}.txt').read_text(encoding='utf-8')}```"
 
 
 def code_tree(language: str) -> str:
@@ -361,6 +370,7 @@ PIECES: dict[str, Callable[..., str]] = {
     "folder_costs": folder_costs,
     "metrics": metrics,
     "notebooks": notebooks,
+    "printed": printed,
     "published": published,
     "servers": servers,
     "settings": settings,

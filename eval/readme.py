@@ -43,14 +43,13 @@ _COLOURS = {
 SPEED_TEXT = {
     "en": (
         "On {threads} CPU cores the engine scores {recipe:.1f} times as many documents a second as the model card's code, {st:.1f} times as many as "
-        "sentence-transformers at its best batch size and {vllm:.2f} times vLLM; on one {gpu} {gpu_st:.1f} times sentence-transformers "
-        "(128 tokens a document, the 0.6B shape with random weights; vLLM is ahead on 2,000 tokens, {long:.2f} times; "
-        "[CPU]({cpu_path}), [GPU]({gpu_path}), [what was tried](eval/speed/LOG.md)). In bfloat16, as checkpoints come, it scores {bf16_st:.2f} times as many as "
+        "sentence-transformers at its best batch size and {vllm:.2f} times vLLM, which is ahead on 2,000 tokens ({long:.2f} times); on one {gpu} {gpu_st:.1f} times "
+        "sentence-transformers (128 tokens a document, the 0.6B shape with random weights; [CPU]({cpu_path}), [GPU]({gpu_path}), [what was tried](eval/speed/LOG.md)). In bfloat16, as checkpoints come, it scores {bf16_st:.2f} times as many as "
         'sentence-transformers and {bf16_vllm:.2f} times vLLM, and `quantize="int8"` {int8:.2f} times its own bfloat16 ([formats]({formats_path})).'
     ),
     "zh": (
-        "在 {threads} 个 CPU 核上，引擎每秒打分的文档数是模型卡代码的 {recipe:.1f} 倍、sentence-transformers（取其最佳批大小）的 {st:.1f} 倍、vLLM 的 {vllm:.2f} 倍；"
-        "在一块 {gpu} 上是 sentence-transformers 的 {gpu_st:.1f} 倍（每篇 128 token，0.6B 的形状、随机权重；2,000 token 时 vLLM 更快，为 {long:.2f} 倍；"
+        "在 {threads} 个 CPU 核上，引擎每秒打分的文档数是模型卡代码的 {recipe:.1f} 倍、sentence-transformers（取其最佳批大小）的 {st:.1f} 倍、vLLM 的 {vllm:.2f} 倍（2,000 token 时 vLLM 更快，是引擎的 {long:.2f} 倍）；"
+        "在一块 {gpu} 上是 sentence-transformers 的 {gpu_st:.1f} 倍（每篇 128 token，0.6B 的形状、随机权重；"
         "[CPU 数据]({cpu_path})、[GPU 数据]({gpu_path})、[试过什么](eval/speed/LOG.md)）。检查点通常以 bfloat16 发布，此时是 sentence-transformers 的 {bf16_st:.2f} 倍、vLLM 的 {bf16_vllm:.2f} 倍；"
         '`quantize="int8"` 是自身 bfloat16 的 {int8:.2f} 倍（[各格式]({formats_path})）。'
     ),

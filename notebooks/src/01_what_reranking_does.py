@@ -1,14 +1,14 @@
 # %% [markdown] lang="en"
 # # 1 · What reranking does
 #
-# A search has two rounds. The **first stage** looks at millions of documents and keeps a hundred; it must be quick, so it compares words, or vectors that were computed long before anybody asked. The **reranker** then reads each of these hundred *together with the question* and puts them in order.
+# A search has two rounds. The **first stage** looks at millions of documents and keeps a hundred; it must be quick, so it compares words, or vectors that were computed long before anybody asked. The **reranker** then reads each of these hundred *together with the question* and puts them in order. (Here it is twenty, so that a CPU is quick.)
 #
 # Here are both rounds on real questions: what the second one gains, how often, and where it does not help. Five minutes, no GPU, no download.
 
 # %% [markdown] lang="zh"
 # # 1 · 重排到底做了什么
 #
-# 一次搜索分两轮。**第一阶段（海选）** 面对上百万篇文档，只留下一百篇左右；它必须快，所以只比共有的词，或者事先算好的向量，那时候谁都还没提问。**重排（决赛）** 再把这一百篇逐篇和问题*放在一起读*，重新排出名次。
+# 一次搜索分两轮。**第一阶段（海选）** 面对上百万篇文档，只留下一百篇左右；它必须快，所以只比共有的词，或者事先算好的向量，那时候谁都还没提问。**重排（决赛）** 再把这一百篇逐篇和问题*放在一起读*，重新排出名次。（这一节只留二十篇，好让 CPU 也算得快。）
 #
 # 这一节用真实的问题把两轮走一遍：第二轮带来了什么，多久带来一次，什么时候帮不上忙。五分钟读完，不用显卡，不用下载。
 
@@ -16,18 +16,19 @@
 MODEL = "mini"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
 
 # %% [markdown] lang="en"
-# > `mini` is a small model that ships with the package and needs no torch: what you see below is its work, with its mistakes, and **not Qwen3-Reranker's**. Change the line above and everything below runs on the real model.
+# > `mini` is a small model that ships with the package and needs no torch: what you see below is its work, with its mistakes, and **not Qwen3-Reranker's**. Change the line above and everything below runs on the real model, but for two things that stay `mini`'s: the count over all 60 questions, and which questions are shown. Both come from a file in the package (`eval/demo.py` makes it).
 #
 # We search about 500 sentences of Wikipedia, with 60 questions whose right sentence is known; once in English, once in Chinese. (XQuAD-R, CC BY-SA 4.0.)
 
 # %% [markdown] lang="zh"
-# > `mini` 是随包附带的小模型，不需要 torch。下面的结果都是它算的，对错都算它的，**不代表 Qwen3-Reranker**。把上面那行改掉，下面的代码一个字不用动，跑的就是真模型。
+# > `mini` 是随包附带的小模型，不需要 torch。下面的结果都是它算的，对错都算它的，**不代表 Qwen3-Reranker**。把上面那行改掉，下面跑的就是真模型；只有两样始终是 `mini` 的：60 个问题的总计数，以及挑了哪几个问题来看。这两样都读自包里的一个文件（由 `eval/demo.py` 生成）。
 #
 # 要搜的是维基百科的约 500 个句子，配 60 个知道正确句子的问题；英文一遍，中文一遍。（XQuAD-R，CC BY-SA 4.0。）
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.stats import binomtest
 
 from qwen_rerank import BM25Index, Reranker, TwoStageRetriever
 from qwen_rerank.samples import load_demo_results, load_encyclopedia
@@ -47,7 +48,7 @@ def search(language, query):
     return rounds, next(i for i, candidate in enumerate(rounds.candidates) if candidate.document.id == right)
 
 
-def sentence(hit, n_chars=76):
+def sentence(hit, n_chars=84):
     """Return the beginning of a document without its title, which is the article's."""
     text = hit.document.text.split("\n", 1)[1]
     return text if len(text) <= n_chars else text[: n_chars - 1] + "…"
@@ -68,19 +69,33 @@ plt.rcParams["font.family"] = [
     "PingFang SC",
     "Microsoft YaHei",
 ]
-figure, panels = plt.subplots(2, 1, figsize=(8, 5.6), layout="constrained")
+figure, panels = plt.subplots(2, 1, figsize=(9, 5.6), layout="constrained")
 for axes, (language, query) in zip(panels, helped.items()):
     rounds, right = search(language, query)
     n_shown = max(5, right + 1)
     for hit in rounds.ranked:
         was = hit.index + 1
-        if max(was, hit.rank) > n_shown:
-            continue
         color, width = ("tab:green", 3) if hit.index == right else ("tab:gray", 1)
-        axes.plot([0, 1], [was, hit.rank], color=color, linewidth=width, marker="o")
+        if max(was, hit.rank) <= n_shown:
+            axes.plot([0, 1], [was, hit.rank], color=color, linewidth=width, marker="o")
+        elif hit.rank <= n_shown:  # from below what is drawn
+            axes.plot(1, hit.rank, color=color, marker="o")
+            axes.annotate(
+                f"was {was}", (1, hit.rank), xytext=(-8, -3), textcoords="offset points", ha="right", fontsize=7
+            )
+        elif was <= n_shown:
+            axes.plot(0, was, color=color, marker="o")
+            axes.annotate(
+                f"now {hit.rank}",
+                (0, was),
+                xytext=(8, -3),
+                textcoords="offset points",
+                fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            )
     for hit in rounds.ranked[:n_shown]:
         mark = "✓ " if hit.index == right else ""
-        label = f"{hit.rank}  {mark}{sentence(hit, 62 if language == 'en' else 34)}"
+        label = f"{hit.rank}  {mark}{sentence(hit, 84 if language == 'en' else 46)}"
         axes.annotate(label, (1, hit.rank), xytext=(8, -3), textcoords="offset points", fontsize=8)
     for was in range(1, n_shown + 1):
         axes.annotate(was, (0, was), xytext=(-8, -3), textcoords="offset points", ha="right", fontsize=8)
@@ -90,10 +105,10 @@ for axes, (language, query) in zip(panels, helped.items()):
     axes.spines[:].set_visible(False)
 
 # %% [markdown] lang="en"
-# The green line is the right sentence. Look at what stood above it in the first stage, and why:
+# The green line is the right sentence; *was* and *now* are places below those drawn. Look at what stood above it in the first stage, and why:
 
 # %% [markdown] lang="zh"
-# 绿线是正确的那句。看看第一阶段把什么排在它上面，想想为什么：
+# 绿线是正确的那句；*was*、*now* 是画面之外的名次（原来第几、现在第几）。看看第一阶段把什么排在它上面，想想为什么：
 
 # %%
 for language, query in helped.items():
@@ -122,16 +137,21 @@ for language, query in helped.items():
 made = load_demo_results()  # by eval/demo.py; `qwen-rerank demo --all` counts the second kind again
 for first_stage, counts in (("shared words", made["bm25"]["counts"]), ("words and vectors", made["counts"])):
     for language, count in counts.items():
-        gained = f"{count['before']} → {count['after']} of {count['questions']}"
-        print(f"{language}, first stage by {first_stage:<18} the right sentence first: {gained}, by {made['model']}")
+        n, gained, lost = count["questions"], count["gained"], count["lost"]
+        sign = binomtest(gained, changed := gained + lost)  # over the questions that changed
+        low, high = changed * (2 * np.array(sign.proportion_ci()) - 1)  # Clopper and Pearson's
+        print(
+            f"{language}, first stage by {first_stage:<17}  right one first: {count['before']} → {count['after']} of {n} "
+            f"by {made['model']}; {gained} better, {lost} worse; 95 % {low:+.1f} to {high:+.1f}, p = {sign.pvalue:.2f}"
+        )
 
 # %% [markdown] lang="en"
-# A modest gain, and an honest one. A first stage that knows words *and* vectors is better to begin with, so there is less left to gain; and most of these questions were easy. [The model's card](../../src/qwen_rerank/mini/README.md) has eight collections with intervals.
+# Better and worse: questions whose right sentence came to the first place, or lost it. *p* says how often so uneven a split comes about by tossing a coin for each question that changed, and the interval holds the gain in questions that such a split allows. So behind words *and* vectors this gain **cannot be told from chance**, and behind words alone it is a hint and no proof: most of these questions were easy, a better first stage leaves less to gain, and sixty are too few for a small gain. [The model's card](../../src/qwen_rerank/mini/README.md) has eight collections, large enough for narrower intervals.
 #
 # ## Where it does not help
 
 # %% [markdown] lang="zh"
-# 涨得不多，但是实打实的。第一阶段既看词又看向量时，起点更高，能涨的就少；而且这些问题大多不难。[模型卡](../../src/qwen_rerank/mini/README.md)里有八个数据集的结果和区间。
+# better、worse 是正确的那句升到第一、或从第一掉下来的问题数；p 是说：如果有变化的每个问题都靠抛硬币决定好坏，出现这样悬殊的结果有多大可能；95 % 后面是相应的区间，单位是问题数。可见第一阶段既看词又看向量时，这点提升**和碰运气分不开**；只看词时也只是有苗头，还算不上证据：这些问题大多不难，第一阶段越好，能涨的越少，六十个问题又太少，看不出小的差别。[模型卡](../../src/qwen_rerank/mini/README.md)里有八个数据集，问题更多，区间更窄。
 #
 # ## 帮不上忙的时候
 
@@ -156,7 +176,8 @@ for language, query in not_helped.items():
 #               document ──▶ vector ─┘                     microseconds a document, and details are gone
 #
 # reranker      query + document ──▶ model ──▶ yes / no?   every word of one sees every word of the other:
-#                                                          milliseconds a document, so only for a hundred
+#                                                          milliseconds a document on a GPU, tens and more on a CPU:
+#                                                          so only for a hundred, or twenty
 # ```
 #
 # This is the text that a Qwen3-Reranker reads, the same for every size (`mini` reads the two texts as they are and has no prompt):
@@ -174,7 +195,8 @@ for language, query in not_helped.items():
 #            文档 ──▶ 向量 ─┘                    每篇几微秒，但细节已经丢了
 #
 # 重排       查询 + 文档 ──▶ 模型 ──▶ yes / no？  两边的每个词都能看到对方的每个词：
-#                                                每篇几毫秒，所以只用在那一百篇上
+#                                                GPU 上每篇几毫秒，CPU 上几十毫秒甚至更久，
+#                                                所以只用在那一百篇（或二十篇）上
 # ```
 #
 # Qwen3-Reranker 读到的就是下面这段文字，各种大小都一样（`mini` 直接读两段文本，没有提示词）：
@@ -221,12 +243,15 @@ axes.scatter(
     zorder=2,
     label=f"scores of {MODEL}",
 )
-for p in (0.9983, 0.9995):
-    x = np.log(p / (1 - p))
-    axes.scatter(x, p, color="tab:red", zorder=2)
-    axes.annotate(f"{p} is {x:.2f}", (x, p), xytext=(0, -28 if p < 0.999 else -14), textcoords="offset points")
-axes.set(xlabel="log-odds", ylabel="score", ylim=(-0.05, 1.1))
-axes.legend(frameon=False, loc="center left")
+reported = np.array([0.9983, 0.9995])
+spread = np.log(reported / (1 - reported))
+axes.scatter(spread, reported, color="tab:red", zorder=2, label="a user's report: wrong city, right city")
+for p, x, place in zip(reported, spread, ((4.2, 0.62), (7.4, 0.78))):
+    axes.annotate(
+        f"{p} is {x:.2f}", (x, p), xytext=place, fontsize=8, arrowprops={"arrowstyle": "-", "color": "tab:red"}
+    )
+axes.set(xlabel="log-odds", ylabel="score", xlim=(-10.5, 10.5), ylim=(-0.05, 1.1))
+axes.legend(frameon=False, loc="center left", fontsize=8)
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown] lang="en"
@@ -259,18 +284,21 @@ for place, (size, values) in enumerate(published.items()):
 axes.axhline(0, color="gray", linewidth=1)
 axes.legend(fontsize=8, frameon=False)
 axes.set(xticks=range(4), xticklabels=tasks, ylabel="points over the first stage", ylim=(-4, 22))
+axes.set_title(
+    "published by the models' authors (README of QwenLM/Qwen3-Embedding), not measured here", loc="left", fontsize=8
+)
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown] lang="en"
 # Read it honestly. The 0.6B model gains 4.0 points on English and 17 on long documents, but **0.3 on Chinese**, and it **loses 2.0 on code**. The 4B is the best all-rounder. (The 77.45 that is often quoted is the 8B on **CMTEB-R**, the Chinese tasks; on MTEB-R it has 69.02, less than the 4B.) And MLDR, where the gain is largest, is among the sets that the model was trained on.
 #
-# A table of somebody else's documents cannot tell you what happens on yours. Measuring takes an afternoon and a few dozen labels: [notebook 6](06_evaluate_and_choose.ipynb).
+# A table of somebody else's documents cannot tell you what happens on yours. Measuring takes an afternoon and about fifty questions with a known answer: [notebook 6](06_evaluate_and_choose.ipynb).
 #
 # **Next:** [2 · Two-stage search with FAISS](02_two_stage_search.ipynb)
 
 # %% [markdown] lang="zh"
 # 老老实实看这张图：0.6B 在英文上涨 4.0 分，在长文档上涨 17 分，可是**中文只涨 0.3**，**代码反而掉 2.0**。4B 最均衡。（常被引用的 77.45 是 8B 在 **CMTEB-R** 即中文任务上的成绩，不是 MTEB-R；MTEB-R 上 8B 是 69.02，还不如 4B。）另外，涨得最多的 MLDR 本身就在训练数据里。
 #
-# 别人的数据上的表格，说明不了你的数据上会怎样。自己测一次，只要一个下午和几十条标注：[第 6 节](06_evaluate_and_choose.ipynb)。
+# 别人的数据上的表格，说明不了你的数据上会怎样。自己测一次，只要一个下午和五十来个有标准答案的问题：[第 6 节](06_evaluate_and_choose.ipynb)。
 #
 # **下一节：** [2 · 用 FAISS 做两阶段检索](02_two_stage_search.ipynb)
