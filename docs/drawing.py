@@ -135,7 +135,8 @@ def troubleshooting(language: str) -> str:
     for topic, body in sections(language).items():
         first, _, rest = body.partition("\n")
         parts.append(f"## {first.strip('*').rstrip('.。')} {{#{topic}}}\n\n`qwen-rerank help {topic}`\n{rest}")
-    return "\n\n".join(parts)
+    start = {"en": "Start", "zh": "开始"}[language]
+    return "\n\n".join(parts).replace(f"`docs/{language}/start.md`", f"[{start}](../start.md#in-china)")
 
 
 _COMMANDS_ZH = {
