@@ -190,6 +190,23 @@ def test_context_and_filters(indexed):
     assert run("search", "~/kb", "狗", "--path", "笔记/*", "--until", "2000-01-01").stderr.startswith("Nothing found")
 
 
+def test_a_search_takes_the_filters_of_the_store(indexed):
+    second = json.dumps({"part": {"$gte": 2}, "suffix": {"$in": [".md", ".rst"]}})
+    [found] = run("search", "~/kb", "lease", "--filter", second, "--json").stdout.splitlines()
+    assert json.loads(found)["metadata"]["part"] == 2
+    assert run("search", "~/kb", "lease", "--suffix", ".txt", "--filter", second).stderr.startswith("Nothing found")
+
+
+@pytest.mark.parametrize(
+    ("store", "filter", "says"),
+    [("~/kb", "{year: 2020}", "must be JSON"), ("http://127.0.0.1:9", "{}", "for a store on this machine")],
+)
+def test_a_filter_that_cannot_be_used_is_said(indexed, store, filter, says):
+    error = runner.invoke(app, ["search", store, "lease", "--filter", filter]).exception
+    assert isinstance(error, InvalidInputError)
+    assert says in str(error)
+
+
 def test_control_characters_of_a_file_do_not_reach_the_terminal(home):
     (home / "笔记" / "evil.txt").write_text("lease \x1b]0;owned\x07 [bold]no markup[/bold]")
     run("index", home / "笔记", "--store", "~/kb")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -91,7 +91,30 @@ MaxLength = Annotated[
 TextColumn = Annotated[
     str | None, typer.Option("--text-column", help="Column of tables to read; else text or content, else all.")
 ]
+StoreFilter = Annotated[
+    str | None, typer.Option("--filter", help='Only documents whose metadata fit, as JSON: {"year": {"$gte": 2020}}.')
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")]
+
+
+def read_filter(text: str | None) -> dict[str, Any] | None:
+    """Return the filter that an option gives as JSON; the store says what a filter is.
+
+    Raises:
+        InvalidInputError: If it is no JSON.
+    """
+    from qwen_rerank.bounded_json import loads
+    from qwen_rerank.errors import InvalidInputError
+
+    if text is None:
+        return None
+    try:
+        found = loads(text.encode())
+    except ValueError as exc:
+        raise InvalidInputError(
+            f'--filter must be JSON such as \'{{"lang": "en"}}\', not {text[:100]!r} ({exc}).'
+        ) from exc
+    return found  # type: ignore[no-any-return]
 
 
 def load_scorer(

@@ -50,6 +50,7 @@ def search(
     suffix: Annotated[list[str] | None, typer.Option("--suffix", help="Only such files, as .pdf; repeatable.")] = None,
     since: Annotated[str | None, typer.Option("--since", help="Only files written on this day or later.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="Only files written on this day or before.")] = None,
+    filter: options.StoreFilter = None,
     context: Annotated[
         int, typer.Option("-C", "--context", min=0, max=100, help="Passages before and after each to show.")
     ] = 0,
@@ -85,7 +86,9 @@ def search(
         folder = options.expanded(Path(store))
         first_model = options.load_stored_embedder(folder, embedder)
         with FaissStore.open(folder, embedder=first_model, read_only=True) as opened:
-            kept = file_filter(opened, paths=path or (), suffixes=suffix or (), since=since, until=until)
+            files = file_filter(opened, paths=path or (), suffixes=suffix or (), since=since, until=until)
+            conditions = [one for one in (files, options.read_filter(filter)) if one is not None]
+            kept = {"$and": conditions} if conditions else None
             with show.waiting(f"loading {server or model} …"):
                 scorer = options.load_scorer(
                     model,
@@ -128,7 +131,7 @@ def search(
         show.errors.print(f"None of {len(rounds.candidates)} candidates reaches the threshold {least}.")
     elif not hits:
         reason = (
-            "no passage of those files"
+            "no passage fits what --path, --filter and the like ask for"
             if is_filtered
             else f"{where} is empty, or its embedder knows no word of the query"
         )
@@ -144,6 +147,10 @@ def _check_warm(ctx: typer.Context) -> None:
     Raises:
         InvalidInputError: With the first of them.
     """
+    if _is_given(ctx, "filter"):
+        raise InvalidInputError(
+            "--filter is for a store on this machine; with a server choose by --path, --suffix, --since and --until."
+        )
     if given := next((name for name in _LOADED_HERE if _is_given(ctx, name)), None):
         option = f"--{given.replace('_', '-')}"
         raise InvalidInputError(f"{option} is for a store on this machine; the server has its own: leave {option} out.")

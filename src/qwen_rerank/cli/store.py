@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,6 @@ app = typer.Typer(help="Make, fill and look after a store of documents.", no_arg
 Folder = Annotated[Path, typer.Argument(help="The store's folder.", callback=options.expanded)]
 Fields = Annotated[list[str] | None, typer.Option("--field", help="A metadata field to index for filters; repeatable.")]
 IndexKind = Annotated[str, typer.Option("--index", help="auto, or a FAISS factory string such as HNSW32.")]
-Filter = Annotated[str | None, typer.Option("--filter", help='A filter as JSON: {"year": {"$gte": 2020}}.')]
 _NAMES = 3  # of replaced documents
 _BATCH = 1000  # documents of one commit: what a killed `add` may have to do again
 
@@ -163,11 +162,11 @@ def compact(store: Folder) -> None:
 def delete(
     store: Folder,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of documents.")] = None,
-    filter: Filter = None,
+    filter: options.StoreFilter = None,
 ) -> None:
     """Remove documents by id, or all that a filter keeps."""
     with _open(store) as opened:
-        report = opened.delete(ids or None, filter=_filter(filter))
+        report = opened.delete(ids or None, filter=options.read_filter(filter))
     missing = f"; not there: {', '.join(report.not_found)}" if report.not_found else ""
     _say(f"{report.deleted} deleted{missing}.")
 
@@ -216,21 +215,6 @@ def _load(name: str) -> Embedder:
     from qwen_rerank.embedders import load_embedder
 
     return load_embedder(name)
-
-
-def _filter(text: str | None) -> dict[str, Any] | None:
-    from qwen_rerank.bounded_json import loads
-    from qwen_rerank.errors import InvalidInputError
-
-    if text is None:
-        return None
-    try:
-        found = loads(text.encode())
-    except ValueError as exc:
-        raise InvalidInputError(
-            f'--filter must be JSON such as \'{{"lang": "en"}}\', not {text[:100]!r} ({exc}).'
-        ) from exc
-    return found  # type: ignore[no-any-return]  # the store says what a filter is
 
 
 def _batches(documents: list[Document], size: int) -> Iterable[list[Document]]:
