@@ -195,6 +195,24 @@ def test_a_broken_model_stops_the_job_before_any_row_is_refused(tmp_path, corpus
     assert not (tmp_path / "out").exists()
 
 
+def test_an_embedder_that_breaks_on_the_way_refuses_no_row_and_the_job_goes_on_later(tmp_path, corpus):
+    class Breaking(HashEmbedder):
+        broken = False
+
+        def embed_documents(self, texts):
+            if self.broken or data.text(7) in texts:
+                self.broken = True
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            return super().embed_documents(texts)
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        embed_corpus(corpus, tmp_path / "out", embedder=partial(Breaking, 8), block_rows=3)
+    assert job_status(str(tmp_path / "out")).rejects == 0
+
+    status = embed_corpus(corpus, tmp_path / "out", embedder=data.embedder, block_rows=3)
+    assert (status.rows, status.rejects) == (10, 0)
+
+
 # What goes on
 
 

@@ -56,7 +56,7 @@ class EmbedTask(BulkTask[Embedder]):
             raise InvalidInputError(
                 f"embedder must be a name or a function that returns an Embedder, not {kind_of(engine)}."
             )
-        _vectors(engine, ["text"])
+        _probe(engine)
         return engine
 
     def fingerprint(self, engine: Embedder) -> str:
@@ -310,8 +310,17 @@ def _vectors(engine: Embedder, texts: list[str]) -> np.ndarray:
     return found
 
 
+def _probe(engine: Embedder) -> None:
+    """Embed a harmless text, and raise what the embedder raises: one that is broken must refuse no row."""
+    _vectors(engine, ["text"])
+
+
 def _vectors_and_errors(engine: Embedder, texts: list[str]) -> tuple[np.ndarray, dict[int, Exception]]:
-    """Return a vector a text, and why some have none; a text that makes the embedder fail touches no other."""
+    """Return a vector a text, and why some have none; a text that makes the embedder fail touches no other.
+
+    Raises:
+        Exception: What an embedder raises that fails at any text by now, as on a GPU whose context is lost.
+    """
     errors: dict[int, Exception] = {}
     found = np.zeros((len(texts), engine.dim), dtype=np.float32)
     try:
@@ -327,6 +336,8 @@ def _vectors_and_errors(engine: Embedder, texts: list[str]) -> tuple[np.ndarray,
                 raise
             except Exception as exc:
                 errors[place] = exc
+        if errors:
+            _probe(engine)
     for place in np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
         errors[place] = NonFiniteScoreError("the embedder gave NaN or infinity.")
     return found, errors
