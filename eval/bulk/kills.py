@@ -163,7 +163,7 @@ def main() -> None:
         both(corpus, runs, folder / "alone")
         alone_seconds = time.monotonic() - began
         lengths = [len(job) for job in rows(folder / "alone")]
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         address = ray.get_runtime_context().gcs_address
         limits = {"kills": given.kills, "seconds": given.seconds, "seed": given.seed}
         killed = killed_again_and_again(corpus, runs, folder, address, **limits)

@@ -14,6 +14,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 def cluster():
     """The address of a Ray that this process is connected to."""
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

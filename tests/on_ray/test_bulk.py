@@ -88,6 +88,23 @@ def test_an_error_of_a_worker_is_the_error_of_the_job(tmp_path, corpus):
         embed_corpus(corpus, tmp_path / "out2", embedder=dict, workers=1)
 
 
+def test_without_an_address_a_job_joins_no_cluster_that_happens_to_run(monkeypatch):
+    import ray
+
+    from qwen_rerank.bulk import on_ray
+
+    asked = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda address, **_: asked.append(address))
+
+    on_ray._start(TWO)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    on_ray._start(TWO)
+    on_ray._start(Workers(address="10.0.0.2:6379"))
+
+    assert asked == ["local", "10.0.0.1:6379", "10.0.0.2:6379"]
+
+
 DRIVER = """
 import sys
 from functools import partial

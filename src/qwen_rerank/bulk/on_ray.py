@@ -99,7 +99,9 @@ def _start(workers: Workers) -> None:
     address = workers.address or os.environ.get("RAY_ADDRESS")
     here: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **here)
+        # "local": without an address Ray joins whatever cluster was started last on this machine, by anybody, and the
+        # task with what its function holds would go there.
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING, **here)
     except (ConnectionError, RuntimeError, ValueError) as exc:
         raise JobError(f"no Ray at {address or 'this machine'} ({exc}); start one, or give its address.") from exc
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # what ends the job is told, and the driver has its own bar
