@@ -18,12 +18,12 @@ MODEL = "mini"  # the real one: "Qwen/Qwen3-Reranker-0.6B"
 # %% [markdown] lang="en"
 # > `mini` is a small model that ships with the package and needs no torch: what you see below is its work, with its mistakes, and **not Qwen3-Reranker's**. Change the line above and everything below runs on the real model, but for two things that stay `mini`'s: the count over all 60 questions, and which questions are shown. Both come from a file in the package (`eval/demo.py` makes it).
 #
-# We search about 500 sentences of Wikipedia, with 60 questions whose right sentence is known; once in English, once in Chinese. (XQuAD-R, CC BY-SA 4.0.)
+# We search about 500 sentences of Wikipedia, with 60 questions whose right sentence is known; once in English, once in Chinese. (XQuAD-R, CC BY-SA 4.0. SQuAD, where its questions come from, was among the training data of the model that `mini` was grown from.)
 
 # %% [markdown] lang="zh"
 # > `mini` 是随包附带的小模型，不需要 torch。下面的结果都是它算的，对错都算它的，**不代表 Qwen3-Reranker**。把上面那行改掉，下面跑的就是真模型；只有两样始终是 `mini` 的：60 个问题的总计数，以及挑了哪几个问题来看。这两样都读自包里的一个文件（由 `eval/demo.py` 生成）。
 #
-# 要搜的是维基百科的约 500 个句子，配 60 个知道正确句子的问题；英文一遍，中文一遍。（XQuAD-R，CC BY-SA 4.0。）
+# 要搜的是维基百科的约 500 个句子，配 60 个知道正确句子的问题；英文一遍，中文一遍。（XQuAD-R，CC BY-SA 4.0。这些问题出自 SQuAD，而 `mini` 的前身 e5 训练时用过 SQuAD。）
 
 # %%
 import matplotlib.pyplot as plt
@@ -164,7 +164,7 @@ for language, query in not_helped.items():
     print(f"  now first:    {sentence(rounds.ranked[0])}\n")
 
 # %% [markdown] lang="en"
-# Two kinds of failure, both common. *Today, this is known as the Miasma theory* is right, but torn out of its article it no longer says what *this* is: the reranker reads nothing but the sentence, and the sentence with *bad air* in it looks better. Longer passages with their heading help here, a larger model only in part.
+# Two kinds of failure, both common. *Today, this is known as the Miasma theory* is right, but torn out of its article it no longer says what *this* is: the reranker reads the article's title and this sentence, nothing around it, and the sentence with *bad air* in it looks better. That is our reading of one case; where *this* hides the answer, longer passages are worth a try.
 #
 # In the Chinese question the sentence that now stands first answers it as well (*ruled Đại Việt in Vietnam*), and the labels name another one alone. Read what you count as an error before you blame a model.
 #
@@ -183,7 +183,7 @@ for language, query in not_helped.items():
 # This is the text that a Qwen3-Reranker reads, the same for every size (`mini` reads the two texts as they are and has no prompt):
 
 # %% [markdown] lang="zh"
-# 两种失败，都很常见。*Today, this is known as the Miasma theory*（如今这被称为瘴气理论）是对的，可是从文章里单独摘出来，*这* 指什么就没了：重排模型只读这一句，于是带着 *bad air* 字样的那句看起来更像答案。把段落切长一点、带上标题会有帮助，换大模型只能解决一部分。
+# 两种失败，都很常见。*Today, this is known as the Miasma theory*（如今这被称为瘴气理论）是对的，可是从文章里单独摘出来，*这* 指什么就没了：重排模型只读到文章标题和这一句，前后文都没有，于是带着 *bad air* 字样的那句看起来更像答案。这只是我们对一个例子的解读；遇到这种情况，值得试试把段落切长一点。
 #
 # 中文那题，现在排第一的句子其实也答对了（“统治着越南大越”），只是标注里只认另一句。先读一读算成错误的例子，再怪模型。
 #

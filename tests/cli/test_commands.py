@@ -185,7 +185,10 @@ def test_the_demo_shows_its_cases_with_the_right_passage_and_the_whole_count():
     assert result.output.count("✓") == 1 + sum(len(made["cases"][language]) for language in LANGUAGES)
     for language in LANGUAGES:
         counts = made["counts"][language]
-        assert f"in {counts['before']} → {counts['after']} of 60 questions, before and after {DEMO_MODEL}" in text
+        assert (
+            f"in {counts['before']} → {counts['after']} of 60 questions, by the first round → by both, with {DEMO_MODEL}"
+            in text
+        )
 
 
 def test_the_demos_counts_are_those_of_the_model_that_ships():

@@ -127,7 +127,7 @@ def count_first(places: Mapping[str, tuple[int | None, int | None]]) -> dict[str
 def _counted(counts: Mapping[str, Any], model: str) -> str:
     return (
         f"the right passage first in {counts['before']} → {counts['after']} of {counts['questions']} questions, "
-        f"before and after {model}."
+        f"by the first round → by both, with {model}."
     )
 
 
