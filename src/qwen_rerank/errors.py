@@ -76,6 +76,10 @@ class FileError(InvalidInputError):
         self.line = line
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[FileError], tuple[str, int | None, str]]:
+        """Keep the parts over pickling between processes."""
+        return type(self), (self.path, self.line, self.reason)
+
 
 class CalibrationError(InvalidInputError):
     """A calibration cannot be read, or is no monotone map to probabilities."""
