@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
@@ -164,6 +167,39 @@ def test_a_pair_or_candidate_without_a_score_touches_no_other(tmp_path):
     assert [(row["query_id"], row["doc_id"], row["rank"]) for row in data.made(tmp_path / "runs")] == [("1", "a", 1)]
     told = [(row["query_id"], row["doc_id"]) for row in data.rejected(tmp_path / "runs")]
     assert sorted(told, key=str) == [("1", "x"), ("1", None), ("2", None), ("3", "b")]
+
+
+def test_scores_and_metadata_without_a_finite_value_are_refused_alone(tmp_path):
+    scores = [1, None, 10**400, float("nan"), float("inf"), True]
+    run = {"query_id": "q", "query": "apple"}
+    run["candidates"] = [{"id": str(i), "text": "apple", "score": score} for i, score in enumerate(scores)]
+    documents = [{"id": "a", "text": "a"}, {"id": "b", "text": "b", "k": float("nan")}]
+
+    rerank_runs(data.write(tmp_path / "runs.jsonl", [run]), tmp_path / "runs", scorer=data.scorer)
+    embed_corpus(data.write(tmp_path / "corpus.jsonl", documents), tmp_path / "vectors", embedder=data.embedder)
+
+    assert [row["doc_id"] for row in data.made(tmp_path / "runs")] == ["0", "1"]
+    assert [row["doc_id"] for row in data.rejected(tmp_path / "runs")] == ["2", "3", "4", "5"]
+    assert [row["id"] for row in data.made(tmp_path / "vectors")] == ["a"]
+    assert [row["doc_id"] for row in data.rejected(tmp_path / "vectors")] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(lambda: pa.array([b"a", b"\xff", b"c"]).view(pa.string()), id="no UTF-8"),
+        pytest.param(lambda: pa.array([0, 2**62, 1]).view(pa.timestamp("us")), id="a date far away"),
+    ],
+)
+def test_a_parquet_value_that_cannot_be_read_refuses_its_row_alone(tmp_path, odd):
+    columns = {"id": ["a", "b", "c"], "text": ["apple", "pear", "tree"], "when": odd()}
+    pq.write_table(pa.table(columns), tmp_path / "corpus.parquet")
+
+    embed_corpus(tmp_path / "corpus.parquet", tmp_path / "out", embedder=data.embedder)
+
+    assert [row["id"] for row in data.made(tmp_path / "out")] == ["a", "c"]
+    [told] = data.rejected(tmp_path / "out")
+    assert (told["row"], told["error"]) == (2, "InvalidInputError")
 
 
 def test_a_fault_of_the_moment_refuses_no_row_and_the_job_goes_on_later(tmp_path):
@@ -348,6 +384,24 @@ def test_input_that_changed_is_refused(tmp_path, corpus):
 
     with pytest.raises(InvalidInputError, match="over other input, or its files have changed"):
         embed_corpus(corpus, tmp_path / "out", embedder=data.embedder)
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-30], lambda text: text + '{"text": "more"}\n'])
+def test_input_that_changes_during_the_job_stops_it(tmp_path, corpus, change):
+    class Meanwhile(HashEmbedder):
+        def embed_documents(self, texts):
+            if data.text(0) in texts:
+                corpus.write_text(change(corpus.read_text("utf-8")), encoding="utf-8")
+            return super().embed_documents(texts)
+
+    with pytest.raises(FileError, match="has changed since the job began"):
+        embed_corpus(corpus, tmp_path / "out", embedder=partial(Meanwhile, 8), block_rows=4)
+
+
+def test_an_error_about_a_file_survives_the_way_from_a_worker():
+    error = FileError("a.jsonl", 3, "has changed.")
+
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a.jsonl:3: has changed."
 
 
 def test_a_run_that_was_taken_over_stops_at_its_next_entry(tmp_path, corpus):

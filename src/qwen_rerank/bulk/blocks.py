@@ -119,6 +119,18 @@ def cut_input(
     return JobInput(system, given, files, blocks)
 
 
+def check_unchanged(given: JobInput) -> None:
+    """Raise unless every file has the size that it was cut with.
+
+    Raises:
+        FileError: If one has grown, shrunk or gone: rows may be missing.
+    """
+    infos = given.filesystem.get_file_info([file.path for file in given.files])
+    for file, info in zip(given.files, infos, strict=True):
+        if info.size != file.bytes:
+            raise changed(file.path)
+
+
 def _as_given(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     return text if "://" in text else located(text)[1]
@@ -219,6 +231,8 @@ class BlockReader:
         with self._filesystem.open_input_file(block.path) as file:
             file.seek(block.place)
             data = file.read(block.extent)
+        if len(data) != block.extent:
+            raise changed(block.path)
         for number, line in enumerate(data.split(b"\n")[: block.rows], start=block.start + 1):
             if line.strip():
                 try:
@@ -226,9 +240,32 @@ class BlockReader:
                 except InvalidInputError as exc:
                     yield number, exc
 
-    def _parquet_rows(self, block: Block) -> Iterator[tuple[int, Row]]:
+    def _parquet_rows(self, block: Block) -> Iterator[tuple[int, Row | InvalidInputError]]:
         if self._group is None or self._group[:2] != (block.path, block.place):
             with self._filesystem.open_input_file(block.path) as file:
                 self._group = (block.path, block.place, pq.ParquetFile(file).read_row_group(block.place))
-        for number, row in enumerate(self._group[2].slice(block.extent, block.rows).to_pylist(), block.start + 1):
-            yield number, {name: value for name, value in row.items() if value is not None}
+        table = self._group[2].slice(block.extent, block.rows)
+        if len(table) != block.rows:
+            raise changed(block.path)
+        for number, row in enumerate(_python_rows(table), block.start + 1):
+            yield number, row if isinstance(row, InvalidInputError) else _without_nulls(row)
+
+
+def changed(path: str) -> FileError:
+    """Return the error for a file that is no longer what was cut into blocks."""
+    return FileError(path, None, "has changed since the job began; start a job with another output folder.")
+
+
+def _without_nulls(row: Row) -> Row:
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _python_rows(table: pa.Table) -> list[Row | InvalidInputError]:
+    """Return the rows; one whose bytes are no UTF-8, or whose date Python does not know, is an error and touches no other."""
+    try:
+        found: list[Row | InvalidInputError] = table.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as exc:
+        if len(table) == 1:
+            return [InvalidInputError(f"a value cannot be read ({exc}).")]
+        return [row for place in range(len(table)) for row in _python_rows(table.slice(place, 1))]
+    return found

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 from tqdm import tqdm
 
-from qwen_rerank.bulk.blocks import Block, JobInput
+from qwen_rerank.bulk.blocks import Block, JobInput, check_unchanged
 from qwen_rerank.bulk.job_folder import JobFolder, located
 from qwen_rerank.bulk.tasks import SCHEMAS
 from qwen_rerank.bulk.work import BlockWorker, BulkTask, PartEntry, decoded
@@ -151,7 +151,7 @@ def run_job(
             task.folder.write_record(_JOB, {**settings, **also})
         elif before["fingerprint"] != executor.fingerprint:
             raise _unlike(task.folder, "model", before["fingerprint"], executor.fingerprint)
-        return _JobRun(task, given.blocks, executor).finish()
+        return _JobRun(task, given, executor).finish()
 
 
 def _executor(task: BulkTask[Any], workers: Workers | int | None) -> AbstractContextManager[Executor]:
@@ -193,10 +193,11 @@ def _unlike(folder: JobFolder, name: str, old: object, new: object) -> InvalidIn
 class _JobRun:
     """One run of a job: from taking it over to its end."""
 
-    def __init__(self, task: BulkTask[Any], blocks: Sequence[Block], executor: Executor) -> None:
+    def __init__(self, task: BulkTask[Any], given: JobInput, executor: Executor) -> None:
         self._task = task
         self._folder = task.folder
-        self._blocks = {block.id: block for block in blocks}
+        self._input = given
+        self._blocks = {block.id: block for block in given.blocks}
         self._executor = executor
         self._owner = uuid.uuid4().hex
         self._folder.write_record(_OWNER, {"run": self._owner})
@@ -207,6 +208,7 @@ class _JobRun:
             entries = read_entries(self._folder)
             left = [block for block in self._blocks.values() if block.id not in entries]
             if not left:
+                check_unchanged(self._input)
                 self._clean(entries)
                 return _status(self._folder, self._task.kind, len(self._blocks), entries)
             self._do(left)

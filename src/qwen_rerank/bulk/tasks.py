@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -70,8 +71,7 @@ class EmbedTask(BulkTask[Embedder]):
             try:
                 document = document_of(row)
                 check_text("id", document.id)
-                metadata = json.dumps(dict(document.metadata), ensure_ascii=False, default=str)
-                read.append((number, document, check_text("metadata", metadata)))
+                read.append((number, document, check_text("metadata", _json(document.metadata))))
             except InvalidInputError as exc:
                 rejects.append(Reject.because(exc, number, doc_id=row.get("id", row.get("_id"))))
         vectors, errors = _vectors_and_errors(engine, [document.text for _, document, _ in read])
@@ -256,6 +256,20 @@ def _id(row: Row, name: str) -> str | None:
     return None if value is None else check_text(name, value if isinstance(value, str) else str(value))
 
 
+def _json(metadata: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False, default=str)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidInputError(f"metadata cannot be written as JSON ({exc}).") from exc
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
 def _candidates(row: Row, number: int, query_id: str, rejects: list[Reject]) -> list[Candidate]:
     """Return the candidates of a row; one that is none is added to `rejects`, and the others stay."""
     found: list[Candidate] = []
@@ -267,8 +281,9 @@ def _candidates(row: Row, number: int, query_id: str, rejects: list[Reject]) -> 
                 )
             values = {name: value for name, value in given.items() if value is not None}
             score = values.pop("score", None)
-            if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-                raise InvalidInputError(f"candidates[{rank - 1}] has the score {score!r}; give a number or none.")
+            if score is not None and not _is_finite(score):
+                told = repr(score)[:40]
+                raise InvalidInputError(f"candidates[{rank - 1}] has the score {told}; give a finite number or none.")
             document = document_of(values)
             check_text("id", document.id)
             found.append(Candidate(document, None if score is None else float(score), rank))
