@@ -198,6 +198,58 @@ def test_a_store_that_grows_takes_the_index_that_suits_it(tmp_path, monkeypatch)
         assert (len(anew._vectors.index), anew._vectors.index.kind) == (1200, "HNSW32,SQ8,RFlat")
 
 
+@pytest.fixture
+def tuned_lists(tmp_path, monkeypatch):
+    """A store "auto" of lists, as it once built them, tuned; from now on it builds graphs."""
+    monkeypatch.setattr("qwen_rerank.store.index._AUTO_FLAT", 400)
+    with monkeypatch.context() as before, FaissStore.create(tmp_path / "s", HashEmbedder(16), words=False) as store:
+        before.setattr("qwen_rerank.store.index.planned", lambda _, count: "IVF8,SQ8" if count else "Flat")
+        store.add([str(n) for n in range(500)], vectors=unit(500, 16))
+        assert store.tune(target=0.5, top_k=10)[-1].effort == store._vectors.index.effort > 0
+        assert store._vectors.index.kind == "IVF8,SQ8"
+    return tmp_path / "s"
+
+
+@pytest.mark.parametrize("change", ["none", "compact", "rebuild_index", "lost file"])
+def test_an_effort_that_was_tuned_for_lists_is_none_for_a_graph(tuned_lists, change, caplog):
+    if change == "lost file":
+        next(tuned_lists.glob("index-*")).unlink()
+    with FaissStore.open(tuned_lists, HashEmbedder(16)) as store:
+        if change in ("compact", "rebuild_index"):
+            getattr(store, change)()
+        now = (store._vectors.index.kind, store._vectors.index.effort > 0)
+        assert now == (("IVF8,SQ8", True) if change == "none" else ("HNSW32,SQ8,RFlat", False))
+    assert caplog.text.count("store tune") == (change != "none")
+    caplog.clear()
+    with FaissStore.open(tuned_lists, HashEmbedder(16)) as again:
+        assert (again._vectors.index.kind, again._vectors.index.effort > 0) == now
+        assert again.verify().ok
+    assert not caplog.text
+
+
+def test_a_reader_never_takes_the_nodes_of_a_graph_for_its_lists(tuned_lists):
+    with (
+        FaissStore.open(tuned_lists, HashEmbedder(16), read_only=True) as reader,
+        FaissStore.open(tuned_lists, HashEmbedder(16)) as writer,
+    ):
+        assert reader._vectors.index.effort > 0
+        writer.compact()
+        kept = writer.tune(target=0.5, top_k=10)[-1].effort
+        assert len(reader.search_vectors(unit(1, 16), 5)[0]) == 5
+        assert (writer._vectors.index.effort, reader._vectors.index.effort) == (kept, 0)
+
+
+def test_an_index_of_one_kind_keeps_its_effort_when_built_anew(tmp_path):
+    with FaissStore.create(tmp_path / "s", HashEmbedder(16), index="IVF8,SQ8", words=False) as store:
+        store.add([str(n) for n in range(500)], vectors=unit(500, 16))
+        effort = store.tune(target=0.5, top_k=10)[-1].effort
+        store.compact()
+        assert store._vectors.index.effort == effort
+    next((tmp_path / "s").glob("index-*")).unlink()
+    with FaissStore.open(tmp_path / "s", HashEmbedder(16)) as again:
+        assert again._vectors.index.effort == effort
+
+
 def test_searches_and_writes_go_on_while_the_index_is_built_anew(tmp_path, monkeypatch):
     embedder = HashEmbedder(16)
     with FaissStore.create(tmp_path / "store", embedder, index="HNSW8") as store:
@@ -295,15 +347,17 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         VectorIndex(faiss, "Flat", 16).read(tmp_path / "file")
 
 
-def test_a_rebuilt_graph_says_that_results_may_differ(tmp_path, caplog):
+@pytest.mark.parametrize(("factory", "says"), [("HNSW8", True), ("auto", True), ("HNSW32,SQ8,RFlat", False)])
+def test_a_rebuilt_graph_says_that_results_may_differ(tmp_path, caplog, monkeypatch, factory, says):
+    monkeypatch.setattr("qwen_rerank.store.index._AUTO_FLAT", 2)  # the third is kept as it is: too few to train with
     embedder = HashEmbedder(16)
-    with FaissStore.create(tmp_path / "store", embedder, index="HNSW8") as store:
+    with FaissStore.create(tmp_path / "store", embedder, index=factory) as store:
         store.add(["red apple", "green pear"])
     next((tmp_path / "store").glob("index-*")).unlink()
 
     FaissStore.open(tmp_path / "store", embedder).close()
 
-    assert "its results may differ" in caplog.text
+    assert ("its results may differ" in caplog.text) == says
 
 
 # The GPU, with a FAISS that claims to have one

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -103,6 +104,8 @@ class StoreHandle(SharedCopies):
                 ),
             )
             vectors.load(None if commit is None else commit.documents - commit.without_vector)
+            if self._settings.index == "auto" and not (vectors.found and vectors.index.looks_into):
+                vectors.index.effort = 0  # nothing tells whether it was a number of lists or of nodes
             self._vectors = vectors
         if settings.words and self._words is None:
             words = IndexFile(self.path, self._database, WORDS, WordIndex)
@@ -124,7 +127,22 @@ class StoreHandle(SharedCopies):
         if read_commit_record(self.path) != current:
             current.acknowledge(self.path, current.prepare(self.path))
         remove_orphans(self.path, self._database)
+        if self._vectors is not None and self._settings.effort and not self._vectors.index.effort:
+            self._forget_effort(self._vectors.index)
         self._seal()
+
+    def _forget_effort(self, index: VectorIndex) -> None:
+        """Let the default be the effort again, durably, where `index` takes the place of one that it was tuned for."""
+        _log.warning(
+            "The index of %s is of the kind %s now, and effort=%d was tuned for another: its default counts; "
+            "tune it again: qwen-rerank store tune %s",
+            self.path,
+            index.kind,
+            self._settings.effort,
+            self.path,
+        )
+        self._change_settings(replace(self._settings, effort=0))
+        index.effort = 0
 
     def _seal(self) -> None:
         """Note what the database file is now, so that the next `open` need not check each row."""
@@ -230,9 +248,11 @@ class StoreHandle(SharedCopies):
             if (number := self._database.number()) != self._seen:
                 with self._indexing():
                     if self.read_only:
-                        self._settings = self._database.settings()
-                        if self._vectors is not None:
-                            self._vectors.index.effort = self._settings.effort
+                        before, self._settings = self._settings, self._database.settings()
+                        if self._vectors is not None and self._settings.effort != before.effort:
+                            # Where "auto" once built lists, the writer may have a graph by now.
+                            lists = self._settings.index == "auto" and self._vectors.index.looks_into == "lists"
+                            self._vectors.index.effort = 0 if lists else self._settings.effort
                         for file in self._index_files:
                             file.catch_up()
                         self._load_indexes(self._settings)
@@ -318,8 +338,12 @@ class StoreHandle(SharedCopies):
             index.start(len(rows), lambda count: self._present(spread(rows, count))[1])
         for start in shown(range(0, len(rows), _ROWS_AT_ONCE), "index"):
             index.add(*self._present(rows[start : start + _ROWS_AT_ONCE]))
-        with self._guard.using(write=True), self._database.snapshot(), self._indexing():
-            file.replace(index)
+        with self._guard.using(write=True):
+            # Any other factory string has one kind of effort, whatever it is kept as while there are few vectors.
+            if self._settings.effort and index.factory == "auto" and index.looks_into != file.index.looks_into:
+                self._forget_effort(index)
+            with self._database.snapshot(), self._indexing():
+                file.replace(index)
 
     def _present(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return those of these ascending rows that are still there, and their vectors; each call waits for no other."""

@@ -170,6 +170,11 @@ class VectorIndex:
         return sorted({round(math.sqrt(2) ** step) for step in steps})
 
     @property
+    def looks_into(self) -> str:
+        """What an effort is a number of: "lists", "nodes", or "" where every vector is compared."""
+        return "nodes" if self.kind.startswith("HNSW") else "" if self._lists(self._base) is None else "lists"
+
+    @property
     def outgrown(self) -> bool:
         """Whether there are so many vectors by now that another index would suit them better."""
         return self.kind == "Flat" != planned(self.factory, len(self))

@@ -105,6 +105,7 @@ class IndexFile(Generic[Index]):
         self.empty = empty
         self.index = empty()
         self._unsaved = 0
+        self.found = False  # whether `load` had a good file
 
     @property
     def saved(self) -> bool:
@@ -122,6 +123,7 @@ class IndexFile(Generic[Index]):
             if self._kind.file.fullmatch(name) or not any(kind.file.fullmatch(name) for kind in KINDS):
                 try:
                     self._read(name, digest)
+                    self.found = True
                 except (OSError, ValueError, KeyError, TypeError) as exc:
                     text = "The %s file of %s is not usable (%s); it is built again."
                     _log.warning(text, self._kind.name, self._folder, exc)
@@ -150,12 +152,12 @@ class IndexFile(Generic[Index]):
         new = np.setdiff1d(wanted, have, assume_unique=True)
         if len(new) and new[0] <= self.index.last_row():
             self.index, gone, new = self.empty(), gone[:0], wanted
-        if isinstance(self.index, VectorIndex) and not self.index.exact and len(new) and not len(have):
-            _log.warning("The %s index of %s is built anew; its results may differ.", self.index.factory, self._folder)
         if len(gone):
             self.remove(gone)
         if isinstance(self.index, VectorIndex) and not self.index.last_row() and len(new):
             self.index.start(len(new), lambda count: self._sample(new, count))
+            if not self.index.exact:
+                _log.warning("The %s index of %s is built anew; its results may differ.", self.index.kind, self._folder)
         for start in shown(range(0, len(new), _CHUNK), self._kind.name):
             rows = new[start : start + _CHUNK]
             self.add(rows, self._kind.items(self._database, rows))
