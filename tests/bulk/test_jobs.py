@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyarrow.fs import FSSpecHandler, PyFileSystem
+from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from qwen_rerank import FaissStore, load_scorer
 from qwen_rerank.bulk import Workers, embed_corpus, job_status, read_rows, rerank_pairs, rerank_runs, resume_job
 from qwen_rerank.bulk.blocks import cut_input
-from qwen_rerank.bulk.job_folder import JobFolder, located
+from qwen_rerank.bulk.job_folder import JobFolder, _check_address, located
 from qwen_rerank.cli import main
 from qwen_rerank.errors import BackendUnavailableError, FileError, InvalidInputError, JobError
 from qwen_rerank.reranker import Reranker
@@ -103,6 +103,30 @@ def test_blocks_depend_on_nothing_but_the_files(tmp_path, corpus):
 
     assert cut == cut_input([str(corpus)], 4)
     assert [(block.start, block.stop) for block in cut.blocks] == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_a_file_is_read_once_however_often_it_is_found(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file = data.write(folder / "corpus.jsonl", data.documents(3))
+    (folder / "again").symlink_to(folder)
+    (folder / "link.jsonl").symlink_to(file)
+    (tmp_path / "beside.jsonl").symlink_to(file)
+
+    cut = cut_input([folder, str(file), file, tmp_path / "beside.jsonl"], 10)
+
+    assert [one.path for one in cut.files] == [str(file)]
+
+
+@pytest.mark.parametrize("output", ["in", "in/out", "link/out"])
+def test_an_output_in_an_input_is_refused(tmp_path, output):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    data.write(tmp_path / "in" / "corpus.jsonl", data.documents(3))
+
+    with pytest.raises(InvalidInputError, match="its parts would be read as input"):
+        embed_corpus(tmp_path / "in", tmp_path / output, embedder=data.embedder)
+    embed_corpus(tmp_path / "in", tmp_path / "in-beside", embedder=data.embedder)
 
 
 def test_an_empty_file_is_a_job_without_blocks(tmp_path):
@@ -360,6 +384,17 @@ def test_a_part_that_was_changed_is_not_read(tmp_path, corpus):
         data.made(tmp_path / "out")
 
 
+def test_rows_come_in_input_order_beyond_a_hundred_thousand_files(tmp_path, corpus):
+    embed_corpus(corpus, tmp_path / "out", embedder=data.embedder, block_rows=5)
+    folder = JobFolder(*located(tmp_path / "out"))
+    for name, block in zip(sorted(folder.sizes("manifest")), ("99999-000000000000", "100000-000000000000")):
+        record = folder.read_record(name)
+        folder.delete(name)
+        folder.write_record(f"manifest/{block}.json", {**record, "block": block})
+
+    assert data.made(tmp_path / "out") == data.embedded_slowly(data.documents(10))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -413,6 +448,7 @@ def test_a_run_that_was_taken_over_stops_at_its_next_entry(tmp_path, corpus):
 
     with pytest.raises(JobError, match="another run took over"):
         embed_corpus(corpus, tmp_path / "out", embedder=partial(Slow, 8), block_rows=4)
+    assert job_status(str(tmp_path / "out")).orphans == 0
     assert data.made(tmp_path / "out") == data.embedded_slowly(data.documents(10))
 
 
@@ -455,6 +491,17 @@ def test_a_key_is_never_written_down(tmp_path):
     assert _spec(partial(load_scorer, "http://a", api_key="secret"), load_scorer) is None
     assert _spec("https://user:secret@a", load_scorer) is None
     assert _spec("pocket", load_scorer) == {"name": "pocket", "options": {}}
+
+
+def test_a_model_is_written_down_only_where_that_finds_it_again(tmp_path, monkeypatch):
+    from qwen_rerank.bulk.jobs import _spec
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert _spec("model", load_scorer) == {"name": str(tmp_path / "model"), "options": {}}
+    assert _spec(partial(load_scorer, tmp_path / "model"), load_scorer) is None
+    assert _spec(partial(load_scorer, "pocket", cache=tmp_path), load_scorer) is None
 
 
 # Where it goes
@@ -503,6 +550,14 @@ def test_an_address_is_taken_as_pyarrow_or_fsspec_knows_it(tmp_path):
     with pytest.raises(InvalidInputError, match="holds credentials") as caught:
         located("s3://name:secret@bucket/a")
     assert "secret" not in str(caught.value)
+    for filesystem in (None, LocalFileSystem()):
+        with pytest.raises(InvalidInputError, match="or a query") as caught:
+            located("https://host/x.jsonl?token=secret", filesystem)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidInputError, match="holds credentials"):
+        located("hdfs://name:secret@host/a")
+    for address in ("abfss://container@account.dfs.core.windows.net/a", "hdfs://name@host/a"):
+        _check_address(address)
 
 
 def test_a_store_is_built_from_the_vectors(tmp_path, corpus):

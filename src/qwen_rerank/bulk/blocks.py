@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from qwen_rerank.bulk.job_folder import located
+from qwen_rerank.bulk.job_folder import JobFolder, located
 from qwen_rerank.documents.reader import MAX_LINE_BYTES, Row, line_row
 from qwen_rerank.errors import FileError, InvalidInputError
 
 _CHUNK_BYTES = 8 << 20
 _NEWLINE = 10
+_HIDDEN = re.compile(r"[/\\][._]")
 _FORMATS: dict[str, Literal["parquet", "jsonl"]] = {".parquet": "parquet", ".jsonl": "jsonl"}
 
 
@@ -37,10 +40,6 @@ class InputFile:
     bytes: int
     sha256: str
     rows: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +86,18 @@ class JobInput:
 
 
 def cut_input(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], block_rows: int, *, filesystem: object = None
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    block_rows: int,
+    *,
+    filesystem: object = None,
+    output: JobFolder | None = None,
 ) -> JobInput:
-    """Return the blocks of files and folders (searched through, hidden entries left out), at most `block_rows` rows each.
+    """Return the blocks of files and folders, each file once, at most `block_rows` rows a block.
+
+    Folders are searched through; hidden entries and, on a local disk, links in them are left out.
 
     Raises:
-        InvalidInputError: If nothing is there, or a file is neither .parquet nor .jsonl.
+        InvalidInputError: If nothing is there, a file is neither .parquet nor .jsonl, or `output` is in an input.
         FileError: If a file cannot be read, or a line is too long.
     """
     listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
@@ -100,11 +105,16 @@ def cut_input(
         raise InvalidInputError("inputs is empty; give a .parquet or .jsonl file or a folder of them.")
     places = [located(path, filesystem) for path in listed]
     system = places[0][0]
-    if any(type(other) is not type(system) for other, _ in places):
+    if not all(other.equals(system) for other, _ in places):
         raise InvalidInputError("inputs are on several file systems; copy them to one, or run a job for each.")
+    if output is not None and output.filesystem.equals(system):
+        _check_apart(system, output.root, [place for _, place in places])
     files: list[InputFile] = []
     blocks: list[Block] = []
-    for path in [file for _, place in places for file in _files(system, place)]:
+    found: dict[str, str] = {}
+    for path in (file for _, place in places for file in _files(system, place)):
+        found.setdefault(_real(system, path), path)
+    for path in found.values():
         cut = _cut_parquet if _format(path) == "parquet" else _cut_lines
         try:
             file, pieces = cut(system, path, block_rows)
@@ -143,13 +153,46 @@ def _files(system: FileSystem, place: str) -> list[str]:
         return [place]
     if info.type == FileType.NotFound:
         raise InvalidInputError(f"{place!r} does not exist; give a .parquet or .jsonl file or a folder of them.")
-    found = system.get_file_info(FileSelector(place, recursive=True))
-    names = sorted(one.path for one in found if one.type == FileType.File)
-    names = [name for name in names if not any(part.startswith((".", "_")) for part in name[len(place) :].split("/"))]
-    kept = [name for name in names if os.path.splitext(name)[1].lower() in _FORMATS]
+    names = [name for name in sorted(_below(system, place)) if os.path.splitext(name)[1].lower() in _FORMATS]
+    kept = [name for name in names if not _HIDDEN.search(name[len(place) :])]
     if not kept:
-        raise InvalidInputError(f"{place!r} holds no .parquet or .jsonl file; give another folder.")
+        raise InvalidInputError(
+            f"{place!r} holds no .parquet or .jsonl file that is neither hidden nor a link; give another folder."
+        )
     return kept
+
+
+def _below(system: FileSystem, place: str) -> Iterator[str]:
+    """Yield every file in a folder; on a local disk without links, behind which files may come a second time."""
+    if not isinstance(system, LocalFileSystem):
+        found = system.get_file_info(FileSelector(place, recursive=True))
+        yield from (one.path for one in found if one.type == FileType.File)
+        return
+    folders = [place]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        yield entry.path
+        except OSError as exc:
+            raise FileError(exc.filename or place, None, f"cannot be read ({exc.strerror}).") from exc
+
+
+def _real(system: FileSystem, place: str) -> str:
+    return os.path.realpath(place) if isinstance(system, LocalFileSystem) else place.strip("/")
+
+
+def _check_apart(system: FileSystem, output: str, places: Sequence[str]) -> None:
+    for place in places:
+        outer, inner = (PurePath(_real(system, one)) for one in (place, output))
+        if inner.is_relative_to(outer):
+            raise InvalidInputError(
+                f"the output folder {output!r} is in the input {place!r}, and its parts would be read as input; give a folder "
+                "beside it."
+            )
 
 
 def _format(path: str) -> Literal["parquet", "jsonl"]:
@@ -166,7 +209,7 @@ _Piece = tuple[int, int, int, int]
 
 def _cut_lines(system: FileSystem, path: str, block_rows: int) -> tuple[InputFile, list[_Piece]]:
     """Cut a JSONL file in one pass over its bytes."""
-    digest, size, lines, begun = hashlib.sha256(), 0, 0, 0
+    digest, size, lines = hashlib.sha256(), 0, 0
     last_end = 0  # of the last line that is complete
     starts = [0]  # byte at which each block begins
     with system.open_input_stream(path) as file:

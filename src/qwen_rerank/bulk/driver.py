@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -224,17 +224,24 @@ class _JobRun:
                     raise JobError(
                         f"a worker has another model ({entry.fingerprint}); install the same on all machines."
                     )
-                self._check_owner()
+                if not self._owns():
+                    for name in entry.files:
+                        with suppress(OSError):  # the other run may have removed it
+                            self._folder.delete(name)
+                    raise self._taken_over()
                 self._folder.write_record(f"{_MANIFEST}/{entry.block}.json", asdict(entry))
                 bar.update(self._blocks[entry.block].rows)
 
-    def _check_owner(self) -> None:
-        if self._folder.read_record(_OWNER) != {"run": self._owner}:
-            raise JobError(f"another run took over the job in {self._folder.root!r}; this one stops.")
+    def _owns(self) -> bool:
+        return self._folder.read_record(_OWNER) == {"run": self._owner}
+
+    def _taken_over(self) -> JobError:
+        return JobError(f"another run took over the job in {self._folder.root!r}; this one stops.")
 
     def _clean(self, entries: dict[str, PartEntry]) -> None:
         for name in _orphans(self._folder.sizes(), entries.values()):
-            self._check_owner()
+            if not self._owns():
+                raise self._taken_over()
             self._folder.delete(name)
 
 
@@ -319,7 +326,7 @@ def read_rows(output: str, *, filesystem: object = None) -> Iterator[pa.Table]:
         raise InvalidInputError(
             f"{len(entries)} of {job['blocks']} blocks are done in {folder.root!r}; let the job go on to its end first."
         )
-    for block in sorted(entries):
+    for block in sorted(entries, key=lambda id: tuple(map(int, id.split("-")))):
         if entry := entries[block].part:
             data = folder.read(entry) or b""
             if hashlib.sha256(data).hexdigest() != entries[block].part_sha256:

@@ -21,6 +21,7 @@ from qwen_rerank.checks import shown_address
 from qwen_rerank.errors import InvalidInputError
 
 _CHECK = "sha256_of_this"
+_NAMES_BEFORE_AT = ("abfs", "abfss", "hdfs")  # a container or a user stands there: a name, and no secret
 
 
 def located(path: str | os.PathLike[str], filesystem: object = None) -> tuple[FileSystem, str]:
@@ -34,21 +35,29 @@ def located(path: str | os.PathLike[str], filesystem: object = None) -> tuple[Fi
         InvalidInputError: If the address holds credentials, or nothing knows its kind.
     """
     text = os.fspath(path)
+    if "://" in text:
+        _check_address(text)
     if filesystem is not None:
         found = filesystem if isinstance(filesystem, FileSystem) else PyFileSystem(FSSpecHandler(filesystem))
         return found, text.rstrip("/")
     if "://" not in text:
         return LocalFileSystem(), str(Path(text).expanduser().absolute())
-    if "@" in text.partition("://")[2].partition("/")[0]:
-        raise InvalidInputError(
-            f"the address {shown_address(text)} holds credentials, which a job would write down; leave them to the "
-            "environment, or give filesystem=."
-        )
     try:
         known, place = FileSystem.from_uri(text)
     except (ArrowException, ValueError, OSError):
         return _by_fsspec(text)
     return known, place.rstrip("/")
+
+
+def _check_address(address: str) -> None:
+    """Refuse what a job must not write down."""
+    kind, _, rest = address.partition("://")
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    if "?" in rest or (at and (":" in user or kind not in _NAMES_BEFORE_AT)):
+        raise InvalidInputError(
+            f"the address {shown_address(address)} holds credentials or a query ('?…'), which a job would write down; leave "
+            "them to the environment, or give filesystem=."
+        )
 
 
 def _by_fsspec(address: str) -> tuple[FileSystem, str]:

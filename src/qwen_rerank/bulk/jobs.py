@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 from qwen_rerank.bulk.blocks import cut_input
@@ -15,6 +17,7 @@ from qwen_rerank.bulk.work import Format
 from qwen_rerank.checks import check_choice, check_count, check_text, kind_of
 from qwen_rerank.embedders import load_embedder
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.models.names import SHIPPED
 from qwen_rerank.protocols import Embedder, Scorer, SimpleScorer
 from qwen_rerank.reranker import LongDocuments, Reranker
 from qwen_rerank.scorers.loading import load_scorer
@@ -47,12 +50,14 @@ def embed_corpus(
         filesystem: Where `inputs` and `output` are, one of pyarrow's or fsspec's; None to tell by the paths.
 
     Raises:
-        InvalidInputError: If an argument is wrong, or `output` holds something else or a job with other settings.
+        InvalidInputError: If an argument is wrong, or `output` is in an input, or holds something else or a job with other
+            settings.
         JobError: If another run took the job over, or a worker cannot do its block.
     """
     model = _callable("embedder", embedder)
-    given = cut_input(inputs, check_count("block_rows", block_rows), filesystem=filesystem)
-    task = EmbedTask(model=model, format=_format(format), source=given.filesystem, folder=_folder(output, filesystem))
+    folder = JobFolder(*located(output, filesystem))
+    given = cut_input(inputs, check_count("block_rows", block_rows), filesystem=filesystem, output=folder)
+    task = EmbedTask(model=model, format=_format(format), source=given.filesystem, folder=folder)
     spec = _spec(model, load_embedder)
     return run_job(task, given, block_rows=block_rows, model=spec, workers=_checked(workers))
 
@@ -88,12 +93,13 @@ def rerank_pairs(
         JobError: As `embed_corpus`.
     """
     model = _callable("scorer", scorer)
-    given = cut_input(inputs, check_count("block_rows", block_rows), filesystem=filesystem)
+    folder = JobFolder(*located(output, filesystem))
+    given = cut_input(inputs, check_count("block_rows", block_rows), filesystem=filesystem, output=folder)
     task = PairsTask(
         model=model,
         format=_format(format),
         source=given.filesystem,
-        folder=_folder(output, filesystem),
+        folder=folder,
         instruction=_instruction(instruction),
     )
     spec = _spec(model, load_scorer)
@@ -138,12 +144,13 @@ def rerank_runs(
     """
     model = _callable("scorer", scorer)
     check_choice("long_documents", long_documents, get_args(LongDocuments))
-    given = cut_input(inputs, check_count("block_rows", block_rows), filesystem=filesystem)
+    folder = JobFolder(*located(output, filesystem))
+    given = cut_input(inputs, check_count("block_rows", block_rows), filesystem=filesystem, output=folder)
     task = RunsTask(
         model=model,
         format=_format(format),
         source=given.filesystem,
-        folder=_folder(output, filesystem),
+        folder=folder,
         instruction=_instruction(instruction),
         top_n=None if top_n is None else check_count("top_n", top_n),
         long_documents=long_documents,
@@ -181,15 +188,28 @@ def resume_job(output: str | os.PathLike[str], *, workers: Workers | int | None 
 
 
 def _spec(model: Callable[[], object] | str, load: Callable[..., object]) -> dict[str, Any] | None:
-    """Return name and options of a model that is loaded by its name; None for anything else, and where a secret is in it."""
+    """Return name and options of a model that is loaded by its name; None for anything else, and where a secret is in it.
+
+    A folder's path becomes absolute: the job may go on from elsewhere.
+    """
     if isinstance(model, str):
         model = partial(load, model)
     if not isinstance(model, partial) or model.func is not load or len(model.args) != 1:
         return None
     name, options = model.args[0], model.keywords
-    if "@" in name or "?" in name or "api_key" in options:
+    if not isinstance(name, str) or not _is_json(options) or "@" in name or "?" in name or "api_key" in options:
         return None
+    if name not in SHIPPED and (path := Path(name).expanduser()).is_dir():
+        name = str(path.absolute())
     return {"name": name, "options": options}
+
+
+def _is_json(value: object) -> bool:
+    """Return whether a value comes back alike from JSON."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _callable(name: str, model: Any) -> Any:
@@ -205,10 +225,6 @@ def _checked(workers: object) -> Workers | int | None:
     if workers is None or isinstance(workers, Workers):
         return workers
     return check_count("workers", workers, minimum=0)
-
-
-def _folder(output: str | os.PathLike[str], filesystem: object) -> JobFolder:
-    return JobFolder(*located(output, filesystem))
 
 
 def _format(value: Format) -> Format:
