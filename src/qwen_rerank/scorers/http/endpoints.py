@@ -106,7 +106,10 @@ class EndpointPool:
         self._turns = itertools.count()
 
     def acquire(self, now: float, *, avoid: Endpoint | None = None) -> Endpoint:
-        """Return the server to ask; `avoid` only if there is no other. The caller gives it back with `release`."""
+        """Return the server to ask; `avoid` only if there is no other.
+
+        The caller gives it back with `release`, and the number of `failures` that it has now.
+        """
         others = [e for e in self.endpoints if e is not avoid] or self.endpoints
         ready = [e for e in others if e.retry_at <= now]
         if ready:
@@ -123,11 +126,16 @@ class EndpointPool:
         """Return whether a server other than this one can be asked now."""
         return any(each is not endpoint and each.retry_at <= now for each in self.endpoints)
 
-    def release(self, endpoint: Endpoint, now: float, *, failed: bool) -> None:
-        """Give a server back and say whether it could be reached."""
+    def release(self, endpoint: Endpoint, now: float, *, failed: bool, failures_then: int) -> None:
+        """Give a server back and say whether it could be reached; `failures_then` are those at `acquire`."""
         endpoint.in_flight -= 1
-        endpoint.failures = endpoint.failures + 1 if failed else 0
-        endpoint.retry_at = now + _outage_s(endpoint.failures) if failed else 0.0
+        if not failed:
+            endpoint.failures, endpoint.retry_at = 0, 0.0
+        elif (
+            endpoint.failures == failures_then
+        ):  # all that were under way fail together when a server dies: one failure
+            endpoint.failures += 1
+            endpoint.retry_at = now + _outage_s(endpoint.failures)
 
 
 def _outage_s(failures: int) -> float:

@@ -271,6 +271,7 @@ class Transport:
         endpoint: Endpoint | None = None
         for attempt in range(RETRIES + 1):
             endpoint = live.endpoints.acquire(live.loop.time(), avoid=endpoint)
+            failures_then = endpoint.failures
             wait_s = random.uniform(0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2**attempt))
             failed = True  # also when this is cancelled at the deadline
             try:
@@ -293,7 +294,7 @@ class Transport:
                 else:
                     raise refusal(answer)
             finally:
-                live.endpoints.release(endpoint, live.loop.time(), failed=failed)
+                live.endpoints.release(endpoint, live.loop.time(), failed=failed, failures_then=failures_then)
             # What a dead server had goes to another at once and costs nothing of the budget, which spares struggling ones.
             elsewhere = failed and live.endpoints.has_another(endpoint, live.loop.time())
             wait_s, cost = (0.0, 0.0) if elsewhere else (wait_s, 1.0)
