@@ -44,6 +44,13 @@ def test_the_arithmetic_is_what_a_pencil_gives():
     assert dict(plan.lines)["cost of a million reranks"] == "18.00 / (20 x 3,600) x 1,000,000 = 250.00"
 
 
+def test_a_load_however_small_needs_a_machine():
+    plan = make_plan(SPEED, requests_per_s=1e-7, documents=1, tokens=128)
+
+    assert plan.machines == 1
+    assert plan.busy == pytest.approx(1e-10)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -119,6 +126,29 @@ def test_what_waits_is_computed_in_one_pass():
     assert found.mean_pass == 1.5
 
 
+def test_passes_that_were_not_measured_grow_by_the_slope_of_all_that_were():
+    """By hand: 1, 2, 3, 3 rise by 0.7 on average, though not at all between the last two."""
+    assert ServerTimes(pass_s=[1.0, 2.0, 3.0, 3.0], most_in_a_pass=6).pass_times().tolist() == pytest.approx(
+        [1.0, 2.0, 3.0, 3.0, 3.7, 4.4]
+    )
+    assert ServerTimes(pass_s=[1.0, 2.0, 3.0], most_in_a_pass=2).pass_times().tolist() == [1.0, 2.0]
+
+
+def test_a_trace_may_begin_at_any_second():
+    """Ten requests of a second, two seconds apart, keep a server half busy, whatever the clock says."""
+    found = simulate(1.8e9 + 2.0 * np.arange(10), ALONE)
+
+    assert found.busy == pytest.approx(10 / 19)
+    assert found.latencies_s.tolist() == pytest.approx([1.0] * 9)
+
+
+def test_outages_that_overlap_end_with_the_last():
+    """Away from 1 to 5, told in any order: what comes at 3.5 finds nobody, although another outage ended at 3."""
+    arrivals = np.array([0.0, 3.5, 5.5])
+    for at in ([(0, 1.5, 5.0), (0, 1.2, 3.0)], [(0, 2.0, 3.0), (0, 1.2, 5.0)]):
+        assert simulate(arrivals, ALONE, failures=Failures(at=at)).lost == 1
+
+
 def test_reading_waking_and_holding_take_their_time():
     """0.5 to wake and 0.1 to read; the second is read while the pass goes on, which then ends half of 0.4 later."""
     times = ServerTimes(pass_s=[1.0], most_in_a_pass=1, front_s=0.1, wake_s=0.5, held_s=0.4)
@@ -170,7 +200,9 @@ def test_the_same_arguments_give_the_same_traffic():
         (lambda: simulate(np.array([2.0, 1.0]), ALONE), "ascending"),
         (lambda: simulate(np.array([]), ALONE), "at least one"),
         (lambda: simulate(np.array([1.0]), ALONE, failures=Failures(at=[(1, 0, 1)])), "server 1"),
+        (lambda: simulate(np.array([1.0]), ALONE, failures=Failures(at=[(0, 2, 1)])), "end after they begin"),
         (lambda: ServerTimes(pass_s=[]), "pass_s"),
+        (lambda: ServerTimes(pass_s=[1.0, 0.9], most_in_a_pass=20), "pass_s must be ascending, not .1.0, 0.9."),
         (lambda: ServerTimes(pass_s=[1.0], held_s=-1), "held_s"),
         (lambda: poisson_arrivals(0, 5, seed=1), "requests_per_s"),
     ],

@@ -110,7 +110,7 @@ def make_plan(
     allowed = machine * busy
     if not math.isfinite(load / allowed):
         raise InvalidInputError(f"{load:g} documents a second are more than any number of machines can be told for.")
-    needed = math.ceil(load / allowed - 1e-9)
+    needed = max(1, math.ceil(load / allowed - 1e-9))  # 2.0000000001 by rounding are 2
     machines = needed + spare
     lines = [
         ("load", f"{_n(requests_per_s)} requests/s x {_n(documents)} documents = {_n(load)} documents/s"),

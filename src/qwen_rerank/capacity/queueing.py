@@ -28,7 +28,8 @@ class ServerTimes:
     engine. Both are threads of one interpreter, so the loop's work also holds up a pass that is going on (`held_s`).
 
     Attributes:
-        pass_s: Seconds of an engine pass with 1, 2, 3 … requests; beyond the last one it grows as between the last two.
+        pass_s: Seconds of an engine pass with 1, 2, 3 … requests, ascending; beyond the last one it grows by their slope,
+            taken by least squares.
         front_s: Seconds of the event loop before a request waits for the engine.
         back_s: Seconds of the event loop for an answer.
         wake_s: Further seconds of a request that finds the server idle: cores sleep, caches are cold.
@@ -56,6 +57,10 @@ class ServerTimes:
             values = getattr(self, name)
             if not len(values) or not all(0 < value < float("inf") for value in values):
                 raise InvalidInputError(f"{name} must hold at least one number above 0, not {values!r}.")
+        if any(later < earlier for earlier, later in itertools.pairwise(self.pass_s)):
+            raise InvalidInputError(
+                f"pass_s must be ascending, not {self.pass_s!r}: a pass with more requests takes no less time; measure longer."
+            )
         for name in ("front_s", "back_s", "wake_s", "held_s", "max_wait_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InvalidInputError(f"{name} must be a number of seconds, not {getattr(self, name)!r}.")
@@ -68,10 +73,11 @@ class ServerTimes:
 
     def pass_times(self) -> np.ndarray:
         """Return seconds of a pass with 1 … `most_in_a_pass` requests, float64 `(most_in_a_pass,)`."""
-        known = np.asarray(self.pass_s, dtype=np.float64)[: self.most_in_a_pass]
-        step = known[-1] - known[-2] if len(known) > 1 else known[-1]
-        more = known[-1] + step * np.arange(1, self.most_in_a_pass - len(known) + 1)
-        return np.concatenate([known, more])
+        known = np.asarray(self.pass_s, dtype=np.float64)
+        # The slope of all of them: between the last two alone, noise would decide what a full pass takes.
+        step = np.polyfit(np.arange(len(known)), known, 1)[0] if len(known) > 1 else known[-1]
+        more = known[-1] + max(0.0, step) * np.arange(1, self.most_in_a_pass - len(known) + 1)
+        return np.concatenate([known, more])[: self.most_in_a_pass]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,7 @@ class Failures:
     """Servers that die and come back.
 
     Attributes:
-        at: `(server, from second, to second)`: when which one is away.
+        at: `(server, from second, to second)`: when which one is away. Those of one server may overlap.
         notice_s: Seconds until a client sees that its request is gone and asks another server.
     """
 
@@ -165,9 +171,11 @@ def simulate(
     moments = np.asarray(arrivals, dtype=np.float64)
     if moments.ndim != 1 or not len(moments) or (np.diff(moments) < 0).any() or not np.isfinite(moments).all():
         raise InvalidInputError("arrivals must be seconds, ascending, at least one.")
-    for server, _, _ in failures.at if failures is not None else ():
+    for server, since, until in failures.at if failures is not None else ():
         if not 0 <= server < n_servers:
             raise InvalidInputError(f"failures names server {server}, but there are only {n_servers}, from 0.")
+        if not since <= until:
+            raise InvalidInputError(f"failures must end after they begin, not last from second {since} to {until}.")
     return _Simulation(moments, times, n_servers, failures or Failures(), seed).run()
 
 
@@ -211,7 +219,7 @@ class _Simulation:
         self._busy_s = 0.0
         self._passes = 0
         self._computed = 0
-        for server, since, until in failures.at:
+        for server, since, until in _merged(failures.at):
             self._at(since, _DIES, server)
             self._at(until, _RETURNS, server)
 
@@ -327,7 +335,8 @@ class _Simulation:
         done = ~np.isnan(answered_at)
         refused = int(np.frombuffer(self._refused, np.uint8)[first:].sum())
         span = max(float(np.nanmax(answered_at) - came[0]), 1e-9) if done.any() else 1.0
-        end = max(float(self._arrivals[-1]), float(np.nanmax(self._answered_at)) if done.any() else 0.0, 1e-9)
+        end = max(float(self._arrivals[-1]), float(np.nanmax(self._answered_at)) if done.any() else -np.inf)
+        lasted = max(end - float(self._arrivals[0]), 1e-9)  # a trace may begin at any second, such as one of this year
         return SimulatedTraffic(
             latencies_s=answered_at[done] - came[done],
             requests=len(came),
@@ -335,6 +344,17 @@ class _Simulation:
             lost=len(came) - int(done.sum()) - refused,
             repeated=int(np.frombuffer(self._tries, np.uint8)[first:].sum()),
             throughput_per_s=float(int(done.sum()) / span),
-            busy=self._busy_s / (end * len(self._servers)),
+            busy=self._busy_s / (lasted * len(self._servers)),
             mean_pass=self._computed / max(1, self._passes),
         )
+
+
+def _merged(outages: Sequence[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
+    """Return outages of which no two of one server overlap."""
+    found: list[tuple[int, float, float]] = []
+    for server, since, until in sorted(outages):
+        if found and found[-1][0] == server and since <= found[-1][2]:
+            found[-1] = (server, found[-1][1], max(until, found[-1][2]))
+        else:
+            found.append((server, since, until))
+    return found
