@@ -42,6 +42,11 @@ class Reply:
 Handler = Callable[[Request], Any]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections that wait to be accepted; of the usual 5, a crowd's others are reset
+
+
 class StubServer:
     """Answers every request with what `handler` returns: a `Reply`, or a JSON value for status 200."""
 
@@ -75,8 +80,7 @@ class StubServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
