@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +242,49 @@ def test_the_command_adds_machines_until_the_wait_is_short_enough(tmp_path):
     assert "by simulation" in "".join(short["lines"])
     with pytest.raises(InvalidInputError, match="cannot be kept"):
         plan(*arguments, "--p99", "0.05")
+
+
+def test_the_wait_is_kept_while_the_spare_machines_are_away(tmp_path):
+    """One more request at each moment than two machines take: a third is needed, and the two spare ones come on top."""
+    trace = tmp_path / "trace"
+    trace.write_text("\n".join(str(float(i // 3)) for i in range(300)))
+    arguments = ("--qps", "3", "--docs", "250", "--tokens", "128", "--documents-per-second", "500", "--price", "1")
+    found, alone = (
+        json.loads(plan(*arguments, "--busy", "1", "--trace", str(trace), "--p99", "0.6", "--json", *more))
+        for more in (["--spare", "2"], [])
+    )
+
+    assert (found["machines"], alone["machines"]) == (5, 3)
+    assert (found["busy"], found["busy_without_spare"]) == (pytest.approx(0.3), pytest.approx(0.5))
+    assert found["cost_per_hour"] == 5
+    assert "machines for 0.6 s: 3 by simulation, 50% busy; and 2 spare: 5, 30% busy" in found["lines"]
+    assert "on 3 machines, the spare away" in found["lines"][-1]
+
+
+def test_every_machine_gets_enough_requests_that_queues_can_form(monkeypatch):
+    """50 machines, 20 requests of each, of which a tenth fills the queues; and none are drawn for too many machines."""
+    monkeypatch.setattr("qwen_rerank.cli.plan._SIMULATED", 100)
+    arguments = ("--docs", "1", "--tokens", "128", "--documents-per-second", "1", "--busy", "1", "--simulate")
+
+    assert "over 900 requests on 50 machines" in plan("--qps", "50", *arguments)
+    with pytest.raises(InvalidInputError, match="1000000000 machines are too many to simulate"):
+        plan("--qps", "1e9", *arguments)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name")
+def test_a_trace_is_a_regular_file_of_bounded_size(tmp_path, monkeypatch):
+    """A pipe would be waited for for ever; a packed file could become any size."""
+    arguments = ("--qps", "10", "--docs", "10", "--tokens", "128", "--trace")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "trace.gz").write_bytes(gzip.compress(b"1\n2\n"))
+    (tmp_path / "trace").write_text("1\n2\n3\n")
+    monkeypatch.setattr("qwen_rerank.cli.plan._MOST_TRACE_BYTES", 5)
+    for name, message in [("pipe", "no regular file"), ("trace.gz", "larger than 5"), ("trace", "larger than 5 bytes")]:
+        with pytest.raises(InvalidInputError, match=message):
+            plan(*arguments, str(tmp_path / name))
+    monkeypatch.undo()
+    with pytest.raises(InvalidInputError, match="one number of seconds a line"):
+        plan(*arguments, str(tmp_path / "trace.gz"))
 
 
 def test_the_command_takes_a_trace(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
     from qwen_rerank.capacity import Plan, SimulatedTraffic
 
-_SIMULATED = 10_000  # requests
+_SIMULATED = 10_000  # requests at least
+_SIMULATED_EACH = 20  # requests of each machine at least, as no queue forms while most have none
 _MOST_MACHINES = 20_000  # that are simulated
+_MOST_TRACE_BYTES = 1 << 25
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +46,9 @@ def plan(
         float | None, typer.Option("--documents-per-second", help="Of one machine, at --tokens, measured by you.")
     ] = None,
     busy: Annotated[float, typer.Option("--busy", help="Share of its time that a machine may compute.")] = 0.7,
-    spare: Annotated[int, typer.Option("--spare", help="Machines that may be away.")] = 0,
+    spare: Annotated[
+        int, typer.Option("--spare", help="Machines that may be away; what is simulated is simulated without them.")
+    ] = 0,
     p99: Annotated[
         float | None,
         typer.Option("--p99", help="Simulate, and add machines until 99 % are answered within these seconds."),
@@ -77,8 +82,12 @@ def plan(
         speed = choose_speed(shipped_speeds() if measured is None else read_speeds(measured), on)
     found = make_plan(speed, requests_per_s=qps, documents=docs, tokens=tokens, price=price, busy=busy, spare=spare)
     if simulate or p99 is not None or trace is not None:
-        found, traffic = _simulated(found, qps, docs, _arrivals(trace, qps), p99)
-        found.lines.append(("simulated", _told(traffic, found.machines)))
+        if found.machines > _MOST_MACHINES:
+            raise InvalidInputError(
+                f"{found.machines} machines are too many to simulate; the most are {_MOST_MACHINES}."
+            )
+        found, traffic = _simulated(found, qps, docs, spare, _arrivals(trace, qps, found.machines), p99)
+        found.lines.append(("simulated", _told(traffic, found.machines - spare, spare)))
     if as_json:
         typer.echo(json.dumps(found.as_dict(), ensure_ascii=False))
         return
@@ -87,24 +96,27 @@ def plan(
         typer.echo(f"{name:<{width}}  {text}")
 
 
-def _arrivals(trace: Path | None, qps: float) -> np.ndarray:
+def _arrivals(trace: Path | None, qps: float, machines: int) -> np.ndarray:
     import numpy as np
 
     from qwen_rerank.capacity import poisson_arrivals
     from qwen_rerank.errors import InvalidInputError
+    from qwen_rerank.regular_files import read_regular
 
     if trace is None:
-        return poisson_arrivals(qps, max(_SIMULATED, int(min(qps, 20 * _SIMULATED))), seed=0)
+        count = max(_SIMULATED, int(min(qps, 20 * _SIMULATED)), _SIMULATED_EACH * machines)
+        return poisson_arrivals(qps, count, seed=0)
     try:
-        return np.sort(np.loadtxt(trace, dtype=np.float64, ndmin=1))
+        text = TextIOWrapper(BytesIO(read_regular(trace, most_bytes=_MOST_TRACE_BYTES)), encoding="utf-8")
+        return np.sort(np.loadtxt(text, dtype=np.float64, ndmin=1))
     except (OSError, ValueError) as exc:
         raise InvalidInputError(f"{trace} cannot be read as one number of seconds a line ({exc}).") from exc
 
 
 def _simulated(
-    found: Plan, qps: float, docs: int, arrivals: np.ndarray, p99: float | None
+    found: Plan, qps: float, docs: int, spare: int, arrivals: np.ndarray, p99: float | None
 ) -> tuple[Plan, SimulatedTraffic]:
-    """Return the plan with as many machines as keep the 99th percentile, and the traffic on them."""
+    """Return the plan with as many machines as keep the 99th percentile without the spare ones, and the traffic then."""
     from dataclasses import replace
 
     from qwen_rerank.capacity import ServerTimes, simulate
@@ -117,35 +129,39 @@ def _simulated(
             "send fewer documents, or take a faster machine or a smaller model."
         )
     times = ServerTimes(pass_s=[alone], most_in_a_pass=1, max_wait_s=max(2.0, 100 * alone))
-    machines, cost = found.machines, found.cost_per_hour
-    if machines > _MOST_MACHINES:
-        raise InvalidInputError(f"{machines} machines are too many to simulate; the most are {_MOST_MACHINES}.")
+    cost = found.cost_per_hour
+    needed = machines = found.machines - spare  # what is kept must be kept while the spare ones are away
     while True:
         traffic = simulate(arrivals, times, n_servers=machines)
         if p99 is None or (traffic.percentile_s(99) <= p99 and not traffic.refused):
             break
-        if machines >= 4 * found.machines + 10:
+        if machines >= 4 * needed + 10:
             raise InvalidInputError(
                 f"--p99 {p99:g} is not kept by {machines} machines either; the trace comes in bursts."
             )
         machines += max(1, machines // 20)
-    if machines == found.machines:
+    if machines == needed:
         return found, traffic
-    hourly = None if cost is None else cost / found.machines * machines
+    every = machines + spare
+    hourly = None if cost is None else cost / found.machines * every
     million = None if hourly is None else hourly / (qps * 3600) * 1e6
-    share = found.documents_per_s / (machines * found.machine_documents_per_s)
-    lines = [*found.lines, (f"machines for {p99:g} s", f"{machines:,} by simulation, {share:.0%} busy")]
+    without = found.documents_per_s / (machines * found.machine_documents_per_s)
+    share = found.documents_per_s / (every * found.machine_documents_per_s)
+    more = f"; and {spare:,} spare: {every:,}, {share:.0%} busy" if spare else ""
+    lines = [*found.lines, (f"machines for {p99:g} s", f"{machines:,} by simulation, {without:.0%} busy{more}")]
     if hourly is not None and million is not None:
         lines.append(("cost with them", f"{hourly:,.2f} an hour, {million:,.2f} for a million reranks"))
     return replace(
-        found, machines=machines, busy=share, cost_per_hour=hourly, cost_per_million=million, lines=lines
-    ), traffic
+        found, machines=every, busy=share, busy_without_spare=without, cost_per_hour=hourly,
+        cost_per_million=million, lines=lines,
+    ), traffic  # fmt: skip
 
 
-def _told(traffic: SimulatedTraffic, machines: int) -> str:
+def _told(traffic: SimulatedTraffic, machines: int, spare: int) -> str:
     half, most = 1e3 * traffic.percentile_s(50), 1e3 * traffic.percentile_s(99)
     refused = f", {traffic.refused:,} refused" if traffic.refused else ""
+    away = ", the spare away" if spare else ""
     return (
-        f"p50 {half:,.0f} ms, p99 {most:,.0f} ms over {traffic.requests:,} requests on {machines:,} machines{refused}; a model "
-        "of the queue alone, without network"
+        f"p50 {half:,.0f} ms, p99 {most:,.0f} ms over {traffic.requests:,} requests on {machines:,} machines{away}{refused}; "
+        "a model of the queue alone, without network"
     )
