@@ -197,6 +197,14 @@ def test_every_piece_that_a_page_asks_for_is_drawn(page):
     assert "<!-- draw:" not in drawn
 
 
+def test_every_command_says_in_chinese_what_it_is_for():
+    """One line of Chinese below its heading, before what the program says in English."""
+    first_lines = re.findall(r"^## (.+?) \{#.+\}\n\n(.+)$", drawing.cli("zh"), re.MULTILINE)
+
+    assert len(first_lines) > 20
+    assert [name for name, line in first_lines if not re.search(r"[\u4e00-\u9fff]", line)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_to_a_page_leads_to_one(page):
     links = re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", text_of(page))
