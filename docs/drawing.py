@@ -156,7 +156,7 @@ _COMMANDS_ZH = {
     "store add": "添加文档，文本或元数据变了的就替换；中途被杀掉，再跑一次接着来。",
     "store info": "看数量、设置和占用的空间。",
     "store verify": "逐字节检查；有问题时每处一行，退出码为 1。",
-    "store tune": "列出各档力度的召回率与速度，采用第一个达到目标的。",
+    "store tune": "列出各档力度的召回率与速度，采用第一个对别的查询也可望达到目标的；都达不到就用最后一个，并说明。",
     "store compact": "去掉已删除的文档，重建索引，腾出空间。",
     "store delete": "按编号删除，或删除过滤条件选中的全部文档。",
     "store export": "导出 index.faiss 和 documents.jsonl，FAISS 和 LangChain 的存储都能读。",

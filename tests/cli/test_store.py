@@ -115,7 +115,11 @@ def test_tune(store, tmp_path):
     run("add", path, tmp_path / "rows.jsonl")
     (tmp_path / "queries.txt").write_text("apple\ntree 3\n")
 
-    assert "1.0000" in run("tune", path, "--queries", tmp_path / "queries.txt")
+    found = run("tune", path, "--queries", tmp_path / "queries.txt")
+    assert "1.0000" in found
+    assert "No effort" not in found
+    (tmp_path / "queries.txt").write_text("apple\n")
+    assert "the last one is kept.\nOne query tells" in run("tune", path, "--queries", tmp_path / "queries.txt")
 
 
 def test_export_and_import(store, tmp_path):

@@ -12,6 +12,7 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.store import FaissStore, InvalidEmbeddingError
 from qwen_rerank.store.faiss_build import gpu_resources
 from qwen_rerank.store.index import VectorIndex, parse_factory, planned
+from qwen_rerank.store.tuning import measure_effort
 from qwen_rerank.testing import HashEmbedder
 from qwen_rerank.types import Document
 
@@ -68,7 +69,7 @@ def test_parse_factory(given, factory):
     ],
 )
 def test_other_factories_are_refused_with_what_there_is(given):
-    with pytest.raises(InvalidInputError, match="'HNSW32'"):
+    with pytest.raises(InvalidInputError, match="'HNSW32' or 'HNSW32,SQ8,RFlat'"):
         parse_factory(given, 16)
 
 
@@ -239,6 +240,13 @@ def test_a_reader_never_takes_the_nodes_of_a_graph_for_its_lists(tuned_lists):
         assert (writer._vectors.index.effort, reader._vectors.index.effort) == (kept, 0)
 
 
+def test_tuning_of_lists_is_not_kept_where_a_graph_came_in_meanwhile(tuned_lists, monkeypatch):
+    with FaissStore.open(tuned_lists, HashEmbedder(16)) as store:
+        monkeypatch.setattr("qwen_rerank.store.faiss_store.exact_rows", lambda *_: store.rebuild_index() or [{1}] * 200)
+        assert not any(one.chosen for one in store.tune(top_k=10))
+        assert (store._vectors.index.looks_into, store._vectors.index.effort) == ("nodes", 0)
+
+
 def test_an_index_of_one_kind_keeps_its_effort_when_built_anew(tmp_path):
     with FaissStore.create(tmp_path / "s", HashEmbedder(16), index="IVF8,SQ8", words=False) as store:
         store.add([str(n) for n in range(500)], vectors=unit(500, 16))
@@ -285,6 +293,25 @@ def test_tuning_keeps_the_first_effort_that_finds_enough(tmp_path):
     with FaissStore.open(tmp_path / "s", embedder) as again:
         assert (again._vectors.index.effort, kept.chosen) == (kept.effort, True)
         assert again.verify().ok
+
+
+def test_one_query_is_no_proof_and_no_recall_is_below_nothing():
+    index, _ = filled("IVF8,SQ8")
+    queries, exact = unit(3, 16, seed=4), [{2, 4}, set(), set()]
+    one = measure_effort(index, queries[:1], [set(index.search(queries[:1], 2)[0][0].tolist())], 2, 8)
+    some = measure_effort(index, queries, [set(index.search(queries[:1], 2)[0][0].tolist()), *exact[1:]], 2, 8)
+
+    assert (one.recall, one.recall_low) == (1.0, 0.0)
+    assert (some.recall, some.recall_low) == (pytest.approx(1 / 3), 0.0)
+
+
+@pytest.mark.parametrize(("top_k", "first"), [(10, 32), (100, 128), (2000, 2500)])
+def test_a_graph_is_not_tuned_to_fewer_nodes_than_are_found(top_k, first):
+    """Fewer would be kept for what they were not: a search for the best 100 looks into 125, whatever it is told."""
+    graph, _ = filled("HNSW8,SQ8,RFlat", n=1000)
+
+    assert graph.efforts(top_k)[0] == first
+    assert filled("IVF8,SQ8")[0].efforts(top_k)[0] == 1
 
 
 def test_an_exact_index_needs_no_tuning(store):

@@ -126,7 +126,10 @@ def tune(
     target: Annotated[float, typer.Option("--target", help="Recall to reach, 0 to 1.")] = 0.95,
     embedder: options.StoredEmbedder = None,
 ) -> None:
-    """Print recall against exact search over speed, and keep the first effort that can be expected to reach the target."""
+    """Print recall against exact search over speed, and keep the first effort that can be expected to reach the target.
+
+    Where none can, the last one is kept, and a line below says so.
+    """
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.regular_files import read_regular
 
@@ -148,6 +151,10 @@ def tune(
         print(
             f"{one.effort:>6}  {one.recall:>10.4f}  {one.recall_low:>8.4f}  {one.p50_ms:>6.2f}  {one.p95_ms:>6.2f}{'  kept' if one.chosen else ''}"
         )
+    if tried[-1].recall_low < target:
+        print(f"No effort can be expected to reach {target:g} for other queries, too; the last one is kept.")
+        if asked and len(asked) == 1:
+            print("One query tells nothing of others; give more.")
 
 
 @app.command()

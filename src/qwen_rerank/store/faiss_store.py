@@ -407,7 +407,8 @@ class FaissStore(SearchHandle):
         """Measure how much of the exact answer an approximate index finds at each effort, and keep the first that does.
 
         An effort does where the mean recall of other such queries can be expected to reach the target, too: the lower end
-        of its 95 % interval does. The more queries, the less is spent on that.
+        of its 95 % interval does. The more queries, the less is spent on that; a single one proves nothing. Where no effort
+        does, the last and largest is kept: its `recall_low` is below the target.
 
         Args:
             queries: What will be asked, the more alike the better; None takes 200 of the documents' own vectors.
@@ -422,8 +423,8 @@ class FaissStore(SearchHandle):
         with self._guard.using(write=True):
             self._mode("dense", embeds=False)
             rows = self._database.matching_rows(VECTORS.condition)
-            index = None if self._vectors is None else self._vectors.index
-        if index is None or not index.efforts() or not len(rows):
+            file, index = self._vectors, None if self._vectors is None else self._vectors.index
+        if file is None or index is None or not index.looks_into or not len(rows):
             return []
         if queries is None:
             asked = self._present(spread(rows, 200))[1]
@@ -434,13 +435,15 @@ class FaissStore(SearchHandle):
         pieces = (self._present(rows[start : start + 20_000]) for start in range(0, len(rows), 20_000))
         exact = exact_rows(asked, pieces, top_k)
         tried: list[TunedEffort] = []
-        for effort in index.efforts():
+        for effort in index.efforts(top_k):
             with self._guard.using(write=True), self._database.snapshot():
                 tried.append(measure_effort(index, asked, exact, top_k, effort))
             if tried[-1].recall_low >= target:
                 break
-        tried[-1] = replace(tried[-1], chosen=True)
         with self._guard.using(write=True):
-            self._change_settings(replace(self._settings, effort=tried[-1].effort))
-            index.effort = tried[-1].effort
+            # Another thread may have had the index built anew meanwhile, as another kind, which this tells nothing of.
+            if file.index.looks_into == index.looks_into:
+                self._change_settings(replace(self._settings, effort=tried[-1].effort))
+                file.index.effort = tried[-1].effort
+                tried[-1] = replace(tried[-1], chosen=True)
         return tried

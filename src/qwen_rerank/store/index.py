@@ -40,7 +40,10 @@ def parse_factory(index: object, dim: int) -> str:
     Raises:
         InvalidInputError: If it is none, or of a kind that cannot be filtered.
     """
-    known = "'auto', 'Flat', 'HNSW<4 to 128>' such as 'HNSW32', or lists such as 'IVF1024,SQ8' or 'IVF1024,Flat'"
+    known = (
+        "'auto', 'Flat', 'HNSW<4 to 128>' such as 'HNSW32' or 'HNSW32,SQ8,RFlat', or lists such as 'IVF1024,SQ8' or "
+        "'IVF1024,Flat'"
+    )
     if index in ("auto", "Flat"):
         return str(index)
     match = re.fullmatch(r"HNSW(\d{1,3})(,Flat)?(,SQ8,RFlat)?", index) if isinstance(index, str) else None
@@ -161,13 +164,20 @@ class VectorIndex:
             base.train(vectors)
         self._adopt(self._faiss.IndexIDMap(base))
 
-    def efforts(self) -> list[int]:
-        """Return the efforts that are worth trying, ascending; none for an index that compares all vectors."""
+    def efforts(self, top_k: int) -> list[int]:
+        """Return the efforts that are worth trying, ascending; none for an index that compares all vectors.
+
+        A graph looks into as many nodes as are found, however few it is told to; keeping fewer would only make shorter
+        results worse than the one that was measured.
+        """
         if (lists := self._lists(self._base)) is not None:
             steps = range(int(2 * math.log2(lists.nlist)) + 1)
         else:
             steps = range(10, 23) if self.kind.startswith("HNSW") else range(0)
-        return sorted({round(math.sqrt(2) ** step) for step in steps})
+        found = sorted({round(math.sqrt(2) ** step) for step in steps})
+        if self.looks_into == "nodes":
+            found = [effort for effort in found if effort >= _deeper(top_k)] or [_deeper(top_k)]
+        return found
 
     @property
     def looks_into(self) -> str:

@@ -18,17 +18,18 @@ class TunedEffort:
     Attributes:
         effort: How many lists (IVF) or nodes (HNSW) a search looks into.
         recall: Share of the exact best documents that it finds, in [0, 1], mean of the queries.
-        recall_low: Lower end of the mean's one-sided 95 % interval: what other queries of the kind can be expected to find.
         p50_ms: Median milliseconds of one query, without its embedding.
         p95_ms: 95th percentile.
+        recall_low: Lower end of the mean's one-sided 95 % interval, in [0, 1]: what other queries of the kind can be expected
+            to find. 0 for a single query, which tells nothing of others.
         chosen: Whether the store keeps it.
     """
 
     effort: int
     recall: float
-    recall_low: float
     p50_ms: float
     p95_ms: float
+    recall_low: float
     chosen: bool = False
 
 
@@ -55,6 +56,6 @@ def measure_effort(
         found.append(len(wanted.intersection(rows.tolist())) / max(1, len(wanted)))
     p50, p95 = np.quantile(times, [0.5, 0.95])
     recall = float(np.mean(found))
-    # Normal approximation; one query alone tells nothing of how others differ.
-    error = float(np.std(found, ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
-    return TunedEffort(effort, recall, recall - 1.645 * error, float(p50), float(p95))
+    # Normal approximation.
+    low = recall - 1.645 * float(np.std(found, ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return TunedEffort(effort, recall, float(p50), float(p95), max(0.0, low))
