@@ -73,8 +73,21 @@ def test_a_reranker_of_ones_own_decides_with_its_settings(tmp_path):
 
     rerank_runs(data.write(tmp_path / "runs.jsonl", runs), tmp_path / "out", scorer=reranker)
 
-    kept = [row for row in data.ranked_slowly(runs) if row["score"] >= 0.5]
+    kept = [row for row in data.ranked_slowly(runs, top_n=1) if row["score"] >= 0.5]
     assert data.made(tmp_path / "out") == kept
+
+
+def test_the_jobs_top_n_goes_before_the_rerankers_and_failed_documents_beyond_it_are_told(tmp_path):
+    run = {"query_id": "q", "query": "q", "candidates": [{"id": text, "text": text} for text in ("x", "a", "b", "c")]}
+    source = data.write(tmp_path / "runs.jsonl", [run])
+
+    def reranker() -> Reranker:
+        return Reranker(TableScorer({"a": 1.0, "b": 2.0, "c": 3.0}), top_n=1)
+
+    rerank_runs(source, tmp_path / "out", scorer=reranker, top_n=2)
+
+    assert [row["doc_id"] for row in data.made(tmp_path / "out")] == ["c", "b"]
+    assert [row["doc_id"] for row in data.rejected(tmp_path / "out")] == ["x"]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -616,7 +629,10 @@ def test_the_commands_embed_rerank_tell_and_go_on(tmp_path, run_command):
     assert said.stderr.endswith(f"5 rows of 5 are in {tmp_path}/vectors/parts.\n")
     said = run_command("bulk", "rerank", pairs, "-o", tmp_path / "pairs", "-m", "pocket", "--pairs")
     assert f"3 rows of 4 are in {tmp_path}/pairs/parts; 1 refused, see {tmp_path}/pairs/rejects." in said.stderr
-    run_command("bulk", "rerank", runs, "-o", tmp_path / "runs", "-m", "pocket", "--dtype", "float32", "--top-n", 2)
+    said = run_command(
+        "bulk", "rerank", runs, "-o", tmp_path / "runs", "-m", "pocket", "--dtype", "float32", "--top-n", 2
+    )
+    assert f"4 rows for 2 queries are in {tmp_path}/runs/parts." in said.stderr
     next((tmp_path / "runs" / "manifest").iterdir()).unlink()
     assert "complete     no" in run_command("bulk", "status", tmp_path / "runs").stdout
     run_command("bulk", "resume", tmp_path / "runs")

@@ -131,7 +131,7 @@ def rerank_runs(
         scorer: A name that `load_scorer` knows, or a function that returns a scorer, or a `Reranker` with settings of its
             own; called once in each worker.
         instruction: What counts as relevant; None for the scorer's own.
-        top_n: Longest result of a query; None for all candidates.
+        top_n: Longest result of a query; None for a `Reranker`'s own, else all candidates.
         long_documents: What happens to a document that does not fit, where `scorer` gives no `Reranker`.
         format: As in `embed_corpus`.
         block_rows: As in `embed_corpus`; queries.

@@ -161,7 +161,7 @@ class RunsTask(BulkTask[Reranker]):
 
     Attributes:
         instruction: What relevance means; None for the reranker's own.
-        top_n: Longest result of a query; None for all candidates.
+        top_n: Longest result of a query; None for the reranker's own, else all candidates.
         long_documents: As in `Reranker`, for a model that is no reranker yet.
     """
 
@@ -189,16 +189,16 @@ class RunsTask(BulkTask[Reranker]):
         """Return the reranker, which puts failed documents last."""
         given = _given_scorer(self.model)
         if isinstance(given, Reranker):
-            reranker = replace(given, on_error="last", top_n=None)
+            reranker = replace(given, on_error="last", top_n=self.top_n or given.top_n)
         else:
-            reranker = Reranker(given, on_error="last", long_documents=self.long_documents)
+            reranker = Reranker(given, on_error="last", top_n=self.top_n, long_documents=self.long_documents)
         hits = reranker.rerank("query", ["text"], instruction=self.instruction)
         _raise_passing(hit.error for hit in hits if hit.error is not None)
         return reranker
 
     def fingerprint(self, engine: Reranker) -> str:
-        """Return a digest of all that a reranker's scores depend on."""
-        parts = [sorted(engine.calibration_key().items()), engine.threshold, repr(engine.calibration)]
+        """Return a digest of all that a reranker's results depend on."""
+        parts = [sorted(engine.calibration_key().items()), engine.threshold, engine.top_n, repr(engine.calibration)]
         return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
 
     def make(self, engine: Reranker, path: str, rows: Sequence[tuple[int, Row]], rejects: list[Reject]) -> pa.Table:
@@ -221,7 +221,7 @@ class RunsTask(BulkTask[Reranker]):
                 doc = hit.document.id
                 if hit.error is not None:
                     rejects.append(Reject.because(hit.error, number, query_id, doc))
-                elif self.top_n is None or hit.rank <= self.top_n:
+                elif engine.top_n is None or hit.rank <= engine.top_n:
                     scores = hit.score, hit.log_odds, hit.first_stage_score
                     made.append((query_id, doc, hit.rank, *scores, hit.truncated))
         return self.table({name: [one[place] for one in made] for place, (name, _) in enumerate(self.columns)})
@@ -230,7 +230,9 @@ class RunsTask(BulkTask[Reranker]):
         self, engine: Reranker, queries: list[str], candidates: list[list[Candidate]]
     ) -> Sequence[list[RankedDocument] | InvalidInputError]:
         def rank(queries: Sequence[str], candidates: Sequence[list[Candidate]]) -> list[list[RankedDocument]]:
-            found = engine.rerank_many(queries, candidates, instruction=self.instruction)
+            # All of them: failed ones are last, beyond any top_n, and must be told.
+            most = max(1, *map(len, candidates))
+            found = engine.rerank_many(queries, candidates, instruction=self.instruction, top_n=most)
             _raise_passing(hit.error for hits in found for hit in hits if hit.error is not None)
             return found
 

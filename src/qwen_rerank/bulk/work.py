@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import uuid
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -88,7 +88,7 @@ class PartEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BulkTask(Generic[E]):
+class BulkTask(ABC, Generic[E]):
     """A kind of work with its settings; it travels to the workers, so it holds no model.
 
     Attributes:

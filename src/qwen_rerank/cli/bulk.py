@@ -167,4 +167,6 @@ def _report(status: JobStatus) -> None:
     from qwen_rerank.cli.show import say
 
     refused = f"; {status.rejects} refused, see {status.output}/rejects" if status.rejects else ""
-    say(f"{status.rows} rows of {status.rows_in} are in {status.output}/parts{refused}.")
+    # A query gives as many rows as it has candidates; of a document or a pair comes one.
+    read = f"for {status.rows_in} queries" if status.kind == "runs" else f"of {status.rows_in}"
+    say(f"{status.rows} rows {read} are in {status.output}/parts{refused}.")
