@@ -182,6 +182,8 @@ def main() -> None:
         }
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: result[name] for name in ("killed", "scaling")}, indent=1))
+    if killed["same_rows"] != killed["rounds"]:
+        raise SystemExit(f"{killed['rounds'] - killed['same_rows']} of {killed['rounds']} rounds gave other rows.")
 
 
 if __name__ == "__main__":

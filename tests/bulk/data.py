@@ -33,14 +33,15 @@ class PickyEmbedder(HashEmbedder):
 class Mortal(PickyEmbedder):
     """Kills its own process, as a machine that goes away would, at random and at most as often as it is told."""
 
-    def __init__(self, graves: Path, kills: int, chance: float = 0.3) -> None:
+    def __init__(self, graves: Path, kills: int, chance: float = 0.7, pause: float = 0.02) -> None:
         super().__init__(8)
         self._graves = graves
         self._kills = kills
         self._chance = chance
+        self._pause = pause
 
     def embed_documents(self, texts):
-        time.sleep(0.02)
+        time.sleep(self._pause)
         if len(texts) > 1 and random.random() < self._chance:
             for number in range(self._kills):
                 try:

@@ -113,7 +113,7 @@ from qwen_rerank.bulk import Workers, embed_corpus
 from tests.bulk.data import Mortal
 source, output, graves, address = sys.argv[1:]
 workers = Workers(count=2, address=address)
-embed_corpus(source, output, embedder=partial(Mortal, Path(graves), 0), block_rows=3, workers=workers)
+embed_corpus(source, output, embedder=partial(Mortal, Path(graves), 0, pause=0.2), block_rows=3, workers=workers)
 """
 
 

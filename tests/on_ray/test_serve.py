@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,6 +54,13 @@ def address(cluster, arguments):
         serve.shutdown()
 
 
+def wait_until(is_so: Callable[[], bool], *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"it did not happen within {seconds} s"
+        time.sleep(0.05)
+
+
 def test_its_answers_are_those_of_the_plain_server(address, arguments):
     import httpx2
     from starlette.testclient import TestClient
@@ -62,8 +71,7 @@ def test_its_answers_are_those_of_the_plain_server(address, arguments):
     scorer = load_scorer("pocket", dtype="float32", deterministic=True)
     plain = create_app(scorer, settings=arguments.settings(), api_keys=[KEY])
     with TestClient(plain) as beside, httpx2.Client(base_url=address, timeout=60) as on_ray:
-        while beside.get("/health/ready").status_code != 200:
-            pass
+        wait_until(lambda: beside.get("/health/ready").status_code == 200)
         for headers in (HEADERS, {"x-request-id": "no-key"}):
             for method, path, body in ASKED:
                 wanted = beside.request(method, path, json=body, headers=headers)
@@ -85,7 +93,10 @@ def test_a_rolling_restart_loses_no_request(address, arguments):
         body = {"query": "an apple", "documents": TEXTS}
         with httpx2.Client(base_url=address, headers=HEADERS, timeout=60) as client:
             while not ended.is_set():
-                statuses.append(client.post("/v1/rerank", json=body).status_code)
+                try:
+                    statuses.append(client.post("/v1/rerank", json=body).status_code)
+                except httpx2.HTTPError as exc:
+                    statuses.append(repr(exc))
 
     callers = [threading.Thread(target=ask) for _ in range(3)]
     for caller in callers:
@@ -95,8 +106,7 @@ def test_a_rolling_restart_loses_no_request(address, arguments):
             patch.setenv("QWEN_RERANK_API_KEYS", KEY)
             serve.run(app(arguments.model_copy(update={"served_name": "vegetables"})))
         after = len(statuses)
-        while len(statuses) < after + 10:
-            ended.wait(0.05)
+        wait_until(lambda: len(statuses) >= after + 10)
     finally:
         ended.set()
         for caller in callers:
