@@ -131,9 +131,7 @@ class EndpointPool:
         endpoint.in_flight -= 1
         if not failed:
             endpoint.failures, endpoint.retry_at = 0, 0.0
-        elif (
-            endpoint.failures == failures_then
-        ):  # all that were under way fail together when a server dies: one failure
+        elif endpoint.failures == failures_then:  # else another of those under way when it died has counted
             endpoint.failures += 1
             endpoint.retry_at = now + _outage_s(endpoint.failures)
 
