@@ -106,6 +106,19 @@ def test_shares_score_as_one_share_does(forward_of_format, shapes, shared_prefix
         np.testing.assert_allclose(packed(runner, groups, token_budget=token_budget), alone, atol=allowed)
 
 
+def test_a_share_may_drop_the_shared_prefix_behind_which_another_computes(forward_of_format):
+    """There is room for one of the two: the second query's new one puts out the first's, which is at hand."""
+    forward, allowed = forward_of_format
+    first, other, again = groups_of([(9, [5]), (9, [500]), (9, [400, 400])], shared_prefixes=(300, 310))
+    batch = PackedBatch((GroupSlice(other, (0,)), GroupSlice(again, (0, 1), more=True)))
+    alone, runner = (
+        Runner(forward, deterministic=False, shared_prefix_tokens=tokens, threads=n) for tokens, n in ((0, 1), (512, 2))
+    )
+    runner(PackedBatch((GroupSlice(first, (0,)),)))
+
+    np.testing.assert_allclose(runner(batch), alone(batch), atol=allowed)
+
+
 @settings(max_examples=5, deadline=None)
 @given(shapes, st.integers(2, 4))
 def test_deterministic_scores_have_the_same_bits_with_any_number_of_threads(forward_of_format, shapes, n_threads):

@@ -309,7 +309,7 @@ class Runner:
             results = self._run(works, threads_each=max(1, n_threads // len(works)))
             for share, each, (values, kv) in zip(step, passes, results, strict=True):
                 log_odds[share.places] = values.cpu().numpy()
-                self._keep(each, kv)
+            self._keep([(each, kv) for each, (_, kv) in zip(passes, results, strict=True)])
         return log_odds
 
     def _passes(self, batches: Sequence[PackedBatch]) -> list[_Pass]:
@@ -329,13 +329,17 @@ class Runner:
             passes.append(_Pass(layout, _joined(past_kv) or None, prefixes, shared))
         return passes
 
-    def _keep(self, done: _Pass, kv: list[KV]) -> None:
-        """Keep of a pass what later batches need; `kv` are the rows that it named."""
-        ends = list(accumulate(map(len, done.spans), initial=0))
-        pieces = [[(key[slice(*at)], value[slice(*at)]) for key, value in kv] for at in pairwise(ends)]
-        for (group, _), piece in zip(done.prefixes, pieces, strict=False):
-            self._prefix_kv[group] = self._with_shared(group, piece)
-        for shared, piece in zip(done.shared_prefixes, pieces[len(done.prefixes) :], strict=True):
+    def _keep(self, done: Sequence[tuple[_Pass, list[KV]]]) -> None:
+        """Keep of passes what later batches need; each comes with the rows that it named."""
+        new_shared: list[tuple[SharedPrefix, list[KV]]] = []
+        for each, kv in done:
+            ends = list(accumulate(map(len, each.spans), initial=0))
+            pieces = [[(key[slice(*at)], value[slice(*at)]) for key, value in kv] for at in pairwise(ends)]
+            for (group, _), piece in zip(each.prefixes, pieces, strict=False):
+                self._prefix_kv[group] = self._with_shared(group, piece)
+            new_shared += zip(each.shared_prefixes, pieces[len(each.prefixes) :], strict=True)
+        # Last: a new shared prefix may drop one that another pass's prefix stands behind.
+        for shared, piece in new_shared:
             self._keep_shared(shared, piece)
 
     def _new_rows(self, group: QueryGroup) -> int:
