@@ -154,12 +154,46 @@ def test_the_first_error_is_raised_when_all_shares_have_ended():
     assert ended == [1]
 
 
-def test_a_later_thread_begins_with_the_processs_number_of_threads():
-    torch.set_num_threads(4)
-    Crew().run([torch.get_num_threads] * 2, threads_each=1)
+def number_of_a_new_thread():
     found = []
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     thread.start()
     thread.join()
+    return found[0]
 
-    assert found == [4]
+
+def test_a_thread_begun_meanwhile_or_later_has_the_processs_number_of_threads():
+    torch.set_num_threads(4)
+
+    assert Crew().run([lambda: (number_of_a_new_thread(), torch.get_num_threads())] * 2, threads_each=1) == [(4, 1)] * 2
+    assert number_of_a_new_thread() == 4
+
+
+@pytest.mark.parametrize("n_begun", [0, 1])
+def test_without_threads_every_work_is_done_once_with_as_many_threads(monkeypatch, n_begun):
+    torch.set_num_threads(3)
+    begin, begun, done = threading.Thread.start, [], []
+
+    def start(self):
+        if len(begun) == n_begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(self)
+        begin(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    assert Crew().run([lambda: (done.append(1), torch.get_num_threads())[1]] * 3, threads_each=1) == [1, 1, 1]
+    assert (len(done), torch.get_num_threads()) == (3, 3)
+
+
+def test_an_error_of_a_work_is_no_lack_of_threads():
+    torch.set_num_threads(2)
+    done = []
+
+    def fail():
+        done.append(1)
+        raise RuntimeError("no product of these shapes")
+
+    with pytest.raises(RuntimeError, match="no product"):
+        Crew().run([fail, list], threads_each=1)
+    assert done == [1]

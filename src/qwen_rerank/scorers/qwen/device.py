@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext, suppress
+from threading import Barrier, Lock
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -117,6 +118,8 @@ class Crew:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self._size = self._threads_each = 0
+        self._preparing = Lock()
 
     def run(self, works: Sequence[Callable[[], T]], *, threads_each: int) -> list[T]:
         """Return what each work returns, in order, with so many threads for each operation of a work.
@@ -127,14 +130,46 @@ class Crew:
         n_threads = torch.get_num_threads()
         if len(works) == 1 and threads_each == n_threads:
             return [works[0]()]
-        pool = self._pool = self._pool or ThreadPoolExecutor(n_threads, thread_name_prefix="qwen-rerank-share")
-        try:
-            futures = [pool.submit(_with_threads, threads_each, work) for work in works]
-        except RuntimeError:  # the interpreter is shutting down and begins no threads
-            return [work() for work in works]
+        futures: list[Future[T]] = []
+        with suppress(RuntimeError):  # no thread can be begun, as while the interpreter is shutting down
+            pool = self._prepared(threads_each, n_threads)
+            for work in works:
+                futures.append(pool.submit(work))
         wait(futures)
-        torch.set_num_threads(n_threads)  # of this thread as before; it is what later threads of the process begin with
-        return [future.result() for future in futures]
+        found = [future.result() for future in futures]
+        try:
+            return found + [_with_threads(threads_each, work) for work in works[len(futures) :]]
+        finally:
+            if len(found) < len(works):
+                torch.set_num_threads(n_threads)
+
+    def _prepared(self, threads_each: int, n_threads: int) -> ThreadPoolExecutor:
+        """Return the pool, every thread of which has set its own number.
+
+        They all do before any computes: what is set last is also what every later thread of the process begins with, so
+        it is put back at once.
+
+        Raises:
+            RuntimeError: If a thread cannot be begun.
+        """
+        with self._preparing:
+            if self._pool is not None and self._threads_each == threads_each:
+                return self._pool
+            size = n_threads if self._pool is None else self._size
+            pool = self._pool or ThreadPoolExecutor(size, thread_name_prefix="qwen-rerank-share")
+            meeting = Barrier(size)  # so that each thread takes one
+            try:
+                ready = [pool.submit(_with_threads, threads_each, meeting.wait) for _ in range(size)]
+                wait(ready)
+            except RuntimeError:
+                meeting.abort()
+                self._pool = None
+                pool.shutdown()
+                raise
+            finally:
+                torch.set_num_threads(n_threads)
+            self._pool, self._size, self._threads_each = pool, size, threads_each
+            return pool
 
 
 def _with_threads(n_threads: int, work: Callable[[], T]) -> T:

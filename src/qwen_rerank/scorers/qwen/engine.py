@@ -307,7 +307,7 @@ class Runner:
             passes = self._passes([share.batch for share in step])
             works = [partial(self._forward, each.layout, each.past_kv, keep_rows=_rows(each.spans)) for each in passes]
             results = self._run(works, threads_each=max(1, n_threads // len(works)))
-            for share, each, (values, kv) in zip(step, passes, results, strict=True):
+            for share, (values, _) in zip(step, results, strict=True):
                 log_odds[share.places] = values.cpu().numpy()
             self._keep([(each, kv) for each, (_, kv) in zip(passes, results, strict=True)])
         return log_odds
