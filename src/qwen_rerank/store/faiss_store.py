@@ -71,7 +71,8 @@ class FaissStore(SearchHandle):
                 "HNSW32,SQ8,RFlat", a graph of vectors in 8 bits a number, whose best are ranked by the whole vectors,
                 all in memory. Or a FAISS factory string: "HNSW32" (4 to 128) is a graph of whole vectors;
                 "IVF1024,SQ8" are lists, built sooner, in a sixth of the memory: its best are ranked by the vectors in
-                the database, and a search takes a few times as long.
+                the database, and a search is shared out among cores, of which a graph's needs one. eval/store/README.md
+                says what was measured.
             metric: "cosine", or "ip" for the inner product of vectors as they are.
             words: Whether texts are found by their words too.
             vectors: "float32", or "float16" for half the space and scores that differ in the fourth digit.
@@ -114,7 +115,9 @@ class FaissStore(SearchHandle):
         Args:
             path: The store's folder.
             embedder: The one that built the store; None to do without: searches are by words, vectors must be given.
-            read_only: Read beside a writer. Each call sees one commit as a whole, the last one.
+            read_only: Read beside a writer. Each call sees one commit as a whole, the last one. What was added since the
+                call before is taken into the indexes first; into a graph that is slow, vector by vector, and after a
+                large addition opening anew is sooner once the writer has saved or closed.
             device: As for `create`.
 
         Raises:

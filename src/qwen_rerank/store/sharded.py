@@ -39,8 +39,8 @@ class ShardedFirstStage(SharedCopies):
     20 queries at once, beyond which FAISS multiplies them by kernels that round otherwise; which of several equal ones are
     the last of a short dense result is its choice, too. An approximate index finds in each shard what it finds there.
 
-    Each shard gives one of its commits as a whole, and another one may be written meanwhile. An id belongs into one
-    shard; one that stands in two is found once, where it scores better, and counts twice in how common its words are.
+    Each half of a search, by meaning and by words, gets one commit of each shard as a whole; what is written meanwhile
+    may be in the second half alone. An id belongs into one shard; one that stands in two is found once, where it scores better, and counts twice in how common its words are.
     `repeated_ids` looks for such.
 
     The stores stay the caller's: closing them is not this object's business.
