@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -137,6 +141,33 @@ async def test_too_many_searches_at_once_are_told_to_come_back(whole, monkeypatc
     answer = await found(whole)
 
     assert (answer.status_code, "retry-after" in answer.headers) == (429, True)
+
+
+async def test_a_search_that_nobody_waits_for_has_its_turn_until_it_ends():
+    end, begun = threading.Event(), []
+    turns = store_search.Turns(None)
+
+    def work(_):
+        begun.append(1)
+        end.wait(30)
+
+    try:
+        for _ in range(8):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(turns.take(work), 0.02)
+        assert len(begun) <= 4
+    finally:
+        end.set()
+    await asyncio.wait_for(turns.take(work), 30)
+
+
+async def test_the_page_takes_its_turn_too(whole, monkeypatch):
+    monkeypatch.setattr(store_search, "_MOST_WAITING", 0)
+
+    async with app_client(OverlapScorer(), first_stage=whole) as client:
+        answer = await client.post("/playground/search", json={"query": "red", "collection": "store"})
+
+    assert answer.status_code == 429
 
 
 def run(*arguments, **options):

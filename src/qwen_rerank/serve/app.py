@@ -35,7 +35,7 @@ from qwen_rerank.serve.schemas import (
 )
 from qwen_rerank.serve.scoring import RerankJob, RerankResult, job_of
 from qwen_rerank.serve.settings import ServeSettings
-from qwen_rerank.serve.store_search import StoreSearch
+from qwen_rerank.serve.store_search import StoreSearch, Turns
 from qwen_rerank.serve.telemetry import METRICS_TYPE, Metrics
 
 _LARGE_BODY_BYTES = 1 << 16  # above it, reading and answering may take tens of milliseconds and go to a thread
@@ -97,9 +97,10 @@ class _Server:
         )
         self.app.state.backend = backend
         self.app.add_exception_handler(HTTPException, _routing_error)
-        self._store_search = StoreSearch(backend, settings, self._run, first_stage)
+        turns = None if first_stage is None else Turns(first_stage)
+        self._store_search = StoreSearch(backend, settings, self._run, turns)
         self._add_routes(with_keys=len(keys) > 0)
-        playground = Playground(backend, self._run, self.read, first_stage)
+        playground = Playground(backend, self._run, self.read, turns)
         playground.add_routes(self.app, openapi.extra)
         paths = frozenset(path for route in self.app.routes if (path := getattr(route, "path", None)))
         self.app.add_middleware(

@@ -21,7 +21,7 @@ from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.responses import json_response, page_response
 from qwen_rerank.serve.schemas import SearchRequest, has_text
 from qwen_rerank.serve.scoring import Scoring
-from qwen_rerank.serve.store_search import Run, ServerSecondStage, no_store
+from qwen_rerank.serve.store_search import Run, ServerSecondStage, Turns, no_store
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
 MAX_TEXTS = 200
@@ -43,16 +43,16 @@ class Playground:
         backend: Tells which model is behind it.
         run: Scores jobs as any other route does.
         read: Reads a request's body as any other route does.
-        store: A first stage of the server's own, which is the collection "store".
+        turns: At a first stage of the server's own, which is the collection "store".
     """
 
     static_paths = frozenset({"/", "/playground/samples"})
 
-    def __init__(self, backend: Backend, run: Run, read: Read, store: FirstStage | None = None) -> None:
+    def __init__(self, backend: Backend, run: Run, read: Read, turns: Turns | None = None) -> None:
         self._backend = backend
         self._run = run
         self._read = read
-        self._store = store
+        self._turns = turns
 
     def add_routes(self, app: FastAPI, extra: Callable[..., dict[str, Any]]) -> None:
         """Add the page, its samples and its search."""
@@ -70,7 +70,7 @@ class Playground:
 
     async def samples(self) -> Response:
         """Return of each sample collection its questions, those to begin with, and what reranking gained over all of them."""
-        return json_response({**_samples(), "has_store": self._store is not None})
+        return json_response({**_samples(), "has_store": self._turns is not None})
 
     async def search(self, request: Request) -> Response:
         """Recall candidates, rank them, and show the prompt of the best one."""
@@ -80,6 +80,7 @@ class Playground:
         scoring = self._backend.scoring
         rounds = await line.aretrieve_rounds(wanted.query, instruction=wanted.wanted_instruction)
         of_files = wanted.collection == "store"
+        searched = first_stage.store if isinstance(first_stage, Turns) else first_stage
         first = [
             {
                 "id": candidate.document.id,
@@ -100,7 +101,7 @@ class Playground:
             "final": final,
             "right": _right(wanted, rounds.candidates),
             "terms": terms(wanted.query),
-            "n_documents": len(first_stage) if isinstance(first_stage, Sized) else None,
+            "n_documents": len(searched) if isinstance(searched, Sized) else None,
             "prompt": _prompt(scoring, wanted, rounds.ranked[0]) if rounds.ranked else None,
         }
         return json_response(answer)
@@ -108,9 +109,9 @@ class Playground:
     def _first_stage(self, wanted: SearchRequest) -> FirstStage:
         if wanted.collection != "store":
             return _first_stage(wanted)
-        if self._store is None:
+        if self._turns is None:
             raise no_store("collection")
-        return self._store
+        return self._turns
 
 
 @lru_cache(maxsize=1)

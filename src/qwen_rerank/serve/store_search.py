@@ -44,14 +44,14 @@ class StoreSearch:
         backend: Tells which model is behind it.
         settings: The server's.
         run: Scores jobs as every route does.
-        store: What is searched, or None.
+        turns: At what is searched, or None.
     """
 
-    def __init__(self, backend: Backend, settings: ServeSettings, run: Run, store: FirstStage | None) -> None:
+    def __init__(self, backend: Backend, settings: ServeSettings, run: Run, turns: Turns | None) -> None:
         self._backend = backend
         self._settings = settings
         self._run = run
-        self._turns = None if store is None else Turns(store)
+        self._turns = turns
 
     async def search(self, request: Request, wanted: StoreSearchRequest) -> StoreSearchAnswer:
         """Return the answer to a request.
@@ -84,7 +84,7 @@ class Turns:
     """
 
     def __init__(self, store: FirstStage) -> None:
-        self._store = store
+        self.store = store
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._waiting = 0
 
@@ -101,10 +101,10 @@ class Turns:
             await self._slots.acquire()
         finally:
             self._waiting -= 1
-        try:
-            return await asyncio.to_thread(work, self._store)
-        finally:
-            self._slots.release()
+        searching = asyncio.ensure_future(asyncio.to_thread(work, self.store))
+        # The slot is the thread's, which goes on where its caller no longer waits.
+        searching.add_done_callback(lambda _: self._slots.release())
+        return await asyncio.shield(searching)
 
     async def asearch(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """As `search`, when it is this caller's turn."""
@@ -112,7 +112,7 @@ class Turns:
 
     def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """Search without a turn."""
-        return self._store.search(query, top_k, filter=filter)
+        return self.store.search(query, top_k, filter=filter)
 
 
 class ServerSecondStage:
