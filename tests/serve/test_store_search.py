@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
+from unittest import mock
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
 from qwen_rerank import FaissStore
-from qwen_rerank.cli import app, options, show
+from qwen_rerank.cli import app, options, show, warm_search
 from qwen_rerank.errors import BackendRejectedError, InvalidInputError, ProtocolError
 from qwen_rerank.folders import sync_folder
+from qwen_rerank.scorers.http.answers import HttpAnswer
 from qwen_rerank.serve import store_search
 from qwen_rerank.testing import OverlapScorer
 from qwen_rerank.types import Document
@@ -202,6 +207,33 @@ def test_the_key_is_read_from_the_environment(notes, monkeypatch):
         assert run(server.url, "lease", "--files").stdout == "资料/dog.txt\n"
 
 
+def test_a_key_in_the_address_is_refused_and_an_empty_one_is_none(servers, monkeypatch):
+    monkeypatch.setenv("QWEN_RERANK_API_KEY", "sekret")
+    with pytest.raises(InvalidInputError, match="url holds the key"):
+        run(f"{servers['notes'].url}/sekret", "lease", catch_exceptions=False)
+    monkeypatch.setenv("QWEN_RERANK_API_KEY", "")
+    assert run(servers["notes"].url, "lease", "--files").stdout == "资料/dog.txt\n"
+
+
+DATA = st.dictionaries(
+    st.sampled_from(["heading", "source", "line", "last_line", "part", "page", "sheet", "row"]),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
+)
+
+
+@pytest.mark.parametrize("shape", [[], ["--json"], ["--files"], ["--md"], ["-C", "1"]], ids=str)
+@settings(max_examples=5, deadline=None)
+@given(data=DATA)
+@example(data={"heading": 5, "part": 1})
+def test_whatever_a_server_says_of_a_passage_is_printed(shape, data):
+    hit = {"index": 0, "id": "a", "text": "red", "first_stage_rank": 1, "score": 1, "rank": 1, "metadata": data}
+    answer = json.dumps({"candidates": 1, "results": [hit]}).encode()
+    with mock.patch.object(warm_search, "ask") as ask:
+        ask.return_value = warm_search.read_answer(HttpAnswer("http://server/v1/search", 200, {}, answer), 100)
+
+        assert run("http://server", "red", *shape, catch_exceptions=False).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -223,8 +255,5 @@ def test_the_key_is_read_from_the_environment(notes, monkeypatch):
     ],
 )
 def test_nothing_is_made_up_for_an_answer_that_is_none(answer, says):
-    from qwen_rerank.cli.warm_search import read_answer
-    from qwen_rerank.scorers.http.answers import HttpAnswer
-
     with pytest.raises(ProtocolError, match=says):
-        read_answer(HttpAnswer("http://server/v1/search", 200, {}, answer.encode()), 100)
+        warm_search.read_answer(HttpAnswer("http://server/v1/search", 200, {}, answer.encode()), 100)

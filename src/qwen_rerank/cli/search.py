@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen_rerank.checks import shown_address
 from qwen_rerank.cli import options
 from qwen_rerank.errors import InvalidInputError
 
@@ -76,8 +75,8 @@ def search(
             "paths": path or None, "suffixes": suffix or None, "since": since, "until": until, "context": context,
             "long_documents": long_documents if _is_given(ctx, "long_documents") else None,
         }  # fmt: skip
-        with show.waiting(f"{shown_address(store)} searches …"):
-            rounds, hits = warm_search.ask(store, wanted, api_key=os.environ.get(api_key_env))
+        with show.waiting("the server searches …"):
+            rounds, hits = warm_search.ask(store, wanted, api_key=os.environ.get(api_key_env) or None)
         is_filtered, where = bool(path or suffix or since or until), "the server's store"
     else:
         from qwen_rerank.folders.excerpts import around, file_filter

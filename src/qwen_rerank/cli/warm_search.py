@@ -38,7 +38,7 @@ def ask(url: str, wanted: Mapping[str, Any], *, api_key: str | None = None) -> t
         RerankServerError: If the server cannot be reached, refuses, or answers with something else.
     """
     config = HttpConfig(url=url, timeout_s=_TIMEOUT_S, max_answer_bytes=_MOST_BYTES)  # type: ignore[arg-type]
-    transport = Transport(config, check_key(api_key))
+    transport = Transport(config, check_key(api_key, config.url))
     body = encode_json({name: value for name, value in wanted.items() if value is not None})
 
     async def asked() -> tuple[TwoRounds, list[Answer]]:

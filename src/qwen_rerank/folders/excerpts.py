@@ -145,4 +145,6 @@ def without_heading(document: Document) -> str:
 def heading_of(metadata: Mapping[str, Any]) -> str:
     """Return the headings above a passage on one line, "" where there are none."""
     heading = metadata.get("heading")
-    return heading if isinstance(heading, str) else HEADING_SEPARATOR.join(map(str, heading or ()))
+    if isinstance(heading, list | tuple):
+        return HEADING_SEPARATOR.join(map(str, heading))
+    return "" if heading is None else str(heading)

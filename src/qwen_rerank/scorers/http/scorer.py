@@ -102,9 +102,7 @@ class HttpScorer(BaseScorer):
             self._dialect.check(model=model, instruction=instruction)
         self.name = f"{dialect_name or 'rerank server'} at {self.config.url[0]}"
         self.fingerprint = _fingerprint(self.config)
-        key = check_key(api_key)
-        if key is not None and any(key in url for url in self.config.url):
-            raise InvalidInputError("url holds the key, which would be in logs and errors; give it as api_key= alone.")
+        key = check_key(api_key, self.config.url)
         self._transport = Transport(self.config, key, check_headers(headers, has_key=key is not None))
         self._finalizer = weakref.finalize(self, self._transport.close)
         self._session: Session | None = None
@@ -239,10 +237,12 @@ def _fingerprint(config: HttpConfig) -> str:
     return "http-" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def check_key(key: object) -> str | None:
-    """Return a key that a header can carry, or None."""
+def check_key(key: object, urls: Sequence[str]) -> str | None:
+    """Return a key that a header can carry and that stands in no address, or None."""
     if key is None:
         return None
     if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidInputError("api_key must be a text of printable ASCII characters without spaces.")
+    if any(key in url for url in urls):
+        raise InvalidInputError("url holds the key, which would be in logs and errors; give it as api_key= alone.")
     return key
