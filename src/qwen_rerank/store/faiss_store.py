@@ -409,9 +409,8 @@ class FaissStore(SearchHandle):
     ) -> list[TunedEffort]:
         """Measure how much of the exact answer an approximate index finds at each effort, and keep the first that does.
 
-        An effort does where the mean recall of other such queries can be expected to reach the target, too: the lower end
-        of its 95 % interval does. The more queries, the less is spent on that; a single one proves nothing. Where no effort
-        does, the last and largest is kept: its `recall_low` is below the target.
+        An effort does where other such queries can be expected to reach the target, too: its `recall_low` does. More
+        queries spend less on that; a single one proves nothing. Where no effort does, the last and largest is kept.
 
         Args:
             queries: What will be asked, the more alike the better; None takes 200 of the documents' own vectors.
@@ -432,9 +431,8 @@ class FaissStore(SearchHandle):
         if queries is None:
             asked = self._present(spread(rows, 200))[1]
         else:
-            asked = self._scaled(
-                check_vectors(self._embedder().embed_queries(check_texts("queries", queries)), dim=self.dim)
-            )
+            found = self._embedder().embed_queries(check_texts("queries", queries))
+            asked = self._scaled(check_vectors(found, dim=self.dim))
         pieces = (self._present(rows[start : start + 20_000]) for start in range(0, len(rows), 20_000))
         exact = exact_rows(asked, pieces, top_k)
         tried: list[TunedEffort] = []

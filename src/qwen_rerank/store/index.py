@@ -181,7 +181,7 @@ class VectorIndex:
 
     @property
     def looks_into(self) -> str:
-        """What an effort is a number of: "lists", "nodes", or "" where every vector is compared."""
+        """The unit of an effort: "lists", "nodes", or "" where every vector is compared."""
         return "nodes" if self.kind.startswith("HNSW") else "" if self._lists(self._base) is None else "lists"
 
     @property

@@ -143,6 +143,13 @@ class Crew:
             if len(found) < len(works):
                 torch.set_num_threads(n_threads)
 
+    def close(self) -> None:
+        """End the threads; a later run begins new ones."""
+        with self._preparing:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True)
+
     def _prepared(self, threads_each: int, n_threads: int) -> ThreadPoolExecutor:
         """Return the pool, every thread of which has set its own number.
 

@@ -263,8 +263,7 @@ class Runner:
         forward: The forward pass.
         deterministic: Compute every shared prefix, every prefix and every document in a pass of its own, on a CPU by one
             thread. Its shapes then depend on nothing but its own tokens, and so do the bits of its score.
-        shared_prefix_tokens: Tokens of the shared prefixes whose keys and values stay for later queries; a longer one
-            is not kept.
+        shared_prefix_tokens: Tokens of the shared prefixes whose keys and values stay; a longer one is not kept.
         threads: Of PyTorch, for a forward pass; None leaves its own number.
     """
 
@@ -273,7 +272,7 @@ class Runner:
     ) -> None:
         self._forward = forward
         self._threads = threads
-        self._crew = Crew()
+        self.crew = Crew()
         self._on_cpu = forward.device.type == "cpu"
         self._deterministic = deterministic
         self._shared_prefix_tokens = shared_prefix_tokens
@@ -362,7 +361,7 @@ class Runner:
 
     def _run(self, works: Sequence[Callable[[], Passed]], *, threads_each: int) -> list[Passed]:
         """Return the results of passes, side by side on a CPU."""
-        return self._crew.run(works, threads_each=threads_each) if self._on_cpu else [work() for work in works]
+        return self.crew.run(works, threads_each=threads_each) if self._on_cpu else [work() for work in works]
 
     def _prefix_alone(self, group: QueryGroup) -> list[KV]:
         """Compute a prefix in a pass of its own, and its shared prefix in one before it; keys and values of each layer."""

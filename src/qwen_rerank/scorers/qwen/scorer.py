@@ -117,6 +117,7 @@ class QwenScorer(BaseScorer):
         self.quantization = engine.quantization
         formats = [self.dtype] if engine.quantization is None else [self.dtype, engine.quantization.fingerprint]
         self.fingerprint = _fingerprint(checkpoint.fingerprint, self._encoder.fingerprint, *formats)
+        self._crew = engine.run.crew
         self._scheduler = Scheduler(engine.run, token_budget=engine.token_budget)
         self._shared_prefix = _shared_prefixes(self._encoder)
 
@@ -175,6 +176,7 @@ class QwenScorer(BaseScorer):
     def close(self) -> None:
         """Finish what waits, then end the worker; calls that come later get `ScorerClosedError`."""
         self._scheduler.close()
+        self._crew.close()
         self._encoders.shutdown(wait=True)
 
     def __enter__(self) -> QwenScorer:
