@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -342,6 +345,26 @@ def test_a_forked_process_scores_with_a_session_of_its_own(alone):
         pytest.raises(ModelCorruptError),
     ):
         pool.submit(_score, TEXTS).result(timeout=60)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_that_drops_an_inherited_scorer_goes_on(alone):
+    """The runtime would wait in it for the parent's threads, where those are asleep at the fork."""
+    scorer = CrossEncoderScorer(str(alone), threads=2)
+    for _ in range(4):
+        scorer.score("a", TEXTS)
+        time.sleep(0.1)
+        if (child := os.fork()) == 0:
+            del scorer
+            gc.collect()
+            os._exit(0)
+        deadline = time.monotonic() + 30
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if ended == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended == (child, 0)
 
 
 _kept = []

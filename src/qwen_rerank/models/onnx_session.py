@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
@@ -17,7 +18,7 @@ from qwen_rerank.extras import memory_bytes
 from qwen_rerank.models.names import first_line
 from qwen_rerank.models.onnx_graph import TYPE_NAMES, ExternalTensor, Graph, Value, read_graph
 from qwen_rerank.regular_files import open_regular
-from qwen_rerank.sharing import ForkLock
+from qwen_rerank.sharing import ForkLock, renew_in_child
 
 # Of one run, beside the weights: half of the memory of the machine or container.
 WORKING_BYTES = (memory_bytes() or 8 * 1024**3) // 2
@@ -80,6 +81,14 @@ class OnnxSession:
         # 32 x 512 tokens in a small encoder. It costs nothing that could be measured.
         self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._start(graph)
+        renew_in_child(self)
+
+    def renew(self) -> None:
+        """Keep the parent's session for as long as this forked process lives.
+
+        Its threads are not here, and to end it would be to wait for them for ever.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
 
     def _start(self, graph: Graph) -> None:
         self._session = _open(graph, *self._settings)
