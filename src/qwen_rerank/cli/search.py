@@ -87,7 +87,7 @@ def search(
         with FaissStore.open(folder, embedder=first_model, read_only=True) as opened:
             files = file_filter(opened, paths=path or (), suffixes=suffix or (), since=since, until=until)
             conditions = [one for one in (files, options.read_filter(filter)) if one is not None]
-            kept = {"$and": conditions} if conditions else None
+            kept = {"$and": conditions} if len(conditions) == 2 else next(iter(conditions), None)
             with show.waiting(f"loading {server or model} …"):
                 scorer = options.load_scorer(
                     model,
