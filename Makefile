@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 
-.PHONY: demo test check optimized clients servers ray notebooks docs clean
+.PHONY: demo test check optimized clients servers ray examples notebooks docs clean
 
 # `make demo MODEL=Qwen/Qwen3-Reranker-0.6B` runs the real model, and says what to install where it is missing.
 demo: $(VENV)/.demo
@@ -20,7 +20,7 @@ check: $(VENV)/.dev
 
 # The fast tests once more without `assert` statements: every check in the package must still hold.
 optimized: $(VENV)/.dev
-	$(BIN)/python -O -W ignore::pytest.PytestConfigWarning -m pytest -q -m 'not network and not gpu and not slow and not clients and not servers and not browser and not ray and not heavy'
+	$(BIN)/python -O -W ignore::pytest.PytestConfigWarning -m pytest -q -m 'not network and not gpu and not slow and not clients and not servers and not browser and not ray and not examples and not heavy'
 
 # Real client packages against the server, in environments of their own under build/clients; ONLY='cohere/' takes some.
 clients: $(VENV)/.dev
@@ -33,6 +33,10 @@ servers: $(VENV)/.dev
 # Bulk jobs and the server on a real Ray of two CPUs on this machine: workers killed, a driver killed, a rolling restart.
 ray: $(VENV)/.dev
 	RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -q -m ray tests/on_ray
+
+# Every example as a program, as it is and with one's own texts, and the pictures of what they print.
+examples: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m examples tests/test_examples.py tests/training/test_example.py
 
 # Execute every notebook from an empty folder and see that the committed ones are made from their sources.
 notebooks: $(VENV)/.dev

@@ -11,6 +11,8 @@ import pytest
 
 from tests.readme_pictures import EXAMPLES, SHOWN, SLOW, path_of, picture
 
+pytestmark = pytest.mark.examples
+
 
 def run(name: str, folder: Path, *arguments: str) -> str:
     """Return what an example prints, started in `folder`."""
@@ -23,13 +25,11 @@ def run(name: str, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("name", sorted(SHOWN.keys() - SLOW))  # tests/training runs the slow one
 def test_an_example_runs_as_it_is_and_prints_what_its_picture_shows(name):
     assert picture(name) == path_of(name).read_text(encoding="utf-8"), f"run: python -m tests.readme_pictures {name}"
 
 
-@pytest.mark.heavy
 def test_searching_a_folder_again_embeds_only_what_changed(tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
@@ -42,7 +42,6 @@ def test_searching_a_folder_again_embeds_only_what_changed(tmp_path):
     assert "2 passages in the store, 1 of them new" in run("search_a_folder.py", tmp_path, *arguments)
 
 
-@pytest.mark.heavy
 def test_evaluating_takes_your_own_documents_and_labels(tmp_path):
     (tmp_path / "docs.jsonl").write_text(
         "\n".join(f'{{"id": "d{i}", "text": "{text}"}}' for i, text in enumerate(["a red apple", "a blue sea"]))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.examples
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "finetune_on_your_data.py"
 
 
@@ -22,7 +23,6 @@ def run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.heavy
 def test_fine_tuning_runs_as_it_is(tmp_path):
     printed = run(tmp_path, "--epochs", "1")
 
@@ -31,7 +31,6 @@ def test_fine_tuning_runs_as_it_is(tmp_path):
     assert (tmp_path / "my-reranker" / "model.safetensors").is_file()
 
 
-@pytest.mark.heavy
 def test_fine_tuning_takes_your_own_collection(tmp_path):
     texts = {f"d{i}": f"the {colour} {thing}" for i, (colour, thing) in enumerate(
         (colour, thing) for colour in ("red", "blue", "green") for thing in ("apple", "boat", "chair", "door")
