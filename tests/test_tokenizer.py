@@ -151,7 +151,7 @@ def same(both, lead, texts, keep):
     assert fast == slow
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.text(st.sampled_from(CLEAN), max_size=40), max_size=4), st.integers(1, 30))
 def test_clean_texts_have_the_same_tokens_and_cuts_either_way(both, texts, keep):
     assert all(map(_is_clean, texts))

@@ -20,7 +20,7 @@ def slow_ndcg(order, grades, k):
     return gain / ideal if ideal else 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     order=st.permutations([f"d{i}" for i in range(8)]),
     grades=st.dictionaries(st.sampled_from([f"d{i}" for i in range(12)]), st.integers(0, 3), min_size=1),
@@ -47,7 +47,7 @@ def test_measures_agree_with_their_formulas(order, grades, k):
     assert measured[f"Judged@{k}"] == pytest.approx(sum(doc in grades for doc in order[:k]) / min(k, len(order)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     run=st.dictionaries(
         st.sampled_from(["q1", "q2", "q3", "q4"]),

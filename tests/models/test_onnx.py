@@ -63,7 +63,7 @@ def test_garbage_is_no_graph(tmp_path, data):
         load(tmp_path, data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_damaged_file_is_refused_or_scores_and_never_does_worse(tmp_path_factory, data):
     said, whole = [], bytearray(graph().SerializeToString())

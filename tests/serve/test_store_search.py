@@ -222,7 +222,7 @@ DATA = st.dictionaries(
 
 
 @pytest.mark.parametrize("shape", [[], ["--json"], ["--files"], ["--md"], ["-C", "1"]], ids=str)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=DATA)
 @example(data={"heading": 5, "part": 1})
 def test_whatever_a_server_says_of_a_passage_is_printed(shape, data):

@@ -55,7 +55,7 @@ def shelves(tmp_path_factory, request):
         yield store
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 @given(_filters)
 def test_sql_keeps_what_the_plain_evaluation_keeps(shelves, filter):
     condition = parse_filter(filter)

@@ -166,7 +166,7 @@ _json = st.recursive(
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.dictionaries(_text.filter(bool), st.tuples(_text, st.dictionaries(_text, _json, max_size=3)), max_size=4))
 def test_what_is_stored_comes_back_equal(tmp_path_factory, contents):
     documents = [Document(id, text, metadata) for id, (text, metadata) in contents.items()]

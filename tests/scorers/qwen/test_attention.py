@@ -23,7 +23,7 @@ def draw(rows: int, heads: int) -> torch.Tensor:
     return torch.randn(rows, heads, 16, generator=torch.Generator().manual_seed(rows + heads))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.integers(0, 30), st.lists(st.integers(1, 40), min_size=1, max_size=5)), min_size=1, max_size=3

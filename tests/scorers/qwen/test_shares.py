@@ -119,7 +119,7 @@ def test_a_share_may_drop_the_shared_prefix_behind_which_another_computes(forwar
     np.testing.assert_allclose(runner(batch), alone(batch), atol=allowed)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(shapes, st.integers(2, 4))
 def test_deterministic_scores_have_the_same_bits_with_any_number_of_threads(forward_of_format, shapes, n_threads):
     groups = groups_of(shapes)
