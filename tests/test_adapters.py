@@ -76,7 +76,7 @@ def test_a_model_name_brings_its_settings_and_loads_once_for_many_threads(monkey
     start = threading.Barrier(4)
 
     def ask(_):
-        start.wait(10)
+        start.wait(60)
         return reranks.compress_documents([Document("a")], "a")
 
     with ThreadPoolExecutor(4) as pool:

@@ -197,7 +197,7 @@ async def test_async_gives_the_same_and_many_calls_wait_side_by_side():
             self.both = asyncio.Barrier(2)
 
         async def ascore(self, query, documents, *, instruction=None):
-            await asyncio.wait_for(self.both.wait(), 10)
+            await asyncio.wait_for(self.both.wait(), 60)
             return self.score(query, documents, instruction=instruction)
 
     reranks = QwenRerankPostprocessor(scorer=Meeting())

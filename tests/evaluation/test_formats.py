@@ -19,6 +19,7 @@ from qwen_rerank.evaluation.formats import (
     score_in_format,
     top_overlap,
 )
+from qwen_rerank.scorers.qwen.quantization import int8_works
 
 
 @pytest.fixture
@@ -77,6 +78,7 @@ def test_scores_in_a_format_are_the_scorers():
 
 
 @pytest.mark.heavy
+@pytest.mark.skipif(not int8_works(), reason="this build or CPU has no exact 8-bit products")
 def test_the_command_says_what_int8_costs(tmp_path):
     """The shipped model on shipped questions, in processes of their own."""
     result = CliRunner().invoke(

@@ -107,8 +107,8 @@ def test_the_prompt_tokens_are_those_of_the_real_prompts(model):
     assert answer["usage"] == {"prompt_tokens": expected, "total_tokens": expected}
 
 
-def test_a_killed_server_is_started_again_on_the_same_port(model):
-    with running([*SERVE, "--model", str(model), "--port", "0", "--supervise"]) as server:
+def test_a_killed_server_is_started_again_on_the_same_port():
+    with running([*SERVE, "--model", "mini", "--port", "0", "--supervise"]) as server:
         child = server.wait_for(message="listening")["pid"]
         os.kill(child, signal.SIGKILL)
         server.events.clear()

@@ -350,12 +350,12 @@ def health_seconds_while(port: int, work: threading.Thread) -> list[float]:
     return sorted(seconds)
 
 
-def test_a_large_document_is_cut_and_health_stays_quick():
-    """In a process of its own; the best of three tries counts, since a busy machine makes it only slower."""
+def test_a_large_document_is_cut_and_health_stays_quick(full):
+    """In a process of its own; by `--full` the best of three tries counts, since a busy machine makes it only slower."""
     body = json.dumps({"query": "q", "documents": [("x" * 999 + " ") * 8_000], "return_details": True}).encode()
     p99 = []
     with stub_server("Oracle") as server:
-        for _ in range(3):
+        for _ in range(3 if full else 1):
             answers: list[Answer] = []
             asking = threading.Thread(
                 target=lambda to=answers: to.extend(talk(server.port, request(body)) for _ in "12345")
@@ -365,7 +365,7 @@ def test_a_large_document_is_cut_and_health_stays_quick():
             assert [answer.status for answer in answers] == [200] * 5
             assert answers[0].json()["results"][0]["truncated"] is True
 
-    assert min(p99) < 0.1
+    assert not full or min(p99) < 0.1
 
 
 def test_hostile_heads_leave_the_memory_flat():

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from tests.serve.process import stub_server
-from tests.serve.raw import connect, read_one, request
+from tests.serve.raw import connect, read_one, request, talk
 
 BODY = b'{"query": "q", "documents": ["a 1", "b 2"]}'
 
@@ -58,18 +58,18 @@ def test_what_stays_for_good_is_no_work_for_the_garbage_collector():
 
 
 def test_sigterm_turns_readiness_red_at_once_and_closes_the_port_after_the_delay():
-    with stub_server("Slow", arguments=[0.05], settings={"drain_delay_s": 1.0}) as server, connect(server.port) as idle:
+    settings = {"drain_delay_s": 2.0}  # within which a busy machine, too, asks four times
+    with stub_server("Oracle", settings=settings) as server, connect(server.port) as idle:
         server.process.send_signal(signal.SIGTERM)
         server.wait_for(state="draining")
-        ready = httpx2.get(f"{server.url}/health/ready")
-        live = httpx2.get(f"{server.url}/health/live")
-        refused = httpx2.post(f"{server.url}/v1/rerank", content=BODY, headers={"content-type": "application/json"})
+        ready, live = (talk(server.port, request(path=f"/health/{end}", method="GET")) for end in ("ready", "live"))
+        refused = talk(server.port, request(BODY))
         idle.sendall(request(path="/health/ready", method="GET", Connection=""))
         on_old_connection = read_one(idle).status
         status = server.process.wait(30)
 
-    assert (ready.status_code, live.status_code, refused.status_code, on_old_connection) == (503, 200, 503, 503)
-    assert "retry-after" in refused.headers
+    assert (ready.status, live.status, refused.status, on_old_connection) == (503, 200, 503, 503)
+    assert b"retry-after: " in refused.head.lower()
     assert status == 0
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{server.url}/health/live")

@@ -203,7 +203,7 @@ def test_a_body_that_is_too_large_is_sent_in_parts():
 def drip(prefix):
     def act(connection):
         connection.sendall(prefix)
-        for _ in range(100):
+        for _ in range(600):
             time.sleep(0.05)
             connection.sendall(b"a")
 
@@ -213,7 +213,7 @@ def drip(prefix):
 @pytest.mark.parametrize(
     "act",
     [
-        pytest.param(lambda connection: time.sleep(3), id="silence"),
+        pytest.param(lambda connection: time.sleep(30), id="silence"),
         pytest.param(drip(b"HTTP/1.1 200 OK\r\nx-slow: "), id="slow headers"),
         pytest.param(drip(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n"), id="slow body"),
     ],

@@ -219,7 +219,7 @@ def test_a_process_and_its_forked_child_end_without_closing(server, how):
 
 
 def test_score_many_runs_requests_side_by_side():
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=60)
 
     def handle(request):
         if request.method == "GET":
