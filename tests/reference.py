@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Qwen3ForSequenceClassification,
+)
 
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
@@ -58,12 +64,9 @@ def reference_log_odds(
     max_length: int = 8192,
 ) -> np.ndarray:
     """Return the log-odds of each (query, document) pair, float64 `(n_pairs,)`, computed in `dtype` on the CPU."""
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    config = json.loads((Path(model_dir) / "config.json").read_text())
-    if config["architectures"] == ["Qwen3ForSequenceClassification"]:
-        model = AutoModelForSequenceClassification.from_pretrained(model_dir, dtype=dtype).eval()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).eval()
+    tokenizer, model = _tokenizer(model_dir), _model(model_dir, dtype)
+    classifier = isinstance(model, Qwen3ForSequenceClassification)
+    options = {} if classifier else {"logits_to_keep": 1}  # of the last token, not of 150,000 words for each
     yes, no = tokenizer.convert_tokens_to_ids("yes"), tokenizer.convert_tokens_to_ids("no")
     scores = []
     for query, document in pairs:
@@ -71,9 +74,25 @@ def reference_log_odds(
             tokenizer, query, document, template=template, instruction=instruction, max_length=max_length
         )
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids])).logits[0]
-        if logits.shape == (1,):
+            logits = model(input_ids=torch.tensor([ids]), **options).logits[0]
+        if classifier:
             scores.append(float(logits[0]))
         else:
             scores.append(float(logits[-1, yes] - logits[-1, no]))
     return np.array(scores, dtype=np.float64)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(model_dir: str | Path) -> Any:
+    return AutoTokenizer.from_pretrained(model_dir)
+
+
+@lru_cache(maxsize=2)
+def _model(model_dir: str | Path, dtype: torch.dtype) -> Any:
+    config = json.loads((Path(model_dir) / "config.json").read_text())
+    kind = (
+        AutoModelForSequenceClassification
+        if config["architectures"] == ["Qwen3ForSequenceClassification"]
+        else AutoModelForCausalLM
+    )
+    return kind.from_pretrained(model_dir, dtype=dtype).eval()

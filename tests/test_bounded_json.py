@@ -44,7 +44,6 @@ def test_costly_json_of_a_file_is_read_or_refused_within_bounds(full):
         share = tracemalloc.get_traced_memory()[1] / max(len(data), SMALL_BYTES // MOST_MEMORY)
         tracemalloc.stop()
         worst = max(worst, (share, f"{kind}, number {number}: {data[:60]!r}, {len(data)} bytes"))
-    gc.unfreeze()
     print(f"\ncostly files: {worst}")
 
     assert worst[0] <= MOST_MEMORY - 1  # the file's content itself came before

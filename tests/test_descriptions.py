@@ -23,7 +23,7 @@ from qwen_rerank.scorers.cross_encoder.scorer import CrossEncoderConfig
 from qwen_rerank.scorers.http import HttpConfig, HttpScorer
 from qwen_rerank.scorers.qwen import QwenConfig, QwenScorer
 from qwen_rerank.testing import OverlapScorer
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import small_checkpoint
 
 KEY = "sk-very-secret"
 
@@ -77,16 +77,16 @@ def test_a_dump_of_langchain_holds_no_key_either(server):
     assert pickle.loads(pickle.dumps(compressor)).model_dump() == compressor.model_dump()
 
 
-def test_a_local_model_comes_back_and_scores_the_same(tmp_path, tokenizer_dir):
-    folder = make_checkpoint(tmp_path / "model", tokenizer_dir=tokenizer_dir)
+def test_a_local_model_comes_back_and_scores_the_same(tmp_path):
+    folder = small_checkpoint(tmp_path / "model")
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in ("blue sky", "red apple", "green apple tree")]
-    with QwenScorer(str(folder), device="cpu", dtype="float32", max_length=256) as scorer:
+    with QwenScorer(str(folder), device="cpu", dtype="float32", max_length=1024) as scorer:
         postprocessor = QwenRerankPostprocessor(scorer=scorer)
         expected = [(node.text, node.score) for node in postprocessor.postprocess_nodes(nodes, query_str="red apple")]
         data = postprocessor.to_json()
 
     rebuilt = QwenRerankPostprocessor.from_json(data)
-    named = QwenRerankPostprocessor(model=str(folder), device="cpu", dtype="float32", max_length=256)
+    named = QwenRerankPostprocessor(model=str(folder), device="cpu", dtype="float32", max_length=1024)
 
     for same in (rebuilt, named):
         found = same.postprocess_nodes(nodes, query_str="red apple")

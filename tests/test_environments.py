@@ -16,17 +16,20 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "environment"),
+    ("model", "flags", "environment"),
     [
-        pytest.param(["-O"], dict(os.environ), id="without asserts"),
+        pytest.param("mini", ["-O"], dict(os.environ), id="without asserts"),
         pytest.param(
-            ["-W", "error", "-W", "ignore:builtin type:DeprecationWarning"], dict(os.environ), id="warnings are errors"
+            "pocket",
+            ["-W", "error", "-W", "ignore:builtin type:DeprecationWarning"],
+            dict(os.environ),
+            id="warnings are errors",
         ),
-        pytest.param([], {**_LEAN, "LC_ALL": "C"}, id="C locale and no HOME"),
-        pytest.param(["-I"], {**_LEAN, "LC_ALL": "POSIX", "TZ": "Pacific/Kiritimati"}, id="isolated"),
+        pytest.param("mini", [], {**_LEAN, "LC_ALL": "C"}, id="C locale and no HOME"),
+        pytest.param("mini", ["-I"], {**_LEAN, "LC_ALL": "POSIX", "TZ": "Pacific/Kiritimati"}, id="isolated"),
     ],
 )
-def test_both_rounds_work(tmp_path, flags, environment):
+def test_both_rounds_work(tmp_path, model, flags, environment):
     """From files to the final order in `/proc`, where nobody can write."""
     texts, store = tmp_path / "文件", tmp_path / "store"
     texts.mkdir()
@@ -39,7 +42,7 @@ def test_both_rounds_work(tmp_path, flags, environment):
         [*python, "index", str(texts), "--store", str(store), "-e", "pocket"], **where, check=True, capture_output=True
     )
     searched = subprocess.run(
-        [*python, "search", str(store), "程序员的键盘", "-m", "pocket", "--json"],
+        [*python, "search", str(store), "程序员的键盘", "-m", model, "--json"],
         **where,
         check=True,
         capture_output=True,

@@ -215,7 +215,6 @@ async def test_a_costly_body_over_http_is_answered_or_refused_within_bounds(full
                 await post(body)
                 worst["memory"] = max(worst["memory"], tracemalloc.get_traced_memory()[1])
                 tracemalloc.stop()
-    gc.unfreeze()
     print(f"\ncostly MCP bodies: statuses {dict(statuses)}, worst {worst}")
 
     assert set(statuses) == {200, 400, 413}

@@ -17,16 +17,17 @@ from qwen_rerank.check.variants import RECIPE
 from qwen_rerank.cli.check import register
 from tests.check import faulty
 from tests.check.faulty import FaultyServer, Model, sigmoid
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import small_checkpoint
 from tests.scorers.http.stub import serving
 
+SIZES = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 96}
 app = Typer()
 register(app)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tokenizer_dir):
-    return make_checkpoint(tmp_path_factory.mktemp("model") / "untied", kind="untied", tokenizer_dir=tokenizer_dir)
+def checkpoint(tmp_path_factory):
+    return small_checkpoint(tmp_path_factory.mktemp("model") / "untied", kind="untied", seed=1, **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +107,8 @@ def test_rounding_is_no_fault(run):
     assert run(noise=0.04).cause == "recipe"
 
 
-def test_another_model_is_wrong_and_no_prompt_is_blamed(model, tmp_path, tokenizer_dir):
-    other = make_checkpoint(tmp_path / "other", kind="untied", seed=7, tokenizer_dir=tokenizer_dir)
+def test_another_model_is_wrong_and_no_prompt_is_blamed(model, tmp_path):
+    other = small_checkpoint(tmp_path / "other", kind="untied", seed=7, **SIZES)
     with serving(FaultyServer(model).handle) as server:
         report = check(server.url, CheckOptions(reference=str(other)))
 

@@ -119,7 +119,7 @@ def extend(rng, data):
 @pytest.mark.parametrize("damage", [flip, flip_in_header, zero_page, truncate, empty, extend], ids=lambda f: f.__name__)
 def test_damage_is_noticed_or_changes_nothing(sound, tmp_path, full, damage):
     expected = answers(sound)
-    n = {flip: 120, flip_in_header: 30}.get(damage, 10) * (20 if full else 1)
+    n = {flip: 60, flip_in_header: 20}.get(damage, 8) * (40 if full else 1)
 
     noticed = sum(same_or_corrupt(path, expected) for _, path in damaged_copies(sound, tmp_path, n, damage))
 

@@ -10,6 +10,7 @@ from qwen_rerank.prompt import PromptEncoder
 from qwen_rerank.reranker import Reranker
 from qwen_rerank.scorers.http import HttpScorer, transport
 from qwen_rerank.scorers.http.limits import Limit, chars_within, estimated_tokens, stated_limit
+from tests.checkpoints import official_tokenizers
 from tests.scorers.http import wire
 from tests.scorers.http.calls import llamacpp, results
 from tests.scorers.http.stub import Reply, serving
@@ -204,7 +205,7 @@ def test_what_a_refusal_says_of_limits_is_read(text, limit):
 
 @pytest.mark.parametrize("text", ["The capital of China is Beijing. " * 40, "北京是中国的首都。" * 40, "12 345 " * 40])
 def test_the_estimate_of_tokens_is_rather_too_high(text, tokenizer_dir):
-    encoder = PromptEncoder((tokenizer_dir / "tokenizer.json").read_text())
+    encoder = PromptEncoder(official_tokenizers(tokenizer_dir)[0])
     with_text, without = encoder.encode("q", [text, ""])
 
     assert estimated_tokens(text, 10**6) >= 0.9 * (len(with_text.ids) - len(without.ids))

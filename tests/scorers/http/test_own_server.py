@@ -13,7 +13,7 @@ from qwen_rerank.reranker import Reranker
 from qwen_rerank.scorers.http import HttpScorer
 from qwen_rerank.scorers.qwen import QwenScorer
 from qwen_rerank.testing import OverlapScorer
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import small_checkpoint
 from tests.serve.conftest import live_server
 
 DOCUMENTS = ["red planet mars", "blue water", "", "the red house", "<|im_end|>"]
@@ -53,9 +53,9 @@ async def test_a_reranker_over_the_wire_orders_as_one_here():
     assert [(hit.index, hit.score) for hit in there] == [(hit.index, pytest.approx(hit.score)) for hit in here]
 
 
-def test_check_finds_our_own_server_right(tmp_path, tokenizer_dir):
-    folder = make_checkpoint(tmp_path / "model", tokenizer_dir=tokenizer_dir)
-    with live_server(lambda: QwenScorer(str(folder), max_length=512)) as server:
+def test_check_finds_our_own_server_right(tmp_path):
+    folder = small_checkpoint(tmp_path / "model")
+    with live_server(lambda: QwenScorer(str(folder), max_length=1024)) as server:
         report = check(server.url, CheckOptions(reference=str(folder)))
 
     status = {finding.check: finding.status for finding in report.findings}

@@ -11,6 +11,7 @@ from qwen_rerank.errors import BackendRejectedError, InvalidInputError, Protocol
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
 from qwen_rerank.reranker import Reranker
 from qwen_rerank.scorers.http import HttpScorer
+from tests.checkpoints import official_tokenizers
 from tests.scorers.http import wire
 from tests.scorers.http.stub import Reply, serving
 
@@ -26,7 +27,7 @@ SERVERS = {
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer_dir):
-    return PromptEncoder((tokenizer_dir / "tokenizer.json").read_text())
+    return PromptEncoder(official_tokenizers(tokenizer_dir)[0])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen_rerank import QwenScorer
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import make_checkpoint, small_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +30,13 @@ def checkpoint_of(tmp_path_factory, tokenizer_dir):
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """The folder of a checkpoint of the same layers that knows bytes alone, and so is open in no time."""
+    sizes = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 96}
+    return small_checkpoint(tmp_path_factory.mktemp("small") / "model", **sizes)
 
 
 @pytest.fixture(scope="module")

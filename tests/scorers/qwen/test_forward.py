@@ -44,22 +44,24 @@ shapes = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    shapes,
-    st.lists(st.integers(1, 70), max_size=3),
-    st.sampled_from([0, 64, 512]),
-    st.integers(1, 500),
-    st.booleans(),
-    st.integers(0, 9),
-)
-def test_packed_scores_equal_the_recipes(
-    models, shapes, shared_prefixes, shared_prefix_tokens, token_budget, deterministic, seed
-):
+def test_packed_scores_equal_the_recipes(models, full):
     """Whatever the shared prefixes, prefixes, documents and budgets: also prefixes split over batches, and many queries in one."""
-    groups = groups_of(shapes, seed=seed, shared_prefixes=tuple(shared_prefixes))
-    options = {"deterministic": deterministic, "shared_prefix_tokens": shared_prefix_tokens}
-    check_agreement(models, groups, token_budget=token_budget, **options)
+
+    @settings(max_examples=200 if full else 20)
+    @given(
+        shapes,
+        st.lists(st.integers(1, 70), max_size=3),
+        st.sampled_from([0, 64, 512]),
+        st.integers(1, 500),
+        st.booleans(),
+        st.integers(0, 9),
+    )
+    def check(shapes, shared_prefixes, shared_prefix_tokens, token_budget, deterministic, seed):
+        groups = groups_of(shapes, seed=seed, shared_prefixes=tuple(shared_prefixes))
+        options = {"deterministic": deterministic, "shared_prefix_tokens": shared_prefix_tokens}
+        check_agreement(models, groups, token_budget=token_budget, **options)
+
+    check()
 
 
 @st.composite
@@ -77,7 +79,7 @@ def wide_shapes(draw) -> list[tuple[int, list[int]]]:
 def test_packed_scores_equal_the_recipes_at_every_size(models, full):
     """Also with more documents than a batch holds, and with prefixes and documents longer than a batch."""
 
-    @settings(max_examples=100 if full else 3, deadline=None)
+    @settings(max_examples=100 if full else 2)
     @given(wide_shapes(), st.sampled_from([256, 2048, 8192]), st.booleans(), st.integers(0, 9))
     def check(shapes, token_budget, deterministic, seed):
         check_agreement(models, groups_of(shapes, seed=seed), token_budget=token_budget, deterministic=deterministic)
@@ -88,8 +90,8 @@ def test_packed_scores_equal_the_recipes_at_every_size(models, full):
 @pytest.mark.parametrize(
     "shapes",
     [
-        pytest.param([(75, [17] * 500)], id="500 documents"),
-        pytest.param([(60, [7_900])], id="a document of 7,900 tokens"),
+        pytest.param([(75, [17] * 200)], id="200 documents"),
+        pytest.param([(60, [4_300])], id="a document of 4,300 tokens"),
         pytest.param([(1500, [1, 600])], id="a prefix longer than what is kept"),
         pytest.param([(0, [63, 64, 65, 128, 129]), (64, [1, 64, 65])], id="around the small attention's block"),
         pytest.param([(511, [512, 513, 514]), (0, [1023, 1024, 1025])], id="around the ways to attend"),
@@ -135,7 +137,7 @@ def test_no_more_openings_are_kept_than_allowed_and_the_one_used_last_stays(mode
     assert set(runner._shared_kv) == {groups[0].shared_prefix, groups[2].shared_prefix}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(1, 300))
 def test_deterministic_scores_have_the_same_bits_whatever_openings_are_at_hand(models, order, token_budget):
     groups = groups_of([(5, [30, 8]), (9, [20]), (3, [11, 70]), (4, [15]), (8, [9])], shared_prefixes=(40, 41, 60, 130))

@@ -1,6 +1,7 @@
 """8-bit products against their own slow reference, and the trial that says which matrices bear them."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -100,12 +101,10 @@ def test_a_matrix_with_outlier_channels_stays_exact(outlier, stays):
 
 
 @pytest.fixture(scope="module")
-def with_outliers(checkpoint_of, tmp_path_factory):
+def with_outliers(small, tmp_path_factory):
     """A checkpoint whose first MLP reads one channel that is 2,000 times as large as the others, and hardly uses it."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("outliers") / "model"
-    shutil.copytree(checkpoint_of(), folder)
+    shutil.copytree(small, folder)
     stored = load_file(folder / "model.safetensors")
     at = "model.layers.0."
     stored[at + "post_attention_layernorm.weight"][3] = 2000
@@ -135,10 +134,10 @@ def test_planted_outliers_stay_exact_and_are_reported(with_outliers, caplog):
 
 @works
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_int8_scores_are_deterministic_and_close(checkpoint_of, dtype):
+def test_int8_scores_are_deterministic_and_close(small, dtype):
     """The same choice and bits from two scorers, also in other company; a fingerprint of their own."""
     options = {"device": "cpu", "dtype": dtype, "max_length": 512, "deterministic": True}
-    made = [QwenScorer(str(checkpoint_of()), quantize=each, **options) for each in ("int8", "int8", None)]
+    made = [QwenScorer(str(small), quantize=each, **options) for each in ("int8", "int8", None)]
     one, other, exact = (scorer.score("首都", TEXTS) for scorer in made)
     alone = [float(made[0].score("首都", [text])[0]) for text in TEXTS]
     for scorer in made:
@@ -159,9 +158,9 @@ def test_int8_scores_are_deterministic_and_close(checkpoint_of, dtype):
         ({"threads": 0}, "threads"),
     ],
 )
-def test_wrong_formats_are_refused(checkpoint_of, options, message):
+def test_wrong_formats_are_refused(small, options, message):
     with pytest.raises(InvalidInputError, match=message):
-        QwenScorer(str(checkpoint_of()), device="cpu", max_length=512, **options)
+        QwenScorer(str(small), device="cpu", max_length=512, **options)
 
 
 def test_another_device_and_a_cpu_without_exact_products_are_refused(monkeypatch):
@@ -182,10 +181,10 @@ def test_products_that_overflow_are_noticed(monkeypatch):
     assert not int8_works.__wrapped__()
 
 
-def test_a_forward_pass_takes_the_threads_that_were_asked_for(checkpoint_of, monkeypatch):
+def test_a_forward_pass_takes_the_threads_that_were_asked_for(small, monkeypatch):
     before, seen = torch.get_num_threads(), []
     try:
-        with QwenScorer(str(checkpoint_of()), device="cpu", max_length=512, threads=3) as scorer:
+        with QwenScorer(str(small), device="cpu", max_length=512, threads=3) as scorer:
             forward = scorer._scheduler._run._forward
             monkeypatch.setattr(
                 type(forward), "__call__", lambda *_, **__: seen.append(torch.get_num_threads()) or 1 / 0

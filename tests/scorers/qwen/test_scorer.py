@@ -26,15 +26,15 @@ from qwen_rerank.errors import (
     ScorerClosedError,
 )
 from qwen_rerank.scorers.base import ScoreRequest
+from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 from qwen_rerank.scorers.qwen.device import as_our_error, choose_dtype
 from qwen_rerank.scorers.qwen.model import Forward
 from qwen_rerank.scorers.qwen.scheduler import DeviceLostError
 from qwen_rerank.scorers.qwen.scorer import shared_prefix_of
 from qwen_rerank.tokenizer import PromptTokenizer
-from tests.checkpoints import make_checkpoint, small_checkpoint
+from tests.checkpoints import small_checkpoint
 from tests.reference import reference_log_odds
 
-HORSE = 15223  # the token " horse"
 TEXTS = [
     "Beijing is the capital of China.",
     "北京是中华人民共和国的首都。" * 6,
@@ -80,7 +80,7 @@ def test_equal_texts_in_one_call_score_the_same(scorer):
     assert scores[0][1] == scores[2][1]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=12))
 def test_company_changes_a_score_by_rounding_only(scorer, texts):
     alone = {text: scorer.score("q", [text])[0] for text in set(texts)}
@@ -107,7 +107,7 @@ def alone(deterministic):
     return {(query, text): deterministic.score(query, [text])[0] for query in "qrs" for text in TEXTS}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.sampled_from("qrs"), st.lists(st.sampled_from(TEXTS), max_size=8)), min_size=1, max_size=4)
 )
@@ -187,7 +187,7 @@ async def test_a_cancelled_call_is_not_computed(scorer, monkeypatch):
     assert rows == [1]
 
 
-def test_what_all_queries_begin_with_is_computed_once(tmp_path, tokenizer_dir, monkeypatch):
+def test_what_all_queries_begin_with_is_computed_once(small, monkeypatch):
     """Its rows are in the first query's pass alone, and again after the memory was given back."""
     run, rows = Forward.__call__, []
 
@@ -199,7 +199,7 @@ def test_what_all_queries_begin_with_is_computed_once(tmp_path, tokenizer_dir, m
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     monkeypatch.setattr(Forward, "__call__", counted)
-    with QwenScorer(str(make_checkpoint(tmp_path, tokenizer_dir=tokenizer_dir)), device="cpu") as scorer:
+    with QwenScorer(str(small), device="cpu") as scorer:
         first, second = scorer.score("q", TEXTS[:1]), scorer.score("q", TEXTS[:1])
         monkeypatch.setattr(Forward, "__call__", full)
         with pytest.raises(DocumentScoringError):
@@ -269,15 +269,14 @@ def test_prompts_of_one_instruction_begin_alike(scorer, instruction):
     assert len(shared_prefix) > len(scorer.encoder.prefix_ids)
 
 
-def test_a_document_that_gives_nan_fails_alone(tmp_path, tokenizer_dir):
+def test_a_document_that_gives_nan_fails_alone(tmp_path):
     """One token's embedding is not a number; only the document with that token fails."""
-    folder = make_checkpoint(tmp_path, tokenizer_dir=tokenizer_dir)
-
+    folder = small_checkpoint(tmp_path / "m")
     weights = load_file(folder / "model.safetensors")
-    weights["model.embed_tokens.weight"][HORSE] = float("nan")
+    weights["model.embed_tokens.weight"][load_checkpoint(str(folder)).tokenizer.single_id("z")] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with QwenScorer(str(folder), device="cpu") as scorer, pytest.raises(DocumentScoringError) as caught:
-        scorer.score("q", ["a donkey", "a horse", "a dog"])
+        scorer.score("q", ["a donkey", "a zebra", "a dog"])
 
     assert isinstance(caught.value.failed[1], NonFiniteScoreError)
     assert list(caught.value.failed) == [1]
@@ -317,20 +316,21 @@ def test_errors_of_the_device(error, ours):
     assert type(as_our_error(error)) is ours
 
 
-def test_a_checkpoint_with_a_prompt_of_its_own(tmp_path, tokenizer_dir, scorer):
+def test_a_checkpoint_with_a_prompt_of_its_own(tmp_path):
     """Fine-tuned checkpoints of the same architecture bring their strings and labels in a small file."""
-    folder = make_checkpoint(tmp_path, tokenizer_dir=tokenizer_dir)
-    (folder / "qwen_rerank.json").write_text(json.dumps({"yes": "true", "no": "false", "separator": " | "}))
-    with QwenScorer(str(folder), device="cpu", max_length=512) as own:
-        assert not np.allclose(own.score("q", TEXTS), scorer.score("q", TEXTS))
-        assert own.fingerprint != scorer.fingerprint
+    folder = small_checkpoint(tmp_path / "m")
+    with QwenScorer(str(folder), device="cpu", max_length=512) as plain:
+        (folder / "qwen_rerank.json").write_text(json.dumps({"yes": "y", "no": "n", "separator": " | "}))
+        with QwenScorer(str(folder), device="cpu", max_length=512) as own:
+            assert not np.allclose(own.score("q", TEXTS), plain.score("q", TEXTS))
+            assert own.fingerprint != plain.fingerprint
 
 
-def test_the_fingerprint_knows_what_changes_a_score(checkpoint_of):
+def test_the_fingerprint_knows_what_changes_a_score(small):
     options = [{}, {"template": "vllm"}, {"instruction": "other"}, {"max_length": 512}, {"dtype": "bfloat16"}]
     fingerprints = set()
     for option in options:
-        with QwenScorer(str(checkpoint_of()), device="cpu", **option) as made:
+        with QwenScorer(str(small), device="cpu", **option) as made:
             fingerprints.add(made.fingerprint)
 
     assert len(fingerprints) == len(options)
@@ -359,8 +359,8 @@ def test_auto_is_float32_on_a_pytorch_that_tells_nothing_of_its_cpu(monkeypatch)
     assert choose_dtype("auto", torch.device("cpu"), torch.bfloat16) is torch.float32
 
 
-def test_the_log_says_which_format_auto_took(tmp_path, tokenizer_dir, caplog, monkeypatch):
-    folder = make_checkpoint(tmp_path / "m", kind="tied", tokenizer_dir=tokenizer_dir, dtype=torch.bfloat16)
+def test_the_log_says_which_format_auto_took(tmp_path, caplog, monkeypatch):
+    folder = small_checkpoint(tmp_path / "m", dtype=torch.bfloat16)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     with caplog.at_level("INFO"), QwenScorer(str(folder), device="cpu", max_length=512) as made:
         assert made.dtype == "bfloat16"
@@ -368,9 +368,10 @@ def test_the_log_says_which_format_auto_took(tmp_path, tokenizer_dir, caplog, mo
     assert "is bfloat16: the checkpoint is stored in bfloat16, and this CPU has AVX512_BF16" in caplog.text
 
 
-def test_bfloat16_is_close_to_float32(checkpoint_of, scorer):
-    with QwenScorer(str(checkpoint_of()), device="cpu", dtype="bfloat16", max_length=512) as rough:
-        assert np.abs(rough.score("q", TEXTS) - scorer.score("q", TEXTS)).max() < 0.5
+def test_bfloat16_is_close_to_float32(small):
+    options = {"device": "cpu", "max_length": 512}
+    with QwenScorer(str(small), dtype="bfloat16", **options) as rough, QwenScorer(str(small), **options) as scorer:
+        assert 0 < np.abs(rough.score("q", TEXTS) - scorer.score("q", TEXTS)).max() < 0.5
 
 
 def test_fit_says_what_is_kept(scorer):
@@ -393,9 +394,9 @@ def test_fit_says_what_is_kept(scorer):
         pytest.param({"template": "sglang"}, "template must be one of", id="template"),
     ],
 )
-def test_wrong_settings_are_refused(checkpoint_of, options, message):
+def test_wrong_settings_are_refused(small, options, message):
     with pytest.raises(InvalidInputError, match=message):
-        QwenScorer(str(checkpoint_of()), **{"device": "cpu", **options})
+        QwenScorer(str(small), **{"device": "cpu", **options})
 
 
 def test_the_default_length_is_the_models_where_that_is_less(tmp_path):
@@ -421,8 +422,8 @@ def test_wrong_arguments_are_refused(scorer):
         scorer.score("word " * 600, ["a"])
 
 
-async def test_a_closed_scorer_says_so(checkpoint_of):
-    with QwenScorer(str(checkpoint_of()), device="cpu") as made:
+async def test_a_closed_scorer_says_so(small):
+    with QwenScorer(str(small), device="cpu") as made:
         made.score("q", ["a"])
     with pytest.raises(ScorerClosedError, match="closed"):
         made.score("q", ["a"])
@@ -430,9 +431,9 @@ async def test_a_closed_scorer_says_so(checkpoint_of):
         await made.ascore("q", ["a"])
 
 
-async def test_no_thread_and_no_task_is_left(checkpoint_of):
+async def test_no_thread_and_no_task_is_left(small):
     before = {thread for thread in threading.enumerate() if thread.name.startswith("qwen-rerank")}
-    with QwenScorer(str(checkpoint_of()), device="cpu") as made:
+    with QwenScorer(str(small), device="cpu") as made:
         await asyncio.gather(*(made.ascore("q", ["a", "b"]) for _ in range(20)))
 
     after = {thread for thread in threading.enumerate() if thread.name.startswith("qwen-rerank")}
@@ -465,8 +466,8 @@ print(scorer.score("q", ["a", "b"]).shape)
 """
 
 
-def test_the_interpreter_ends_without_close(checkpoint_of):
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", _UNCLOSED, str(checkpoint_of())]
+def test_the_interpreter_ends_without_close(small):
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", _UNCLOSED, str(small)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "(2,)", "")
