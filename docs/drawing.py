@@ -11,12 +11,14 @@ import inspect
 import json
 import re
 import runpy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
 from docs.tree import ROOT, subject
 
+# What the program says in English, in Chinese: commands, errors, settings and metrics by name, options by their words.
+_CHINESE: dict[str, dict[str, str]] = json.loads((ROOT / "docs" / "chinese.json").read_text(encoding="utf-8"))
 _MARK = re.compile(r"^<!-- draw: (\w+)(?: (\S+))? -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]+)\)")
 
@@ -72,6 +74,11 @@ def included(path: str, *, deeper: int = 1) -> str:
         return f"{link[2]} (`{folder}/{link[3]}`)" if link[2] != link[3] else f"`{link[3]}`"
 
     return _LINK.sub(again, text)
+
+
+def said(language: str, kind: str, name: str, english: str) -> str:
+    """Return what the program says of something, in the page's language; what nobody has translated stays English."""
+    return _CHINESE[kind].get(name, english) if language == "zh" else english
 
 
 def table(heads: list[str], rows: Iterator[list[str]] | list[list[str]]) -> str:
@@ -139,78 +146,46 @@ def troubleshooting(language: str) -> str:
     return "\n\n".join(parts).replace(f"`docs/{language}/start.md`", f"[{start}](../start.md#in-china)")
 
 
-_COMMANDS_ZH = {
-    "demo": "搜百科条目（中英文），看第二阶段改变了什么、在哪里帮不上忙。",
-    "search": "分两个阶段搜一个存储，两次的名次、分数和出处都列出来。",
-    "rerank": "不经过海选，直接按相关性给文档排序。",
-    "index": "让存储和文件夹保持一致：新的加进来，改过的换掉，消失的删掉。",
-    "status": "看一个存储里有什么：有哪些文件夹、各自怎么读的、多少文件和段落、用的什么向量模型。",
-    "mcp": "让大模型的客户端（MCP）搜索存储、读取找到的内容、列出文件。",
-    "doctor": "检查装了什么、这台机器能跑什么、接下来输入什么；有问题时退出码为 1。",
-    "help": "打印常见问题里的一节：哪里出错、为什么、怎么办。",
-    "serve": "提供 /v1/rerank 及各家客户端的同类接口，首页可以试用。",
-    "plan": "算出一个负载要几台机器、每百万次重排花多少钱，逐行列出算法。",
-    "check": "判断服务器或模型的分数对不对；不对的话，说明原因和办法。",
-    "template": "打印某种服务器要用的正确提示词模板。",
-    "store create": "建一个空存储。",
-    "store add": "添加文档，文本或元数据变了的就替换；中途被杀掉，再跑一次接着来。",
-    "store info": "看数量、设置和占用的空间。",
-    "store verify": "逐字节检查；有问题时每处一行，退出码为 1。",
-    "store tune": "列出各档力度的召回率与速度，采用第一个对别的查询也可望达到目标的；都达不到就用最后一个，并说明。",
-    "store compact": "去掉已删除的文档，重建索引，腾出空间。",
-    "store delete": "按编号删除，或删除过滤条件选中的全部文档。",
-    "store export": "导出 index.faiss 和 documents.jsonl，FAISS 和 LangChain 的存储都能读。",
-    "store import": "导入带向量的文档：来自导出的文件夹，或 LangChain 的 FAISS 文件夹（不做任何反序列化）。",
-    "bulk embed": "批量计算向量：每行一个文本，可带编号、标题等。",
-    "bulk rerank": "批量重排每个查询的候选，或给查询与文档对打分。",
-    "bulk resume": "让被杀掉或停下的任务按原来的设置继续。",
-    "bulk status": "看任务进行到哪里，运行中、结束后都可以。",
-    "eval run": "在一个测试集上跑两个阶段，写出 TREC 结果、表格和每个查询的变化。",
-    "eval sweep": "把海选、模型、指令、长文档处理方式和候选数都试一遍，在你的预算内推荐一种。",
-    "eval calibrate": "拟合有意义的概率，并按想要的准确率或召回率定阈值。",
-    "eval compare": "逐个查询比较 TREC 结果：置信区间、随机化检验、Holm 校正。",
-    "eval report": "把一个文件夹里的全部结果画成一个独立的 HTML 页面。",
-    "train reranker": "微调 Qwen3 重排模型；Transformers、sentence-transformers、vLLM 和本项目都能加载。",
-    "train embedder": "训练静态词向量模型；sentence-transformers 能加载，本项目不装 torch 也能加载。",
-}
-
-
 def cli(language: str) -> str:
     """Return every command with its arguments and options, as the command line itself declares them."""
     import typer
 
     from qwen_rerank.cli import app
 
-    root = typer.main.get_command(app)
-    intros = _COMMANDS_ZH if language == "zh" else {}
-    return "\n\n".join(_commands(root, "qwen-rerank", _WORDS[language], intros))
+    return "\n\n".join(_commands(typer.main.get_command(app), "qwen-rerank", language))
 
 
-def _commands(command: Any, name: str, words: dict[str, str], intros: Mapping[str, str]) -> Iterator[str]:
+def _commands(command: Any, name: str, language: str) -> Iterator[str]:
     subcommands = getattr(command, "commands", {})
     if not subcommands:
-        yield _command(command, name, words, intros)
+        yield _command(command, name, language)
     for word, sub in subcommands.items():
         if not sub.hidden:
-            yield from _commands(sub, f"{name} {word}", words, intros)
+            yield from _commands(sub, f"{name} {word}", language)
 
 
-def _command(command: Any, name: str, words: dict[str, str], intros: Mapping[str, str]) -> str:
+def _command(command: Any, name: str, language: str) -> str:
+    words = _WORDS[language]
     shown = [p for p in command.params if not getattr(p, "hidden", False) and "--help" not in p.opts]
     arguments = [p for p in shown if p.param_type_name == "argument"]
     options = [p for p in shown if p.param_type_name == "option"]
     usage = " ".join([name, *(_metavar(p) for p in arguments), *(["[OPTIONS]"] if options else [])])
     own = name.removeprefix("qwen-rerank ")
-    intro = [intros[own]] if own in intros else []
-    parts = [f"## {name} {{#{own.replace(' ', '-')}}}", *intro, inspect.cleandoc(command.help or "")]
+    meant = said(language, "commands", own, inspect.cleandoc(command.help or ""))
+    parts = [f"## {name} {{#{own.replace(' ', '-')}}}", meant]
     parts.append(f"```text\n{usage}\n```")
     if arguments:
-        rows = [[f"`{_metavar(p)}`", getattr(p, "help", None) or ""] for p in arguments]
+        rows = [[f"`{_metavar(p)}`", _meaning(p, language)] for p in arguments]
         parts.append(table([words["arguments"], words["meaning"]], rows))
     if options:
-        rows = [[_option(p), _default(p), getattr(p, "help", None) or ""] for p in options]
+        rows = [[_option(p), _default(p), _meaning(p, language)] for p in options]
         parts.append(table([words["option"], words["default"], words["meaning"]], rows))
     return "\n\n".join(parts)
+
+
+def _meaning(parameter: Any, language: str) -> str:
+    text = getattr(parameter, "help", None) or ""
+    return said(language, "options", text, text)
 
 
 def _metavar(parameter: Any) -> str:
@@ -235,7 +210,10 @@ def settings(language: str) -> str:
     from qwen_rerank.serve.settings import ServeSettings
 
     words, meanings = _WORDS[language], _attributes(ServeSettings)
-    rows = [[f"`{f.name}`", f"`{f.default!r}`", meanings[f.name]] for f in dataclasses.fields(ServeSettings)]
+    rows = [
+        [f"`{f.name}`", f"`{f.default!r}`", said(language, "settings", f.name, meanings[f.name])]
+        for f in dataclasses.fields(ServeSettings)
+    ]
     return table([words["setting"], words["default"], words["meaning"]], rows)
 
 
@@ -252,7 +230,11 @@ def metrics(language: str) -> str:
     text = asyncio.run(_metrics_page())
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     helps = re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)
-    rows = [[f"`{name}`", kinds[name], meaning] for name, meaning in helps if not name.endswith("_created")]
+    rows = [
+        [f"`{name}`", kinds[name], said(language, "metrics", name, meaning)]
+        for name, meaning in helps
+        if not name.endswith("_created")
+    ]
     return table([words["metric"], words["kind"], words["meaning"]], rows)
 
 
@@ -278,7 +260,8 @@ def errors(language: str) -> str:
         for name, cls in vars(module).items():
             if inspect.isclass(cls) and issubclass(cls, base.RerankError) and cls.__module__ == module.__name__:
                 cure = f"[{cls.topic}](troubleshooting.md#{cls.topic})" if cls.topic else ""
-                rows.append([f"`{name}`", inspect.cleandoc(cls.__doc__ or "").split("\n")[0], cure])
+                meant = inspect.cleandoc(cls.__doc__ or "").split("\n")[0]
+                rows.append([f"`{name}`", said(language, "errors", name, meant), cure])
     return table([words["error"], words["said"], words["help"]], rows)
 
 
