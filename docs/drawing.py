@@ -112,12 +112,16 @@ def code_tree(language: str) -> str:
     folders = {path.parent for path in package.rglob("*.py")}
     for folder in sorted(folders, key=lambda f: (f != package, f)):
         rows = [[f"`{path.name}`", escape(subject(path), quote=False)] for path in sorted(folder.glob("*.py"))]
-        parts.append(f"### {folder.relative_to(ROOT).as_posix()}\n\n{table(_WORDS[language]['files'], rows)}")
+        parts.append(_folder(folder.relative_to(ROOT).as_posix(), rows, language))
     rows = [
         [f"`{path.relative_to(ROOT).as_posix()}`", escape(subject(path), quote=False)]
         for path in sorted((ROOT / "eval").rglob("*.py"))
     ]
-    return "\n\n".join([*parts, f"### eval\n\n{table(_WORDS[language]['files'], rows)}"])
+    return "\n\n".join([*parts, _folder("eval", rows, language)])
+
+
+def _folder(name: str, rows: list[list[str]], language: str) -> str:
+    return f"### {name}\n\n{said(language, 'folders', name, '')}\n\n{table(_WORDS[language]['files'], rows)}"
 
 
 def clients(language: str) -> str:
@@ -323,7 +327,7 @@ def examples(language: str) -> str:
     parts = []
     for path in sorted((ROOT / "examples").glob("*.py")):
         code = path.read_text(encoding="utf-8").rstrip()
-        title = code.removeprefix('"""').partition("\n")[0]
+        title = said(language, "examples", path.stem, code.removeprefix('"""').partition("\n")[0])
         listing = "\n".join(f"    {line}" if line else "" for line in code.splitlines())
         parts.append(
             f"### {path.stem} {{#{path.stem}}}\n\n{title}\n\n![{path.stem}](PICTURES/{path.stem}.svg)\n\n"
