@@ -141,7 +141,7 @@ def test_the_hub_is_asked_and_not_only_named(monkeypatch):
 
     assert seen.level == "note"
     assert "cannot be reached (http://127.0.0.1:9: " in seen.seen
-    assert "HF_ENDPOINT=https://hf-mirror.com" in seen.cure
+    assert "a mirror: export HF_ENDPOINT=" in seen.cure
 
 
 def test_a_hub_that_does_not_answer_is_given_two_seconds(monkeypatch):

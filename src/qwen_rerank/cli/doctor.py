@@ -219,7 +219,7 @@ def _fitting(where: str, n_bytes: int | None, *, dtype: str) -> Observation:
 
 
 def _hub() -> Observation:
-    from qwen_rerank.models.names import MIRROR, why_no_hub
+    from qwen_rerank.models.names import why_no_hub
 
     try:
         from huggingface_hub import constants
@@ -233,6 +233,6 @@ def _hub() -> Observation:
         cure = "" if found else "unset HF_HUB_OFFLINE to download, or give --model a folder (qwen-rerank help hub)"
         return Observation("note", "model hub", f"offline by HF_HUB_OFFLINE; {cached}", cure)
     if (reason := why_no_hub(timeout_s=2.0)) is not None:
-        cure = f"a mirror: export HF_ENDPOINT={MIRROR}; without any: --model mini, or a folder (qwen-rerank help hub)"
+        cure = "a mirror: export HF_ENDPOINT=https://…; without any: --model mini, or a folder (qwen-rerank help hub)"
         return Observation("note", "model hub", f"cannot be reached ({reason}); {cached}", cure)
     return Observation("ok", "model hub", f"{constants.ENDPOINT}; {cached}", "" if found else "downloaded on first use")

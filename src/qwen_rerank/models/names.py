@@ -33,7 +33,6 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _LEFT_OUT = ("openvino/*", "checkpoint-*/*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PATIENCE_S = 5.0
-MIRROR = "https://hf-mirror.com"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -147,7 +146,7 @@ def _download(name: str, kind: Kind, revision: str | None, wanted: Sequence[str]
     except LocalEntryNotFoundError as exc:
         raise HubUnreachableError(
             f"{name} is not in the local cache and the model hub cannot be reached ({reason or first_line(exc)}); set "
-            f"HF_ENDPOINT to a mirror such as {MIRROR}, or download the model elsewhere (`modelscope download --model "
+            f"HF_ENDPOINT to the address of a mirror, or download the model elsewhere (`modelscope download --model "
             f"{name}` has it too) and give its folder, or use the small one that is here: 'mini' ({_OPTIONS[kind]} mini)."
         ) from exc
     except Exception as exc:  # the hub's client has no common base for its errors
