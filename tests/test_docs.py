@@ -131,6 +131,7 @@ def test_the_code_before_runs_with_the_packages_that_are_here(language, monkeypa
     for module, names in {
         "langchain_community.cross_encoders": {"HuggingFaceCrossEncoder": CrossEncoder},
         "langchain_community.vectorstores": {"FAISS": Index},
+        "langchain_cohere": {"CohereRerank": _Model},
         "rerankers": {"Reranker": _Model},
     }.items():
         made = types.ModuleType(module)
@@ -146,7 +147,7 @@ def test_the_code_before_runs_with_the_packages_that_are_here(language, monkeypa
     made = [{**given, **of_the_card} for _ in code]
     for one, names in zip(code, made, strict=True):
         exec(compile(one, "<before>", "exec"), names)
-    assert len(made) == 4
+    assert len(made) == 5
     assert made[0]["retriever"].invoke("q") == []
     assert (made[1]["reranker"].top_n, made[1]["reranker"].keep_retrieval_score) == (3, True)
 
