@@ -1,5 +1,7 @@
 """The shipped pair "mini": it finds what is meant in both languages, offline and without torch."""
 
+import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -81,3 +83,114 @@ def test_torch_gives_the_same_log_odds_within_the_rounding_of_eight_bits(scorer)
         with torch.inference_mode():
             expected = [float(model(ids, torch.ones_like(ids))) for ids in rows]
         assert scorer.score(query, texts) == pytest.approx(expected, abs=0.5)
+
+
+# --- the command that makes it ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Imports one of the scripts that make the pair; some share their names with modules of these tests."""
+    pytest.importorskip("torch")
+    folder = Path(__file__).parents[1] / "eval" / "pocket" / "mini"
+    names = [path.stem for path in folder.glob("*.py")]
+    hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module
+    sys.path.remove(str(folder))
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(hidden)
+
+
+@pytest.fixture
+def training(scripts):
+    """Returns a run of four steps over made-up lists, with a model of one layer."""
+    import torch
+
+    learning, lists, batches, model = map(scripts, ("learning", "lists", "batches", "model"))
+
+    def begin(**settings):
+        torch.manual_seed(0)
+        draw = np.random.default_rng(0)
+        queries = batches.Texts([[0, 5, 6, 7, *draw.integers(8, 40, 3), 2] for _ in range(12)], "cpu")
+        passages = batches.Texts([[0, 5, 6, *draw.integers(8, 40, n), 2] for n in draw.integers(1, 9, 20)], "cpu")
+        found = lists.Lists(
+            queries, passages, np.stack([draw.permutation(20)[:6] for _ in range(12)]),
+            draw.normal(size=(12, 6, 4)).astype(np.float32), np.where(np.arange(12) % 3, 0, -1), ["cloze"] * 12,
+        )  # fmt: skip
+        chosen = learning.Settings(**{"steps": 4, "batch": 4, "width": 4, **settings})
+        choosers = {language: learning.Chooser(found, [1, 1, 1, 1], chosen) for language in learning.LANGUAGES}
+        tiny = model.Mini(40, layers=1, intermediate=32, positions=64, epsilon=1e-12)
+        return learning.Training(tiny, choosers, chosen)
+
+    return begin
+
+
+def weights(run):
+    return {name: value.numpy() for name, value in run.model.state_dict().items()}
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(training, tmp_path):
+    whole, first, second = training(), training(), training()
+    for _ in range(4):
+        whole.step()
+    for _ in range(2):
+        first.step()
+    first.save(tmp_path / "checkpoint")
+    second.resume(tmp_path / "checkpoint")
+    for _ in range(2):
+        second.step()
+
+    assert whole.losses == second.losses
+    for name, value in weights(whole).items():
+        np.testing.assert_array_equal(value, weights(second)[name])
+
+
+def test_a_checkpoint_of_other_settings_is_refused(training, tmp_path):
+    training().save(tmp_path / "checkpoint")
+
+    with pytest.raises(SystemExit, match="other settings"):
+        training(rate=3e-4).resume(tmp_path / "checkpoint")
+
+
+def test_lists_learned_from_in_turns_teach_what_they_teach_together(training):
+    together, apart = training(), training(kept=1)
+
+    assert together.step() == pytest.approx(apart.step(), abs=1e-2)  # bfloat16
+    for name, value in weights(together).items():
+        np.testing.assert_allclose(value, weights(apart)[name], atol=1e-3)
+
+
+def test_attention_on_a_cpu_is_that_of_the_fused_kernel(scripts):
+    import torch
+
+    layer = scripts("model").Layer(32, 1e-12)
+    q, k, v = torch.randn(3, 2, 12, 9, 32)
+    side = torch.tensor([[-1.0] * 4 + [1.0] * 5] * 2)
+    absent = torch.tensor([[0.0] * 9, [0.0] * 7 + [1.0] * 2])
+
+    torch.testing.assert_close(
+        layer.mixed_plainly(q, k, v, side, absent), layer.mixed(q, k, v, side, absent), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_the_command_takes_the_steps_that_the_shipped_model_took(scripts):
+    recorded = json.loads((Path(__file__).parents[1] / "eval/pocket/mini/results/training.json").read_text())["runs"]
+
+    for name, run in scripts("make").RUNS.items():
+        told = {key: float(value) for key, value in recorded[name]["options"].items() if key in run}
+        assert run == {"steps": recorded[name]["steps"], **told}
+
+
+def test_a_step_asked_for_otherwise_is_done_again_with_all_after_it(scripts, tmp_path):
+    make = scripts("make")
+    steps = [make.Step(name, f"{name}.py", ("--seed", 1), (name,)) for name in "abc"]
+    made = {"steps": {step.name: {"command": step.command} for step in steps}}
+    for step in steps:
+        (tmp_path / step.name).touch()
+
+    assert make.outstanding(steps, made, tmp_path) == 3
+    (tmp_path / "c").unlink()
+    assert make.outstanding(steps, made, tmp_path) == 2
+    assert make.outstanding([steps[0], make.Step("b", "b.py", ("--seed", 2), ("b",)), steps[2]], made, tmp_path) == 1

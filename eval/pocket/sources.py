@@ -83,8 +83,11 @@ def load_collection(root: Path, name: str, split: str) -> Collection:
     return collection
 
 
-def python_functions(limit: int, *, seed: int) -> list[Pair]:
-    """Return (first sentence of the docstring, source without docstring) of functions in installed packages."""
+def python_functions(limit: int, *, seed: int, every: int = 1) -> list[Pair]:
+    """Return (first sentence of the docstring, source without docstring) of functions in installed packages.
+
+    `every` reads one file of so many, for a rehearsal.
+    """
     folders = [("standard library", Path(sysconfig.get_paths()["stdlib"]))]
     for package in DOCUMENTED_PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -93,7 +96,7 @@ def python_functions(limit: int, *, seed: int) -> list[Pair]:
         folders.append((package, Path(spec.origin).parent))
     pairs = []
     for source, folder in folders:
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(folder.rglob("*.py"))[::every]:
             skip = {"test", "tests", "site-packages", "idlelib", "lib2to3"} & set(path.relative_to(folder).parts)
             if not skip:
                 pairs += _functions_of(path, source)

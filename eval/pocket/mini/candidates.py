@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from qwen_rerank import BM25Index, load_embedder
-from qwen_rerank.evaluation.collection import load_beir
+from qwen_rerank.evaluation.collection import Collection, load_beir
 from qwen_rerank.evaluation.experiment import recall
 from qwen_rerank.training import EmbeddedDocuments
 
@@ -40,19 +42,36 @@ def roles() -> list[tuple[str, str, str]]:
     return [(role, spec, language) for role, specs in sets.items() for spec, language in specs.items()]
 
 
+def measured(folder: Path, split: str, *, queries: int, scale: float) -> Collection:
+    """Return the first queries of a collection; below a `scale` of 1 fewer of them, and few documents."""
+    collection = load_beir(folder, split=split)
+    collection = collection.head(min(queries, max(12, math.ceil(scale * queries))))
+    if scale == 1:
+        return collection
+    first = max(12, math.ceil(scale * len(collection.documents)))
+    kept = {document.id for document in collection.documents[:first]}
+    qrels = {}
+    for query, grades in collection.qrels.items():
+        right = [document for document, grade in grades.items() if grade > 0][:3]
+        kept.update(right)
+        qrels[query] = {document: grades[document] for document in right}
+    documents = [document for document in collection.documents if document.id in kept]
+    return replace(collection, documents=documents, qrels=qrels)
+
+
 def main() -> None:
     """Write the file and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of queries and documents, for a rehearsal")
     options = parser.parse_args()
     embedder = load_embedder("pocket")
     rows = []
     for role, spec, language in roles():
         name, _, split = spec.partition(":")
-        collection = load_beir(options.data / name, split=split or "test").head(
-            QUERIES if role == "measured" else FEWER
-        )
+        queries = QUERIES if role == "measured" else FEWER
+        collection = measured(options.data / name, split or "test", queries=queries, scale=options.scale)
         place = {document.id: i for i, document in enumerate(collection.documents)}
         stages = {"bm25": BM25Index(collection.documents), "pocket": EmbeddedDocuments(collection.documents, embedder)}
         runs = {stage: recall(index, collection, top_k=DEPTH, name=stage).run for stage, index in stages.items()}

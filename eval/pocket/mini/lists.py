@@ -190,8 +190,6 @@ def mined(model: Mini, minilm: MiniLM | None, folder: Path, texts: Path, languag
     """Return the lists of one language."""
     device, tokens, generator = options.device, options.tokens, np.random.default_rng(options.seed)
     rows, asked = read(texts, "passages", language), read(texts, "queries", language)
-    if options.limit:
-        asked = asked[:: max(1, len(asked) // options.limit)][: options.limit]
     bodies, questions = [r["text"] for r in rows], [r["query"] for r in asked]
     documents: dict[str, list[int]] = {}
     for i, row in enumerate(rows):

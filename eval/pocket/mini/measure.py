@@ -1,4 +1,4 @@
-"""Measure the shipped files on test splits: BM25, hybrid search, and what the mini reranker makes of their first 50.
+"""Measure the shipped files, or those of `--model`, on test splits: BM25, hybrid search, and what mini makes of their first 50.
 
     python eval/pocket/mini/measure.py --data COLLECTIONS --cache build/mini/scores --output eval/pocket/mini/results
 
@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from candidates import DEPTH, MEASURED, QUERIES
+from candidates import DEPTH, MEASURED, QUERIES, measured
 
 import qwen_rerank
 from qwen_rerank import BM25Index, CrossEncoderScorer, QwenScorer, load_embedder
-from qwen_rerank.evaluation.collection import Collection, load_beir
+from qwen_rerank.evaluation.collection import Collection
 from qwen_rerank.evaluation.experiment import fuse, recall, rerank_run
 from qwen_rerank.evaluation.measures import measure
 from qwen_rerank.evaluation.provenance import environment
@@ -86,6 +86,7 @@ def main() -> None:
     """Measure, and write `results.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=SHIPPED, help="folder of a pair; the shipped one without it")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--queries", type=int, default=QUERIES)
@@ -93,21 +94,22 @@ def main() -> None:
     parser.add_argument("--stages", nargs="*", default=["bm25", "hybrid"], choices=["bm25", "hybrid"])
     parser.add_argument("--pocket", action="store_true", help="the pocket reranker on the same candidates too")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of queries and documents, for a rehearsal")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    reranker = CrossEncoderScorer("mini", backend="onnx", threads=options.threads)
-    embedder = load_embedder("mini") if "hybrid" in options.stages else None
+    reranker = CrossEncoderScorer(str(options.model), backend="onnx", threads=options.threads)
+    embedder = load_embedder(str(options.model)) if "hybrid" in options.stages else None
     pocket = QwenScorer("pocket", max_length=1024) if options.pocket else None
     report = {
         **environment(),
         "onnxruntime": onnxruntime.__version__,
         "threads": options.threads,
-        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(SHIPPED.iterdir())},
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(options.model.iterdir())},
         "rows": [],
     }
     for name in options.only:
-        collection = load_beir(options.data / name).head(options.queries)
+        collection = measured(options.data / name, "test", queries=options.queries, scale=options.scale)
         lexical = recall(BM25Index(collection.documents), collection, top_k=DEPTH, name="bm25").run
         runs = {"bm25": lexical}
         if embedder is not None:

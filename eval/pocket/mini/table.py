@@ -1,10 +1,11 @@
-"""Write `results/results.md`, the tables of what `measure.py` and `speed.py` measured.
+"""Write the tables of what `measure.py` and `speed.py` measured: `results.md`, and `card.md` for the model's card.
 
-python eval/pocket/mini/table.py
+python eval/pocket/mini/table.py --results eval/pocket/mini/results
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,27 @@ def summary(report: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def card(report: dict[str, Any]) -> list[str]:
+    """Return the table of the card: both first stages, and what the reranker adds to each."""
+    stages = ("bm25", "hybrid")
+    lines = [
+        "| collection | BM25 | + mini | gain over BM25 | hybrid: BM25 + embedder | + mini | gain over hybrid |",
+        "|---|---:|---:|---|---:|---:|---|",
+    ]
+    rows = [row for row in report["rows"] if all(stage in row for stage in stages)]
+    for row in rows:
+        cells = [row["collection"]]
+        for found in (row[stage] for stage in stages):
+            gain = "{:+.3f} ({:+.3f} to {:+.3f})".format(*found["mini over first stage"])
+            cells += [f"{found['first stage']:.3f}", f"{found['mini']:.3f}", gain]
+        lines.append(f"| {' | '.join(cells)} |")
+    cells = ["mean"]
+    for stage in stages if rows else ():
+        before, after = (sum(row[stage][key] for row in rows) / len(rows) for key in ("first stage", "mini"))
+        cells += [f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
+    return [*lines, f"| {' | '.join(cells)} |"]
+
+
 def speed(report: dict[str, Any]) -> list[str]:
     """Return size and times."""
     loads = ", ".join(f"{name} {found['median_s']:.2f} s" for name, found in report["loading"].items())
@@ -62,13 +84,16 @@ def speed(report: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Write the page."""
-    report = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
+    """Write both pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    folder = parser.parse_args().results
+    report = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     most = max(row["queries"] for row in report["rows"])
     lines = [
-        "# The shipped pair, measured",
+        "# The shipped pair, measured" if folder == RESULTS else "# The pair that was made, measured",
         "",
-        f"The eight-bit files that ship. nDCG@10 of the first {most} questions at most of each collection, the first 50 candidates",
+        f"Its eight-bit files. nDCG@10 of the first {most} questions at most of each collection, the first 50 candidates",
         "reranked, paired 95 % intervals. `results.json` names processor, versions and the files' hashes.",
     ]
     if not any("hybrid" in row for row in report["rows"]):
@@ -80,9 +105,10 @@ def main() -> None:
     for stage in ("bm25", "hybrid"):
         if any(stage in row for row in report["rows"]):
             lines += quality(report, stage)
-    if (path := RESULTS / "speed.json").exists():
+    if (path := folder / "speed.json").exists():
         lines += speed(json.loads(path.read_text(encoding="utf-8")))
-    (RESULTS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    for name, page in (("results.md", lines), ("card.md", card(report))):
+        (folder / name).write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

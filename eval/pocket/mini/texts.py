@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import math
 import random
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -346,10 +347,10 @@ def wordnet_rows(pool: Pool, folder: Path, *, limit: int) -> None:
 CODE_QUESTIONS = ("{}", "python {}", "how to {} in python", "{} python", "python function to {}", "python how to {}")
 
 
-def code_rows(pool: Pool, *, limit: int, seed: int) -> None:
+def code_rows(pool: Pool, *, limit: int, seed: int, every: int) -> None:
     """Add functions, half of them with their docstring: asked for by its summary or by the words of their name."""
     g = pool.generator
-    for i, pair in enumerate(python_functions(limit, seed=seed)):
+    for i, pair in enumerate(python_functions(limit, seed=seed, every=every)):
         name = re.match(r"def (\w+)", pair.document)
         head, _, body = pair.document.partition("\n")
         code = f'{head}\n    """{pair.query}."""\n{body}' if g.random() < 0.5 else pair.document
@@ -392,11 +393,25 @@ def held_out_keys(root: Path) -> set[str]:
     return found
 
 
-def build(root: Path, documentation: Path, language: str, *, seed: int, small: bool) -> Pool:
+def share_of(collection: Collection, scale: float) -> Collection:
+    """Return a share of the queries, at least 20, with their documents and as large a share of the others."""
+    if scale == 1:
+        return collection
+    asked = list(collection.qrels)[: max(20, math.ceil(scale * len(collection.qrels)))]
+    kept = {document for query in asked for document in collection.qrels[query]}
+    kept.update(list(collection.documents)[: max(20, math.ceil(scale * len(collection.documents)))])
+    return replace(
+        collection,
+        documents={key: text for key, text in collection.documents.items() if key in kept},
+        qrels={query: collection.qrels[query] for query in asked},
+    )
+
+
+def build(root: Path, documentation: Path, language: str, *, seed: int, scale: float) -> Pool:
     """Return the pool of one language."""
     pool = Pool(language, random.Random(f"{seed} {language}"), held_out_keys(root))
     own = [name for name, (lang, _, _) in TRAINED_ON.items() if lang == language]
-    loaded = [load_collection(root, name, TRAINED_ON[name][1]) for name in own]
+    loaded = [share_of(load_collection(root, name, TRAINED_ON[name][1]), scale) for name in own]
     for collection in loaded:
         for text in list(collection.documents.values())[:: 1 if language == "zh" else 2]:
             FREQUENCY[language].update(set(terms(text[:3000])))
@@ -406,14 +421,15 @@ def build(root: Path, documentation: Path, language: str, *, seed: int, small: b
             from opencc import OpenCC
 
             collection_rows(pool, collection, OpenCC("t2s").convert)
-    scale = 10 if small else 1
     for name, (lang, _) in DOCUMENTATION.items():
         if lang == language:
-            documentation_rows(pool, documentation / name, name, pages=(2000 if lang == "zh" else 250) // scale)
+            documentation_rows(
+                pool, documentation / name, name, pages=math.ceil((2000 if lang == "zh" else 250) * scale)
+            )
     if language == "en":
-        wordnet_rows(pool, documentation / WORDNET[0], limit=6000 // scale)
+        wordnet_rows(pool, documentation / WORDNET[0], limit=math.ceil(6000 * scale))
         sources.DOCUMENTED_PACKAGES.update(CODE)
-        code_rows(pool, limit=14000 // scale, seed=seed)
+        code_rows(pool, limit=math.ceil(14000 * scale), seed=seed, every=math.ceil(1 / scale))
         shout(pool)
     return pool
 
@@ -425,11 +441,11 @@ def main() -> None:
     parser.add_argument("--documentation", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--small", action="store_true", help="a tenth of the documentation, for a rehearsal")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the texts, for a rehearsal")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     for language in ("en", "zh"):
-        pool = build(options.data, options.documentation, language, seed=options.seed, small=options.small)
+        pool = build(options.data, options.documentation, language, seed=options.seed, scale=options.scale)
         for name, rows in (("passages", pool.passages), ("queries", pool.queries)):
             with lzma.open(options.output / f"{name}.{language}.jsonl.xz", "wt", encoding="utf-8", preset=6) as file:
                 file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)

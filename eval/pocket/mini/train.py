@@ -1,14 +1,13 @@
 """Train the mini reranker: mine candidate lists, let teachers judge them, learn their order and the labels.
 
     python eval/pocket/mini/train.py teachers --work build/mini
-    python eval/pocket/mini/train.py lists --work build/mini
-    python eval/pocket/mini/train.py train --work build/mini --name one --labels 0.5 --rate 1e-4 --seed 1
-    python eval/pocket/mini/train.py train --work build/mini --name two --labels 0.3 --rate 6e-5 --seed 2
-    python eval/pocket/mini/train.py combine --work build/mini --runs one two --name mini
+    python eval/pocket/mini/train.py lists --work build/mini --languages en zh
+    python eval/pocket/mini/train.py train --work build/mini --name one --steps 1033 --labels 0.5 --rate 1e-4 --seed 1
+    python eval/pocket/mini/train.py combine --work build/mini --runs one --name mini
 
 `--work` holds `e5/` (of `origin.py`), `texts/` (of `texts.py`), `candidates.json.xz` (of `candidates.py`) and, for the
-teacher of English, `minilm/` (of `teacher.py`). Seeds are fixed. It ran on one H100 GPU for minutes; on two CPU cores
-the same number of lists takes days, a tenth of them hours.
+teacher of English, `minilm/` (of `teacher.py`). `make.py` runs all of it. A run has a fixed number of steps and saves what
+its next step depends on, so one that was killed goes on to the same weights.
 """
 
 from __future__ import annotations
@@ -24,17 +23,11 @@ import lists as mining
 import numpy as np
 import quality
 import torch
-import torch.nn.functional as F
-from batches import LONGEST_QUERY, batch, by_length
+from batches import LONGEST_QUERY
+from learning import LANGUAGES, Chooser, Settings, Training
 from lists import TEACHERS, Lists, MiniLM, blended, read, tokenized
 from model import Mini, from_origin
-
-# How much of the target is the label; the rest is the teachers' opinion.
-LABEL_SHARE = {
-    "labelled": 0.6, "heading": 0.4, "title": 0.2, "cloze": 0.4, "keywords": 0.2, "span": 0.4,
-    "definition": 0.4, "docstring": 0.5, "code": 0.4, "teacher": 0.0,
-}  # fmt: skip
-LANGUAGES = ("en", "zh")
+from tqdm import tqdm
 
 
 def main() -> None:
@@ -42,31 +35,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["teachers", "lists", "train", "combine"])
     parser.add_argument("--work", type=Path, default=Path("build/mini"))
-    parser.add_argument("--output", type=Path, help="where results go; --work without it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--longest", type=int, default=256, help="tokens of a pair")
-    parser.add_argument("--tokens", type=int, default=32_768, help="tokens of one forward pass while training")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=0, help="queries a language, for a rehearsal")
+    parser.add_argument("--tokens", type=int, help="tokens of one forward pass: 65,536 on a GPU, 2,048 on a CPU")
+    parser.add_argument("--kept", type=int, help="tokens of one backward pass: all of a step on a GPU, 8,192 on a CPU")
+    parser.add_argument("--workers", type=int, default=2, help="threads of a CPU, and processes that split words")
+    parser.add_argument("--languages", nargs="*", default=list(LANGUAGES), help="whose lists to make")
     parser.add_argument("--hard", type=int, default=12, help="candidates from each of BM25 and e5")
     parser.add_argument("--chance", type=int, default=4, help="candidates drawn at random")
-    parser.add_argument("--seconds", type=float, default=20_000)
-    parser.add_argument("--batch", type=int, default=64, help="lists of one step")
+    parser.add_argument("--steps", type=int, default=1033)
+    parser.add_argument("--batch", type=int, default=96, help="lists of one step")
     parser.add_argument("--width", type=int, default=12, help="candidates of a list in one step")
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--sharp", type=float, default=2.0, help="how sharp the teachers' opinion is")
     parser.add_argument("--labels", type=float, default=1.0, help="factor of LABEL_SHARE")
+    parser.add_argument("--every", type=float, default=600, help="seconds between checkpoints")
     parser.add_argument("--runs", nargs="*", default=[], help="names of trained models to combine")
     parser.add_argument("--name", default="mini")
-    parser.add_argument("--every", type=float, default=1e9, help="seconds between measurements")
-    parser.add_argument("--only", nargs="*", help="collections to measure")
-    parser.add_argument("--queries", type=int, default=400, help="queries of a collection to measure")
+    parser.add_argument("--whole", action="store_true", help="combine: measure all collections over all first stages")
     options = parser.parse_args()
-    options.output = options.output or options.work
+    gpu = not options.device.startswith("cpu")
+    options.tokens = options.tokens or (65_536 if gpu else 2_048)
+    options.kept = options.kept or (1 << 20 if gpu else 8_192)
     torch.manual_seed(options.seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.matmul.allow_tf32 = True
-    if options.device == "cpu":
+    if not gpu:
         torch.set_num_threads(options.workers)
     {"teachers": teachers, "lists": make_lists, "train": train, "combine": combine}[options.step](options)
 
@@ -78,13 +73,13 @@ def make_lists(options: argparse.Namespace) -> None:
     """Write `lists.<language>.npz`: candidates, and the teachers' standardised opinions in steps of 1/20."""
     model = apart(from_origin(options.work / "e5")).to(options.device).eval()
     minilm = MiniLM(options.work / "minilm", options.device) if (options.work / "minilm").exists() else None
-    for language in LANGUAGES:
+    for language in options.languages:
         began = time.time()
         found = mining.mined(model, minilm, options.work / "e5", options.work / "texts", language, options)
         real = found.candidates >= 0
         z = np.stack([blended(found.teachers, real, np.eye(len(TEACHERS))[k]) for k in range(len(TEACHERS))], -1)
         np.savez_compressed(
-            options.output / f"lists.{language}.npz",
+            options.work / f"lists.{language}.npz",
             candidates=found.candidates.astype(np.int32),
             teachers=np.clip(np.round(z * 20), -127, 127).astype(np.int8),
             positives=found.positives.astype(np.int8),
@@ -112,8 +107,6 @@ def read_lists(options: argparse.Namespace, language: str) -> Lists:
     """Return the lists of one language with their texts, tokenized."""
     stored = np.load(options.work / f"lists.{language}.npz")
     asked = read(options.work / "texts", "queries", language)
-    if options.limit:
-        asked = asked[:: max(1, len(asked) // options.limit)][: options.limit]
     bodies = [r["text"] for r in read(options.work / "texts", "passages", language)]
     where = {"folder": options.work / "e5", "device": options.device}
     return Lists(
@@ -129,154 +122,51 @@ def read_lists(options: argparse.Namespace, language: str) -> Lists:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-class Chooser:
-    """Draws the candidates of one step and makes their target."""
-
-    def __init__(self, lists: Lists, weights: list[float], options: argparse.Namespace) -> None:
-        self.lists, self.options = lists, options
-        self.real = lists.candidates >= 0
-        self.blend = np.where(self.real, (lists.teachers * np.array(weights, np.float32)).sum(-1) / sum(weights), -1e4)
-        share = np.array([LABEL_SHARE[kind] for kind in lists.kinds], np.float32) * options.labels
-        self.share = np.where(lists.positives == 0, share, 0).clip(0, 0.95)
-        ok = self.real.sum(1) >= options.width
-        self.usable = np.nonzero(ok)[0]
-
-    def draw(self, rows: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return places `(rows, width)` and targets that sum to 1; the answer, where known, comes first."""
-        noise = generator.random((len(rows), self.real.shape[1]))
-        noise[~self.real[rows]] = 2
-        known = self.lists.positives[rows] == 0
-        noise[known, 0] = -1
-        unknown = np.nonzero(~known)[0]  # the teachers' favourite is always in the list
-        noise[unknown, self.blend[rows[unknown]].argmax(1)] = -1
-        columns = np.argsort(noise, axis=1)[:, : self.options.width]
-        value = np.take_along_axis(self.blend[rows], columns, 1) * self.options.sharp
-        target = np.exp(value - value.max(1, keepdims=True))
-        target /= target.sum(1, keepdims=True)
-        share = self.share[rows][:, None]
-        label = np.zeros_like(target)
-        label[known, 0] = 1
-        target = np.where(known[:, None], (1 - share) * target + share * label, target)
-        return np.take_along_axis(self.lists.candidates[rows], columns, 1), target.astype(np.float32)
-
-
 def train(options: argparse.Namespace) -> None:
-    """Train for `--seconds`, measure, and write `<name>.npz` and `<name>.json`."""
-    device, began = options.device, time.time()
-    model = from_origin(options.work / "e5").to(device).train()
-    model.words.weight.requires_grad_(False)  # the vocabulary keeps its four-bit blocks
+    """Train for `--steps`, saving `<name>.checkpoint` on the way, and write `<name>.*.npz` and `<name>.json`."""
+    settings = Settings(**{field: getattr(options, field) for field in Settings.__dataclass_fields__})
     weights = json.loads((options.work / "weights.json").read_text(encoding="utf-8"))
-    choosers = {language: Chooser(read_lists(options, language), weights[language], options) for language in LANGUAGES}
-    measured = load_measured(options)
-    body = [p for n, p in model.named_parameters() if p.requires_grad and n.startswith("layers") and "between" not in n]
-    other = [p for n, p in model.named_parameters() if n.startswith(("positions", "kinds", "embedding_norm"))]
-    gates = [layer.between for layer in model.layers]
-    head = [*model.weigh.parameters(), *model.extra.parameters()]
-    groups = [
-        (body, 1.0, 0.01),
-        (other, 0.3, 0.0),
-        (gates, 100.0, 0.0),
-        (head, 10.0, 0.01),
-        ([model.scale], 2000.0, 0.0),
-    ]
-    optimizer = torch.optim.AdamW(
-        [{"params": p, "lr": options.rate * factor, "weight_decay": decay} for p, factor, decay in groups],
-        betas=(0.9, 0.98),
-    )
-    rates = [group["lr"] for group in optimizer.param_groups]
-    generator = np.random.default_rng(options.seed)
-    queues = {language: np.array([], np.int64) for language in LANGUAGES}
-    share = {
-        language: len(c.usable) / sum(len(c.usable) for c in choosers.values()) for language, c in choosers.items()
-    }
-    log: dict = {
+    choosers = {language: Chooser(read_lists(options, language), weights[language], settings) for language in LANGUAGES}
+    training = Training(from_origin(options.work / "e5").to(options.device), choosers, settings)
+    checkpoint = options.work / f"{options.name}.checkpoint"
+    if checkpoint.exists():
+        training.resume(checkpoint)
+    began = saved = time.time()
+    done = len(training.losses)
+    for _ in (bar := tqdm(range(done, settings.steps), desc=options.name, initial=done, total=settings.steps)):
+        training.step()
+        bar.set_postfix(loss=f"{np.mean(training.losses[-20:]):.4f}")
+        if time.time() - saved > options.every:
+            training.save(checkpoint)
+            saved = time.time()
+    training.save(checkpoint)
+    save(training.model, options.work, options.name)
+    log = {
         "options": {k: str(v) for k, v in vars(options).items()},
         "weights": weights,
-        "loss": [],
-        "measured": [],
+        "loss": [round(x, 4) for x in training.losses],
+        "steps": settings.steps,
+        "tokens": training.tokens,
+        "pairs": training.pairs,
+        "seconds of the last start": [len(training.losses) - done, round(time.time() - began, 1)],
+        "gates": [round(layer.between.item(), 2) for layer in training.model.layers],
+        "scale": [round(x, 2) for x in training.model.scale.tolist()],
     }
-    step, tokens, pairs, started, paused, last = 0, 0, 0, time.time(), 0.0, time.time()
-    print(json.dumps({"ready after": round(started - began, 1), "share": share}), flush=True)
-    losses: list[torch.Tensor] = []
-    while True:
-        progress = (time.time() - started - paused) / options.seconds
-        if progress >= 1:
-            break
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, progress / 0.04 + 0.01) * (1 - progress)
-        language = LANGUAGES[int(generator.random() > share["en"])]
-        chooser = choosers[language]
-        if len(queues[language]) < options.batch:
-            queues[language] = generator.permutation(chooser.usable)
-        rows, queues[language] = queues[language][: options.batch], queues[language][options.batch :]
-        candidates, target = chooser.draw(rows, generator)
-        a, b = np.repeat(rows, candidates.shape[1]), candidates.reshape(-1)
-        lists = chooser.lists
-        lengths = np.minimum(lists.queries.lengths[a] + lists.passages.lengths[b], options.longest)
-        parts, scores = list(by_length(lengths, options.tokens)), []
-        for part in parts:
-            ids, mask = batch(lists.queries, lists.passages, a[part], b[part], options.longest)
-            with torch.autocast(device, torch.bfloat16):
-                scores.append(model(ids, mask).float())
-        back = torch.as_tensor(np.argsort(np.concatenate(parts)), device=device)
-        s = torch.cat(scores)[back].view(candidates.shape)
-        goal = torch.as_tensor(target, device=device)
-        likely = goal / goal.amax(1, keepdim=True)
-        loss = -(goal * F.log_softmax(s, 1)).sum(1).mean() + 0.05 * F.binary_cross_entropy_with_logits(
-            s - MIDDLE, likely
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step, tokens, pairs = step + 1, tokens + int(lengths.sum()), pairs + len(a)
-        losses.append(loss.detach())
-        if time.time() - last > 10:
-            last = time.time()
-            value = round(float(torch.stack(losses).mean()), 4)
-            losses = []
-            log["loss"].append([step, value])
-            note = {
-                "step": step,
-                "loss": value,
-                "tokens": tokens,
-                "tokens/s": round(tokens / (last - started - paused)),
-                "s": round(last - started),
-            }
-            print(json.dumps(note), flush=True)
-        if time.time() - started - paused > (len(log["measured"]) + 1) * options.every:
-            at = time.time()
-            log["measured"].append(measure(model, measured, options, step))
-            paused += time.time() - at
-    log |= {"steps": step, "tokens": tokens, "pairs": pairs, "trained_s": round(time.time() - started - paused, 1)}
-    log["gates"] = [round(g.item(), 2) for g in gates]
-    log["scale"] = [round(x, 2) for x in model.scale.tolist()]
-    save(model, options.output, options.name)
-    log["measured"].append(measure(model, measured, options, step))
-    (options.output / f"{options.name}.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({k: log[k] for k in ("steps", "tokens", "pairs", "gates", "scale")}), flush=True)
-
-
-MIDDLE = 45.0  # about where untrained scores lie
+    (options.work / f"{options.name}.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 
 def load_measured(options: argparse.Namespace) -> list[quality.Measured]:
     """Return the collections of `candidates.py`."""
     return quality.load(
-        options.work / "candidates.json.xz", options.work / "e5", longest=options.longest, device=options.device,
-        only=options.only, queries=options.queries,
-    )  # fmt: skip
+        options.work / "candidates.json.xz", options.work / "e5", longest=options.longest, device=options.device
+    )
 
 
-def measure(
-    model: Mini, measured: list, options: argparse.Namespace, step: int, stages: tuple[str, ...] = ("bm25",)
-) -> dict:
+def measure(model: Mini, measured: list, options: argparse.Namespace, stages: tuple[str, ...] = ("bm25",)) -> dict:
     """Return and print nDCG@10 over first stages' candidates."""
-    model.eval()
-    found = quality.report(measured, model, longest=options.longest, tokens=4 * options.tokens, stages=stages)
-    model.train()
+    found = quality.report(measured, model.eval(), longest=options.longest, tokens=4 * options.tokens, stages=stages)
     for stage, table in found.items():
-        print(json.dumps({"step": step, "stage": stage, **table}), flush=True)
+        print(json.dumps({"stage": stage, **table}), flush=True)
     return found
 
 
@@ -299,38 +189,39 @@ def restored(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def combine(options: argparse.Namespace) -> None:
-    """Average trained models with each other and with the start; keep what is best on `CHOSEN_ON`, and measure it.
+    """Average trained models with each other and with the start; keep what is best on `CHOSEN_ON`, with its scores there.
 
     Averages of models trained from one start forget less of what the start knew (Wortsman et al., 2022,
-    arXiv:2203.05482 and arXiv:2109.01903).
+    arXiv:2203.05482 and arXiv:2109.01903). One run alone is taken as it is.
     """
     start = from_origin(options.work / "e5")
     words = start.words.weight.detach().clone()
-    states = [restored(options.output, name) for name in options.runs]
+    states = [restored(options.work, name) for name in options.runs]
     begin = {k: v.clone() for k, v in start.state_dict().items() if not k.startswith("words")}
-    mean = {k: torch.stack([state[k] for state in states]).mean(0) for k in begin}
     mixtures = dict(zip(options.runs, states, strict=True))
-    mixtures["mean"] = mean
-    for share in (0.85, 0.7, 0.5):
-        mixtures[f"mean {share}, start {round(1 - share, 2)}"] = {
-            k: share * mean[k] + (1 - share) * begin[k] for k in begin
-        }
+    if len(states) > 1:
+        mean = mixtures["mean"] = {k: torch.stack([state[k] for state in states]).mean(0) for k in begin}
+        for share in (0.85, 0.7, 0.5):
+            mixtures[f"mean {share}, start {round(1 - share, 2)}"] = {
+                k: share * mean[k] + (1 - share) * begin[k] for k in begin
+            }
     measured = load_measured(options)
-    stages = quality.with_e5(measured, options.work / "teachers.npz")
+    chosen = [c for c in measured if c.role == "chosen"]
     log: dict = {}
+    kept: dict[str, dict[str, np.ndarray]] = {}
     for name, state in mixtures.items():
         start.load_state_dict({**state, "words.weight": words})
-        log[name] = measure(start.to(options.device), [c for c in measured if c.role == "chosen"], options, 0)
+        log[name] = measure(start.to(options.device), chosen, options)
         log[name]["value"] = log[name]["bm25"]["mean chosen"][1]
+        kept[name] = {f"{c.name} bm25": c.scores["bm25"].astype(np.float32) for c in chosen}
         print(json.dumps({"mixture": name, "value": log[name]["value"]}), flush=True)
-    best = max(mixtures, key=lambda name: log[name]["value"])
+    best = log["best"] = max(mixtures, key=lambda name: log[name]["value"])
     start.load_state_dict({**mixtures[best], "words.weight": words})
-    save(start, options.output, options.name)
-    log["best"] = best
-    log["measured"] = measure(start, measured, options, 0, stages)
-    kept = {f"{c.name} {stage}": scores.astype(np.float32) for c in measured for stage, scores in c.scores.items()}
-    np.savez_compressed(options.output / f"{options.name}-scores.npz", **kept)
-    (options.output / f"{options.name}.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+    save(start, options.work, options.name)
+    if options.whole:
+        log["measured"] = measure(start, measured, options, quality.with_e5(measured, options.work / "teachers.npz"))
+    np.savez_compressed(options.work / f"{options.name}-scores.npz", **kept[best])
+    (options.work / f"{options.name}.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 
 # --- what the teachers are worth -------------------------------------------------------------------------------------
@@ -394,9 +285,9 @@ def teachers(options: argparse.Namespace) -> None:
     }
     top_five = {language: sums[language].most_common(5) for language in LANGUAGES}
     print(json.dumps({"weights": weights, "best": top_five}), flush=True)
-    (options.output / "weights.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
-    (options.output / "teachers.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
-    np.savez_compressed(options.output / "teachers.npz", **kept)
+    (options.work / "weights.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
+    (options.work / "teachers.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    np.savez_compressed(options.work / "teachers.npz", **kept)
 
 
 if __name__ == "__main__":
