@@ -2,7 +2,7 @@
 
     python eval/mteb_local.py path/to/collection --model pocket --embedder pocket --json eval/results/mteb.json
 
-Needs `pip install 'qwen-rerank[mteb]'`, no network. Ends with an error if mteb and we differ by more than 1e-4.
+Needs `pip install '.[mteb]'` in a clone, no network. Ends with an error if mteb and we differ by more than 1e-4.
 """
 
 from __future__ import annotations

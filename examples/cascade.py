@@ -3,7 +3,7 @@
     python examples/cascade.py            # three times 'mini', to see the wiring; it is not Qwen3-Reranker
     python examples/cascade.py --real     # Qwen3-Reranker 0.6B → 4B → 8B, some 26 GB of weights in bfloat16
 
-Needs: pip install qwen-rerank, and the extra `local` for the real models. The real stages may live on different machines: a stage's model may be an address, such as http://gpu-2:8080.
+Needs, in a clone: pip install ., and the extra `local` for the real models. The real stages may live on different machines: a stage's model may be an address, such as http://gpu-2:8080.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 A label is one line of JSON: {"query": "when does the lease end", "relevant": ["contracts/lease.md"]}; the ids are those that
 `qwen-rerank search` prints. Without arguments the shipped sentences of Wikipedia are searched, with their 60 questions. 'mini', the default, is a small model that ships with the package; it is not Qwen3-Reranker.
 
-Needs: pip install 'qwen-rerank[eval]', and the extra `local` for models of the hub.
+Needs, in a clone: pip install '.[eval]', and the extra `local` for models of the hub.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ A collection is a folder in BEIR layout (corpus.jsonl, queries.jsonl, qrels/<spl
 their titles as questions to train on and the other half to test on: too few to gain anything, enough to see every step.
 'pocket', the default, has Qwen3-Reranker's shape and trains in seconds; it ranks badly and is not Qwen3-Reranker.
 
-Needs: pip install 'qwen-rerank[train,eval]'.
+Needs, in a clone: pip install '.[train,eval]'.
 """
 
 from __future__ import annotations

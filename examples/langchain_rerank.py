@@ -3,7 +3,7 @@
     python examples/langchain_rerank.py
     python examples/langchain_rerank.py --model Qwen/Qwen3-Reranker-0.6B --embedder Qwen/Qwen3-Embedding-0.6B
 
-Needs: pip install 'qwen-rerank[faiss-cpu,langchain]', and the extra `local` for models of the hub. 'mini', the default, is a pair
+Needs, in a clone: pip install '.[faiss-cpu,langchain]', and the extra `local` for models of the hub. 'mini', the default, is a pair
 of small models that ships with the package; it is not Qwen3-Reranker.
 """
 

@@ -3,7 +3,7 @@
     python examples/llama_index_rerank.py
     python examples/llama_index_rerank.py --model Qwen/Qwen3-Reranker-0.6B --embedder Qwen/Qwen3-Embedding-0.6B
 
-Needs: pip install 'qwen-rerank[llama-index]', and the extra `local` for models of the hub. 'mini', the default, is a pair of small
+Needs, in a clone: pip install '.[llama-index]', and the extra `local` for models of the hub. 'mini', the default, is a pair of small
 models that ships with the package; it is not Qwen3-Reranker.
 """
 

@@ -7,7 +7,7 @@
 Without files, three agreements of the same boilerplate are compared; what differs stands at their ends, where a reader that cuts
 long documents never comes. 'mini', the default, is a small model that ships with the package; it is not Qwen3-Reranker.
 
-Needs: pip install qwen-rerank, and the extra `local` for models of the hub.
+Needs, in a clone: pip install ., and the extra `local` for models of the hub.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python examples/over_any_retriever.py
 
-Needs: pip install 'qwen-rerank[langchain]'. The index here lives in memory; with yours, only the lines that make it change:
+Needs, in a clone: pip install '.[langchain]'. The index here lives in memory; with yours, only the lines that make it change:
 
     # Qdrant                                                        # Milvus
     from langchain_qdrant import QdrantVectorStore                  from langchain_milvus import Milvus

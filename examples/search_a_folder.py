@@ -7,7 +7,7 @@
 With --store the index is kept, and the next run embeds only what is new or changed, and forgets what vanished. The same from a
 terminal: `qwen-rerank index ~/notes --store ~/notes-store`, then `qwen-rerank search ~/notes-store "when does the lease end"`.
 
-Needs: pip install 'qwen-rerank[faiss-cpu,files]'.
+Needs, in a clone: pip install '.[faiss-cpu,files]'.
 """
 
 from __future__ import annotations

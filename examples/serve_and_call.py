@@ -2,7 +2,7 @@
 
     python examples/serve_and_call.py
 
-Needs: pip install 'qwen-rerank[serve,client]'. In production the first half is one command on the machine with the GPU:
+Needs, in a clone: pip install '.[serve,client]'. In production the first half is one command on the machine with the GPU:
 
     QWEN_RERANK_API_KEYS=… qwen-rerank serve --model Qwen/Qwen3-Reranker-0.6B --host 0.0.0.0
 

@@ -109,7 +109,7 @@ def _core() -> list[Observation]:
     for name in ("tokenizers", "safetensors", "huggingface-hub"):
         version = installed_version(name)
         if version is None:
-            findings.append(Observation("problem", name, "not installed", "pip install --force-reinstall qwen-rerank"))
+            findings.append(Observation("problem", name, "not installed", f"pip install {name}"))
         else:
             findings.append(Observation("ok", name, version))
     return findings
