@@ -33,7 +33,7 @@ def hasty():
 
 def fast_request(server) -> int:
     return httpx2.post(
-        f"{server.url}/v1/rerank", content=BODY, headers={"content-type": "application/json"}
+        f"{server.url}/v1/rerank", content=BODY, headers={"content-type": "application/json"}, timeout=60
     ).status_code
 
 

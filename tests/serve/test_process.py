@@ -52,7 +52,7 @@ def test_what_stays_for_good_is_no_work_for_the_garbage_collector():
     """A full pass over all libraries would stop every request for a tenth of a second, again and again."""
     with stub_server("Frozen") as server:
         body = {"query": "q", "documents": ["frozen"], "raw_scores": True}
-        [result] = httpx2.post(f"{server.url}/v1/rerank", json=body).json()["results"]
+        [result] = httpx2.post(f"{server.url}/v1/rerank", json=body, timeout=60).json()["results"]
 
     assert result["relevance_score"] > 10_000
 
