@@ -62,17 +62,39 @@ def stage(language: str) -> None:
 
 
 def loosen_search(site: Path) -> None:
-    """Have the search take any word of a question, where it asks for all of them.
+    """Have the search take any word of a question that says something, where it asks for all of all words.
 
-    A question in whole words has some that no page has. The order of the results puts first what has most of them.
+    A question in whole words has some that no page has. The order of the results puts first what has most of the others;
+    words that every question has would outweigh them in a heading such as "How many machines".
     """
     for script in site.rglob("workers/search.*.js"):
-        text, n_found = re.subn(r'"and"(?=,\w+=>\(\{field:"\*")', '"or"', script.read_text(encoding="utf-8"))
+        text, n_found = _PARSER.subn(_loose_parser, script.read_text(encoding="utf-8"))
         if n_found != 1:
             raise RuntimeError(
-                f"{script.name} asks for all words in {n_found} places, not in one; look how it does now."
+                f"{script.name} parses a question in {n_found} places, not in one; look how it does now."
             )
         script.write_text(text, encoding="utf-8")
+
+
+_PARSER = re.compile(r'parser:(\w+)=>(\w+)\(\1,"and",(\w+=>\(\{field:"\*".*?\}\}\))\)(?=,compiler:)')
+_SAYS_NOTHING = (
+    "[a-z]|about|am|an|and|any|are|as|at|be|been|but|by|can|could|did|do|does|for|from|get|had|has|have|how|if|in|is|it|its|me|my|need|needs|of|on|or|"
+    "our|please|should|so|some|take|than|that|the|their|them|there|these|this|those|to|use|was|we|were|what|when|where|which|who|why|will|with|"
+    "work|works|would|you|your"
+)
+_SAYS_NOTHING_ZH = (
+    "怎么办|怎么样|怎么|怎样|如何|请问|为什么|什么|哪个|哪些|哪种|多少|是不是|能不能|可不可以|可以|吗|呢|？|！|。"
+)
+
+
+def _loose_parser(found: re.Match[str]) -> str:
+    """Return the parser for any word, before which such words become spaces: the marked places stay where they are."""
+    blank = "(word=>' '.repeat(word.length))"
+    spaces = f"query.replace(/\\b(?:{_SAYS_NOTHING})\\b|[?!]|{_SAYS_NOTHING_ZH}/gi,{blank})"
+    any_word = f'{found[2]}({found[1]},"or",{found[3]})'
+    return (
+        f"parser:{found[1]}=>(parse=>query=>{{const said={spaces};return parse(said.trim()?said:query)}})({any_word})"
+    )
 
 
 class Page(HTMLParser):

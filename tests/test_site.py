@@ -41,6 +41,14 @@ QUESTIONS = {
     "国内下载模型很慢怎么办？": "zh/start/#in-china",
     "服务返回 429 是什么意思？": "zh/reference/errors/#codes",
     "document longer than the model reads": "howto/long-documents/",
+    "which k and which threshold should I take?": "howto/choose/#threshold",
+    "how do I use a GPU?": "start/#with-a-gpu",
+    "how do I run it without internet?": "start/#offline",
+    "how do I set an API key?": "howto/serve/#keys",
+    "does it work with Milvus?": "howto/vector-store/#own",
+    "怎么设置密钥？": "zh/howto/serve/#keys",
+    "一百万条数据要多少内存？": "zh/howto/vector-store/#size",
+    "多个进程能同时写一个库吗？": "zh/explanation/store/#readers",
 }
 
 
