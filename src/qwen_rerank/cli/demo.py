@@ -69,8 +69,17 @@ def demo(
     if not every:
         for language in LANGUAGES:
             console.print(f"{language}: {_counted(results['counts'][language], results['model'])}", highlight=False)
-        console.print("The last question of each language is one where the second round does not help.", style="dim")
+        if not query:
+            console.print(_NO_HELP, style="dim", soft_wrap=True)
     console.print(_next_steps(model, embedder), highlight=False, markup=False, soft_wrap=True)
+
+
+# Why the second round cannot help there: no model reads out of a sentence what it does not say.
+_NO_HELP = (
+    'The last question of each language is one where the second round does not help: the right sentence says "this" or "she" '
+    "and not what or who is meant, so read by itself it is no answer.\n"
+    "每种语言的最后一个问题，第二轮帮不上忙：对的那一句只写了“this”“她”，没写指的是什么、是谁，单独读这一句看不出是答案。"
+)
 
 
 @contextmanager
