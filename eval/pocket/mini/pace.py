@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,8 @@ from model import Layer, from_origin
 
 from qwen_rerank.evaluation.provenance import environment
 
-LISTS, WIDTH, SAMPLE = 6, 12, 1000
+LISTS, WIDTH, SAMPLE = 16, 12, 1000
+SIZES = ((2_048, 8_192), (4_096, 16_384), (8_192, 32_768))  # tokens of one forward and of one backward pass
 CHOSEN_PAIRS = 6 * 150 * 50  # development collections, their queries, candidates of each
 
 
@@ -43,12 +46,10 @@ def sampled(work: Path, language: str, device: str) -> tuple[Lists, int]:
     return Lists(*found, candidates, opinions, np.zeros(n, np.int64), ["cloze"] * n), sum(counts)
 
 
-def trained(training: Training, steps: int) -> float:
-    """Return tokens a second of some steps, after one that is not counted."""
-    training.step()
+def trained(training: Training) -> float:
+    """Return tokens a second of one step."""
     began, tokens = time.perf_counter(), training.tokens
-    for _ in range(steps):
-        training.step()
+    training.step()
     return (training.tokens - tokens) / (time.perf_counter() - began)
 
 
@@ -71,22 +72,28 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/mini"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = {language: sampled(options.work, language, options.device) for language in LANGUAGES}
-    settings = Settings(steps=1000, batch=LISTS, tokens=2048, kept=8192)
+    settings = Settings(steps=1000, batch=LISTS, tokens=4096, kept=8192)
     choosers = {language: Chooser(lists, [1.0] * 4, settings) for language, (lists, _) in found.items()}
     training = Training(from_origin(options.work / "e5").to(options.device), choosers, settings)
-    pace = {"training": trained(training, options.steps), "reading": read_once(training)}
+    training.settings = replace(settings, batch=1)
+    trained(training)  # the first step loads what the others have
+    pace = {"reading": read_once(training)}
+    for tokens, kept in SIZES:
+        training.settings = replace(settings, tokens=tokens, kept=kept)
+        pace[f"training, {tokens} of {kept}"] = trained(training)
+        print(pace, flush=True)
     plain, Layer.mixed_plainly = Layer.mixed_plainly, Layer.mixed
-    pace["training, fused attention"] = trained(training, 1)
+    pace["the last with fused attention"] = trained(training)
     Layer.mixed_plainly = plain
+    best = max(value for name, value in pace.items() if name.startswith("training"))
     run = json.loads((Path(__file__).parent / "results" / "training.json").read_text(encoding="utf-8"))["runs"]["one"]
     texts = sum(tokens for _, tokens in found.values())
     hours = {
-        "train one": run["tokens"] / pace["training"] / 3600,
+        "train one": run["tokens"] / best / 3600,
         "lists, without BM25 and MaxSim": texts / pace["reading"] / 3600,
         "combine": CHOSEN_PAIRS * run["tokens"] / run["pairs"] / pace["reading"] / 3600,
     }
@@ -94,6 +101,7 @@ def main() -> None:
         **environment(),
         "device": options.device,
         "threads": options.threads,
+        "peak GB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1),
         "tokens of a run": run["tokens"],
         "tokens of the texts": texts,
         "tokens/s": {name: round(value) for name, value in pace.items()},
