@@ -1,5 +1,6 @@
 """The shipped pair "mini": it finds what is meant in both languages, offline and without torch."""
 
+import argparse
 import importlib
 import json
 import sys
@@ -194,3 +195,25 @@ def test_a_step_asked_for_otherwise_is_done_again_with_all_after_it(scripts, tmp
     (tmp_path / "c").unlink()
     assert make.outstanding(steps, made, tmp_path) == 2
     assert make.outstanding([steps[0], make.Step("b", "b.py", ("--seed", 2), ("b",)), steps[2]], made, tmp_path) == 1
+
+
+def test_a_kill_after_a_step_that_was_done_again_leaves_those_behind_it_outstanding(scripts, tmp_path, monkeypatch):
+    make = scripts("make")
+    options = argparse.Namespace(work=tmp_path, scale=1, device="cpu", threads=1)
+    steps = [make.Step(name, f"{name}.py", ("--seed", 1), ()) for name in "abc"]
+    ran = []
+
+    def run(command, **_):
+        ran.append(Path(command[1]).stem)
+        if len(ran) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(make.subprocess, "run", run)
+    monkeypatch.setattr(make, "steps", lambda _: steps)
+    make.make(options)
+    steps[0] = make.Step("a", "a.py", ("--seed", 2), ())
+    with pytest.raises(KeyboardInterrupt):
+        make.make(options)
+    make.make(options)
+
+    assert "".join(ran) == "abc" + "ab" + "bc"

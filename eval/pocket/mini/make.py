@@ -45,6 +45,7 @@ class Step:
     script: str
     arguments: tuple[object, ...]
     outputs: tuple[str, ...]
+    aside: tuple[object, ...] = ()  # arguments that change nothing in the result
 
     @property
     def command(self) -> list[str]:
@@ -59,13 +60,14 @@ def steps(options: argparse.Namespace) -> list[Step]:
     runs = {name: RUNS[name] for name in options.runs}
     texts = [f"texts/{kind}.{language}.jsonl.xz" for kind in ("passages", "queries") for language in ("en", "zh")]
     results = ("--cache", work / "scores", "--output", work / "results")
+    every = ("--every", options.every)
     batch = ("--batch", max(2, round(BATCH * options.scale)))
 
     def training(name: str, run: dict) -> Step:
         count = options.steps or max(4, round(run["steps"] * options.scale))
         chosen = [part for key in ("labels", "rate", "seed") for part in (f"--{key}", run[key])]
-        arguments = ("train", "--name", name, "--steps", count, *chosen, *batch, "--every", options.every, *machine)
-        return Step(f"train {name}", "train.py", arguments, tuple(f"{name}.{i}.npz" for i in range(3)))
+        arguments = ("train", "--name", name, "--steps", count, *chosen, *batch, *machine)
+        return Step(f"train {name}", "train.py", arguments, tuple(f"{name}.{i}.npz" for i in range(3)), every)
 
     return [
         Step("fetch", "fetch.py", ("--work", work), ()),
@@ -132,18 +134,35 @@ def make(options: argparse.Namespace) -> None:
         if place <= began:
             continue
         print(f"[{place}/{len(planned)}] {step.name}: {' '.join(step.command)}", flush=True)
+        # What comes after a step that is done again is outstanding, also where this run is killed before it gets there.
+        before = {earlier.name for earlier in planned[: place - 1]}
+        made["steps"] = {name: done for name, done in made["steps"].items() if name in before}
+        write(record, made)
         started = time.time()
+        if step.script != "train.py" or step.arguments[0] != "train":
+            for stale in options.work.glob("*.checkpoint"):  # of a training before this step, done or of other inputs
+                stale.unlink()
         # A cuBLAS that keeps its workspace gives the same bits again.
         env = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TOKENIZERS_PARALLELISM": "true"}
-        subprocess.run([sys.executable, str(HERE / step.script), *step.command[1:]], check=True, env=env)
+        script = [sys.executable, str(HERE / step.script), *step.command[1:], *map(str, step.aside)]
+        subprocess.run(script, check=True, env=env)
         files = {name: sum_of(options.work / name) for name in step.outputs}
+        if step.name == "texts" and options.scale == 1:
+            known = json.loads((HERE / "sources.json").read_text(encoding="utf-8"))["texts"]
+            same = known == {Path(name).name: found for name, found in files.items()}
+            print(f"the texts are {'those' if same else 'others than those'} of sources.json", flush=True)
         made["steps"][step.name] = {
             "command": step.command, "seconds": round(time.time() - started, 1), "files": files
         }  # fmt: skip
         made |= {"environment": environment(), "device": options.device, "threads": options.threads}
-        unfinished = record.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, record)
+        write(record, made)
+
+
+def write(record: Path, made: dict) -> None:
+    """Replace the record as a whole."""
+    unfinished = record.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, record)
 
 
 def main() -> None:
