@@ -34,6 +34,8 @@ _NAMES = {
     "engine-int8": "qwen-rerank, int8",
     "vllm-int8": "vLLM, W8A8",
     "llama-q8": "llama.cpp, Q8_0",
+    "openvino-int8": "OpenVINO, int8",
+    "onnxruntime-int8": "ONNX Runtime, int8",
 }
 _COLOURS = {
     "light": {"paper": "#ffffff", "ink": "#1f2328", "faint": "#656d76", "bar": "#b8c0cc", "ours": "#3f6fd1"},

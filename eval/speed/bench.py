@@ -38,6 +38,7 @@ from contestants import (
     random_model,
 )
 from measure import PeakMemory, computed_tokens, groups_of, hardware, matmul_peak, timed, useful_flops, versions
+from peers import LlamaCpp, OnnxRuntime, OpenVino
 from report import table, write_plot
 from workloads import Words, Workload, cpu_workloads, gpu_workloads, smoke_workloads
 
@@ -53,7 +54,12 @@ FORMATS = {
     "engine-int8": "int8",
     "engine-int8-outliers": "int8",
     "vllm-int8": "int8",
+    "llama-q8": "int8",
+    "openvino-int8": "int8",
+    "onnxruntime-int8": "int8",
 }
+# Contestants whose bars are of one workload.
+ONCE, ONE_QUERY = ("engine-float32", "engine-int8-outliers"), "1x16x128"
 
 
 def main() -> int:
@@ -64,16 +70,16 @@ def main() -> int:
     words = Words(options.tokenizer)
     workloads = choose(options, words)
     model = random_model(model_config(options.size, layers=options.layers), dtype=dtype, device=options.device)
-    contestants, not_run = build(options, model, dtype)
+    contestants, not_run = build(options, model, dtype, words)
     engine = contestants["engine"]
     report = {**header(options, model, contestants, dtype), "not_run": not_run}
     encoder = PromptEncoder(PromptTokenizer((options.tokenizer / "tokenizer.json").read_text()))
-    warm_up(contestants, words)
-    report["peak_flops_before"] = peaks(contestants, options.device, dtype)
+    report["peak_flops_before"] = report["peak_flops_after"] = peaks(contestants, options.device, dtype)
     for workload in workloads:
         report["workloads"][workload.name] = run(workload, contestants, engine, encoder, options)
+        finish(report)
         save(report, options.out)
-    if not options.quick:
+    if not options.quick and not options.formats:
         report["callers"] = callers(engine, words, small=options.device == "cpu")
         if options.device.startswith("cuda"):
             report["queue"] = asyncio.run(queue(engine, words))
@@ -106,8 +112,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--formats",
         action="store_true",
-        help="on a CPU also the engine in float32 and in int8, plain and with planted outliers, and vLLM in 8 bits",
+        help="on a CPU also the engine in float32 and in int8, plain and with planted outliers, and peers in 8 bits",
     )
+    parser.add_argument("--node-modules", type=Path, help="folder with node-llama-cpp, for llama.cpp")
     parser.add_argument("--quick", action="store_true", help="seconds of work, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path("speed.json"))
     return parser.parse_args()
@@ -124,8 +131,10 @@ def choose(options: argparse.Namespace, words: Words) -> list[Workload]:
     return [w for w in found if not options.workloads or any(w.name.startswith(name) for name in options.workloads)]
 
 
-def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> tuple[dict[str, Contestant], dict[str, str]]:
-    """Return the contestants that can run here, and why the others cannot."""
+def build(
+    options: argparse.Namespace, model: Any, dtype: torch.dtype, words: Words
+) -> tuple[dict[str, Contestant], dict[str, str]]:
+    """Return the contestants that can run here, each having done what it does only once, and why the others cannot."""
     on_cpu = options.device == "cpu"
     batch, batch_sizes = options.batch_size or (8 if on_cpu else 32), (1, 2, 4, 8, 16, 32) if on_cpu else (32, 64, 128)
     vllm = {"enforce_eager": options.vllm_eager, "block_size": options.vllm_block_size}
@@ -135,9 +144,20 @@ def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> tuple[
         "engine-int8": lambda: Engine(model, options.tokenizer, **engine, quantize="int8"),
         "engine-int8-outliers": lambda: Engine(model, options.tokenizer, **engine, quantize="int8", outliers=True),
     }
-    peers_in_8_bits = {
+    vllm_in_8_bits = {
         "vllm-int8": lambda: Vllm(
             model, options.tokenizer, dtype=engine["dtype"], max_length=16_384, int8=True, **vllm
+        ),
+    }
+    peers_in_8_bits = {
+        "llama-q8": lambda: LlamaCpp(
+            model, options.tokenizer, node_modules=options.node_modules, threads=torch.get_num_threads()
+        ),
+        "openvino-int8": lambda: OpenVino(
+            model, options.tokenizer, threads=torch.get_num_threads(), batch_sizes=batch_sizes[:3]
+        ),
+        "onnxruntime-int8": lambda: OnnxRuntime(
+            model, options.tokenizer, threads=torch.get_num_threads(), batch_sizes=batch_sizes[:3]
         ),
     }
     makers = {
@@ -148,18 +168,22 @@ def build(options: argparse.Namespace, model: Any, dtype: torch.dtype) -> tuple[
         ),
         "engine": lambda: Engine(model, options.tokenizer, **engine),
         "engine-deterministic": lambda: Engine(model, options.tokenizer, **engine, deterministic=True),
-        **(formats if on_cpu and options.formats else {}),
+        # Before vLLM, whose processes hold gigabytes that a conversion needs for a moment.
+        **({**formats, **peers_in_8_bits} if on_cpu and options.formats else {}),
         "vllm": lambda: Vllm(model, options.tokenizer, dtype=engine["dtype"], max_length=16_384, **vllm),
-        **(peers_in_8_bits if on_cpu and options.formats else {}),
+        **(vllm_in_8_bits if on_cpu and options.formats else {}),
     }
     found: dict[str, Contestant] = {}
     not_run: dict[str, str] = {}
+    queries, documents = words.texts(12), [words.texts(16, 24)]
     for name, make in makers.items():
         if options.only and name not in (*options.only, "engine"):
             continue
         try:
-            found[name] = make()
-        except (ImportError, RuntimeError) as exc:
+            contestant = make()
+            contestant.score(queries, documents)
+            found[name] = contestant
+        except Exception as exc:  # each peer fails in its own way, and none may cost the others' figures
             not_run[name] = f"{type(exc).__name__}: {exc}"
             print(f"{name}: not measured ({exc})", file=sys.stderr)
     return found, not_run
@@ -185,6 +209,9 @@ def header(options: argparse.Namespace, model: Any, contestants: dict[str, Any],
                 for name, contestant in contestants.items()
                 if isinstance(contestant, Engine) and FORMATS.get(name) == "int8"
             },
+            "node-llama-cpp": None
+            if options.node_modules is None
+            else json.loads((options.node_modules / "node-llama-cpp" / "package.json").read_text())["version"],
             "vllm": {
                 "eager": options.vllm_eager,
                 "block_size": options.vllm_block_size,
@@ -206,13 +233,6 @@ def peaks(contestants: dict[str, Contestant], device: str, dtype: torch.dtype) -
     return {name: matmul_peak(device, getattr(torch, name)) for name in sorted(formats)}
 
 
-def warm_up(contestants: dict[str, Contestant], words: Words) -> None:
-    """Let every contestant do what it does only once."""
-    queries, documents = words.texts(12), [words.texts(16, 24)]
-    for contestant in contestants.values():
-        contestant.score(queries, documents)
-
-
 def run(
     workload: Workload,
     contestants: dict[str, Contestant],
@@ -222,6 +242,8 @@ def run(
 ) -> dict[str, Any]:
     """Return the figures of one workload."""
     names = [name for name in (*workload.engines, *FORMATS) if name in contestants]
+    if workload.name != ONE_QUERY:
+        names = [name for name in names if name not in ONCE]
     tried = {name: contestants[name].tune(workload.queries, workload.documents) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     scores: dict[str, np.ndarray] = {}
@@ -253,8 +275,8 @@ def run(
                 "documents_per_s": workload.n_documents / min(seconds[name]),
                 "ms_p50": 1e3 * float(np.percentile(seconds[name], 50)) / len(workload.queries),
                 "ms_p95": 1e3 * float(np.percentile(seconds[name], 95)) / len(workload.queries),
-                # vLLM's model is in a process of its own.
-                "peak_bytes_beside_weights": None if isinstance(contestants[name], Vllm) else memory[name],
+                # The models of vLLM and llama.cpp are in processes of their own.
+                "peak_bytes_beside_weights": None if isinstance(contestants[name], (Vllm, LlamaCpp)) else memory[name],
                 "flops_per_s": flops / min(seconds[name]),
                 "largest_difference": float(np.abs(scores[name] - scores[names[0]]).max()),
                 **({"seconds_by_batch_size": tried[name]} if tried[name] else {}),

