@@ -198,6 +198,16 @@ async def test_a_prepared_request_computes_only_what_is_missing_once(inner):
     assert slices[2].log_odds.tolist() == slices[0].log_odds.tolist() == inner.score("q", texts)[:3].tolist()
 
 
+async def test_what_a_prepared_request_knew_stays_known_when_others_push_it_out(inner):
+    cached = CachedScorer(inner, cache=1)
+    cached.score("q", ["bb"])
+    prepared = await cached.aprepare(ScoreRequest("q", ["bb", "a"]))
+    cached.score("q", ["pushed"])
+
+    assert (await prepared.ascore(0, 2)).log_odds.tolist() == inner.score("q", ["bb", "a"]).tolist()
+    assert inner.seen.count(("q", "bb")) == 2  # before, and by this test's own question
+
+
 async def test_a_cancelled_slice_leaves_the_work_to_who_waits_for_it(inner):
     cached = CachedScorer(inner)
     one, other = [await cached.aprepare(ScoreRequest("q", ["a"])) for _ in range(2)]
@@ -313,6 +323,28 @@ def test_many_threads_get_exactly_their_own_scores(inner):
 
     assert [scores.tolist() for scores in found] == [inner.score("q", each).tolist() for each in texts]
     assert not cached._flights
+
+
+async def test_many_coroutines_get_exactly_their_own_scores_while_some_are_cancelled(inner):
+    cached = CachedScorer(inner, cache=50)  # less than there is
+    texts = [["x" * ((i * j) % 90) for j in range(1, 12)] for i in range(64)]
+    tasks = [asyncio.create_task(cached.ascore("q", each)) for each in texts]
+    for task in tasks[::5]:
+        asyncio.get_running_loop().call_soon(task.cancel)
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+
+    kept = [i for i in range(64) if i % 5]
+    assert [found[i].tolist() for i in kept] == [inner.score("q", texts[i]).tolist() for i in kept]
+    assert not cached._flights
+
+
+def test_two_that_share_a_file_share_its_scores(tmp_path, inner):
+    with ScoreCache(tmp_path / "s.db") as one, ScoreCache(tmp_path / "s.db") as other:
+        first = CachedScorer(inner, cache=one).score("q", TEXTS)
+        second = CachedScorer(inner, cache=other).score("q", TEXTS)
+
+    assert first.tolist() == second.tolist()
+    assert len(inner.seen) == len(TEXTS)
 
 
 def test_load_scorer_takes_a_cache():

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import groupby
@@ -174,7 +174,7 @@ class CachedScorer(BaseScorer):
         missing = [i for i, key in enumerate(keys) if key not in known]
         texts = [request.texts[i] for i in missing]
         inner = self._scorer.prepare(ScoreRequest(request.query, texts, request.instruction)) if texts else None
-        return _CachedPrompts(self, keys, missing, inner)
+        return _CachedPrompts(self, keys, known, missing, inner)
 
     def _claim(self, keys: Sequence[bytes]) -> tuple[dict[bytes, KeptScore], _Flight | None, list[_Flight]]:
         """Return what is known, a flight for what nobody computes yet, and the flights that compute the rest."""
@@ -232,7 +232,12 @@ class _CachedPrompts(Prepared):
     """
 
     def __init__(
-        self, scorer: CachedScorer, keys: Sequence[bytes], missing: Sequence[int], inner: Prepared | None
+        self,
+        scorer: CachedScorer,
+        keys: Sequence[bytes],
+        known: Mapping[bytes, KeptScore],
+        missing: Sequence[int],
+        inner: Prepared | None,
     ) -> None:
         self.shared_tokens = 0 if inner is None else inner.shared_tokens
         self.tokens = np.full(len(keys), self.shared_tokens, dtype=np.int32)
@@ -240,6 +245,7 @@ class _CachedPrompts(Prepared):
             self.tokens[list(missing)] = inner.tokens
         self._cached = scorer
         self._keys = keys
+        self._known = known  # held here: others may push it out of the cache before a slice is scored
         self._inner = inner
         self._place = {keys[i]: place for place, i in enumerate(missing)}  # in the inner request
 
@@ -247,9 +253,6 @@ class _CachedPrompts(Prepared):
         """Return what came of a slice; a cancelled wait gives up what nobody else waits for."""
         scorer, keys = self._cached, self._keys[start:stop]
         wanted = [key for key in keys if key in self._place]
-        hits = scorer.cache.peek(key for key in keys if key not in self._place)
-        if len(hits) + len(wanted) < len(keys):  # pushed out of memory since; the file may have it
-            hits |= await asyncio.to_thread(scorer.cache.get, [key for key in keys if key not in self._place])
         known, own, others = scorer._take_off(wanted, {})
         flights = [*others, *([own] if own else [])]
         try:
@@ -257,7 +260,7 @@ class _CachedPrompts(Prepared):
                 task = asyncio.ensure_future(self._compute(own))
                 loop = asyncio.get_running_loop()
                 own.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
-            outcomes: dict[bytes, Outcome] = {**hits, **known}
+            outcomes: dict[bytes, Outcome] = {**self._known, **known}
             for flight in flights:
                 landed: dict[bytes, Outcome] = await asyncio.shield(asyncio.wrap_future(flight.future))
                 outcomes |= landed
