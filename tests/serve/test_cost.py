@@ -98,6 +98,46 @@ async def test_a_costly_body_is_scored_or_refused_within_bounds(full):
 
 
 @pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        pytest.param({"query": "q", "documents": ["a"]}, 200, id="scored"),
+        pytest.param({"query": "q", "documents": ["a", 1]}, 422, id="no text"),
+        pytest.param({"query": "q", "documents": ["fails"]}, 502, id="the model fails"),
+        pytest.param(
+            {"query": "q", "documents": ["fails", "a"], "queries": ["q", "r"]}, 502, id="pairs of which one fails"
+        ),
+    ],
+)
+async def test_an_answered_request_is_let_go_of_at_once(body, status):
+    """An error that holds its calls, which hold it, kept the body until the garbage collector came, which then took long."""
+
+    class Fails(Oracle):
+        def value_of(self, text: str) -> float:
+            if text == "fails":
+                raise ScorerError("not scored here")
+            return super().value_of(text)
+
+    scorer = Fails()
+    app = create_app(scorer)
+    async with app.router.lifespan_context(app):
+        await app.state.backend.wait_loaded()
+        sent = [json.dumps(body).encode() for _ in range(4)]
+        path = "/score" if "queries" in body else "/v1/rerank"
+        await post(app, path, sent[0])
+        gc.collect()
+        gc.disable()
+        try:
+            found = [await post(app, path, each) for each in sent]
+            await asyncio.sleep(0)
+            kept = gc.collect()
+        finally:
+            gc.enable()
+
+    assert found == [status] * 4
+    assert kept == 0
+
+
+@pytest.mark.parametrize(
     ("kind", "name"),
     [
         (schemas.RerankRequest, "documents"),

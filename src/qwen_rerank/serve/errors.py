@@ -148,6 +148,24 @@ def from_exception(exc: BaseException) -> ApiError:
     return ApiError(500, "internal_error", "an internal error happened; the log has it under this request id.")
 
 
+def forget_frames(exc: BaseException) -> None:
+    """Let go of the calls that an error and its causes came through, and of the request that these still hold.
+
+    A call's variables hold the error and the error holds the call, so that a refused body stayed in memory until the
+    garbage collector came by, which then stopped every other request for the time that freeing takes.
+    """
+    waiting, seen = [exc], set[int]()
+    while waiting:
+        error = waiting.pop()
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        error.__traceback__ = None
+        waiting += [each for each in (error.__cause__, error.__context__) if each is not None]
+        waiting += error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        waiting += error.failed.values() if isinstance(error, DocumentScoringError) else ()
+
+
 def _from_documents(exc: DocumentScoringError) -> ApiError:
     index, cause = min(exc.failed.items())
     param = f"documents[{index}]"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_rerank.serve.auth import KeyRing
-from qwen_rerank.serve.errors import ApiError, from_exception, no_route
+from qwen_rerank.serve.errors import ApiError, forget_frames, from_exception, no_route
 from qwen_rerank.serve.responses import json_bytes
 from qwen_rerank.serve.settings import ServeSettings
 from qwen_rerank.serve.telemetry import Metrics
@@ -108,6 +108,7 @@ class RequestMiddleware:
             await self._serve(context, scope, receive, send)
         except Exception as exc:
             await self._fail(context, exc, scope, receive, send)
+            forget_frames(exc)
         except asyncio.CancelledError:  # the grace of a shutdown is over
             stopped = ApiError(503, "shut_down", "the server stopped before the answer was ready.", close=True)
             context.received = True

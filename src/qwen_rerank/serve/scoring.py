@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -265,11 +266,18 @@ def _concatenated(parts: Sequence[Scores]) -> Scores:
 @asynccontextmanager
 async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
     """Yield a task group of which the first error stops the other tasks and is raised as itself."""
+    first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
-            yield group
+            # A group holds its task, a failed task its calls: were the group a variable of these, all would hold the
+            # request until the garbage collector comes by. The same goes for the group of errors below.
+            yield weakref.proxy(group)
     except BaseExceptionGroup as exc:
-        raise exc.exceptions[0]  # noqa: B904 - its own cause stays
+        first = exc.exceptions[0]
+        exc.__traceback__ = None
+    del group
+    if first is not None:
+        raise first
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
