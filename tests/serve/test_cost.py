@@ -103,9 +103,6 @@ async def test_a_costly_body_is_scored_or_refused_within_bounds(full):
         pytest.param({"query": "q", "documents": ["a"]}, 200, id="scored"),
         pytest.param({"query": "q", "documents": ["a", 1]}, 422, id="no text"),
         pytest.param({"query": "q", "documents": ["fails"]}, 502, id="the model fails"),
-        pytest.param(
-            {"query": "q", "documents": ["fails", "a"], "queries": ["q", "r"]}, 502, id="pairs of which one fails"
-        ),
     ],
 )
 async def test_an_answered_request_is_let_go_of_at_once(body, status):
@@ -122,12 +119,11 @@ async def test_an_answered_request_is_let_go_of_at_once(body, status):
     async with app.router.lifespan_context(app):
         await app.state.backend.wait_loaded()
         sent = [json.dumps(body).encode() for _ in range(4)]
-        path = "/score" if "queries" in body else "/v1/rerank"
-        await post(app, path, sent[0])
+        await post(app, "/v1/rerank", sent[0])
         gc.collect()
         gc.disable()
         try:
-            found = [await post(app, path, each) for each in sent]
+            found = [await post(app, "/v1/rerank", each) for each in sent]
             await asyncio.sleep(0)
             kept = gc.collect()
         finally:

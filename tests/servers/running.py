@@ -144,9 +144,11 @@ SERVERS = {
 }
 # Those that could not be run, with what was seen.
 NOT_RUN = {
-    "sglang": "0.5.23: its wheel requires torch 2.14.1 with CUDA 13 (nvidia-cublas and others) and kernels for GPUs; "
-    "its engine for CPUs is built from source, and the package index has no wheel of it.",
-    "tei": "no package in the index; by its sources it cannot load Qwen3-Reranker.",
+    "sglang": "0.5.23: its wheel requires torch 2.14.1 with CUDA 13 and kernels for GPUs. Put beside torch 2.13.0 for CPUs "
+    "without them, `--device cpu --attention-backend torch_native` ends at its import of torchvision (0.28.0 from the index "
+    "wants libtorch_cuda.so): RuntimeError: operator torchvision::nms does not exist.",
+    "tei": "a Rust program that no Python or npm package brings (those found by its name are clients); by its sources it "
+    "cannot load Qwen3-Reranker.",
 }
 
 
