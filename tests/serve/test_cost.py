@@ -32,7 +32,7 @@ MOST_MEMORY = 8  # times the body's size
 SMALL_BYTES = 16 << 20  # as much is left to any body: a hundred thousand values cost that, however short they are
 
 
-async def post(app: Any, path: str, body: bytes) -> int:
+async def post(app: Any, path: str, body: bytes, *headers: tuple[bytes, bytes]) -> int:
     """Send a body to an app as a server does, and return the status; nothing else of it is kept."""
     statuses = []
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -49,7 +49,7 @@ async def post(app: Any, path: str, body: bytes) -> int:
 
     scope = {
         "type": "http", "http_version": "1.1", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
-        "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
+        "headers": [(b"content-type", b"application/json"), *headers], "client": ("127.0.0.1", 1),
     }  # fmt: skip
     await app(scope, receive, send)
     return statuses[0]
@@ -281,3 +281,18 @@ async def test_an_instruction_of_megabytes_is_refused(client, place):
     response = await client.rerank(**{place: {"instruction": text} if place == "chat_template_kwargs" else text})
 
     assert (response.status_code, response.json()["error"]["param"]) == (422, "instruction")
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [(b"9" * 5_000, 413), (b"9" * 19, 413), (b"0" * 5_000 + b"36", 200)],
+    ids=["5,000 digits", "19 digits", "5,000 zeros before it"],
+)
+async def test_a_length_of_thousands_of_digits_is_read_as_a_number(length, status):
+    """Servers of other makes than ours, such as Ray's, hand the header on as it came."""
+    app = create_app(Oracle())
+    async with app.router.lifespan_context(app):
+        await app.state.backend.wait_loaded()
+        body = json.dumps({"query": "q", "documents": ["a 1"]}).encode()
+
+        assert await post(app, "/v1/rerank", body, (b"content-length", length)) == status

@@ -322,7 +322,8 @@ def _check_content_headers(headers: list[tuple[bytes, bytes]], limit: int) -> No
     if encoding not in (b"identity", b""):
         raise ApiError(415, "unsupported_encoding", "content-encoding is not supported; send the body as it is.")
     length = values.get(b"content-length", b"0")
-    if length.isdigit() and int(length) > limit:
+    digits = length.lstrip(b"0") or b"0"
+    if digits.isdigit() and (len(digits) > 18 or int(digits) > limit):  # of thousands of digits Python makes no number
         raise _too_large(limit)
 
 
