@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ from hypothesis import strategies as st
 from pathspec import GitIgnoreSpec
 
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.folders import forget_folder, sync_folder
+from qwen_rerank.folders import forget_folder, sync, sync_folder, worker
+from qwen_rerank.folders.converters import KINDS
 from qwen_rerank.folders.records import RECORD
 from qwen_rerank.folders.walk import without_retries
-from qwen_rerank.store import FaissStore
+from qwen_rerank.store import FaissStore, StoreReadOnlyError
 from qwen_rerank.testing import HashEmbedder
+from qwen_rerank.types import Document
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,7 +138,8 @@ def test_two_folders_of_one_name_stay_apart_and_the_other_is_left_alone(store, t
         sync_folder(store, [tmp_path / name / "docs"])
 
     assert store.ids() == ["docs/README.md#1", "docs-2/README.md#1"]
-    assert forget_folder(store, tmp_path / "a" / "docs") == 1
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "docs")
+    assert forget_folder(store, tmp_path / "link") == 1
     with pytest.raises(InvalidInputError, match="'docs' is no folder of this store; it has 'docs-2'"):
         forget_folder(store, "docs")
 
@@ -206,8 +211,95 @@ def test_patterns_and_gitignore_say_what_is_read(store, folder):
     assert sync_folder(store, [folder], exclude=["*.log"], gitignore=True).counts["added"] == 1
     report = sync_folder(store, [folder], include=["*.log"], exclude=[], gitignore=False)
     assert (report.counts["deleted"], store.ids()) == (1, ["笔记/a.log#1"])
-    with pytest.raises(InvalidInputError, match="include must be patterns"):
-        sync_folder(store, [folder], include=[""])
+
+
+def test_one_pattern_may_be_a_string(store, folder):
+    (folder / "a.tmp").write_text("junk")
+
+    assert sync_folder(store, folder, exclude="*.tmp").counts["added"] == 2
+    assert sync_folder(store, folder, include="*.md").counts["deleted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"include": [""]}, "include must be patterns"),
+        ({"exclude": 5}, "exclude must be patterns"),
+        ({"gitignore": "no"}, "gitignore must be True or False, not 'no'"),
+        ({"text_column": 5}, "text_column must be a string"),
+        ({"paths": None}, "paths must be folders or files, not NoneType"),
+        ({"paths": [None]}, "paths must be folders or files; None is neither"),
+    ],
+)
+def test_a_wrong_setting_is_named(store, folder, given, says):
+    with pytest.raises(InvalidInputError, match=says):
+        sync_folder(store, **{"paths": [folder], **given})
+
+
+@pytest.mark.parametrize("where", ["", "sub", "sub/狗.txt"])
+@pytest.mark.parametrize("call", ["listdir", "stat", "lstat"])
+@pytest.mark.parametrize("settings", [{}, {"include": ["*.txt", "*.md"]}])
+def test_what_cannot_be_looked_into_has_not_vanished(store, folder, monkeypatch, where, call, settings):
+    """A drive that is away and a folder that may not be entered say nothing of their files."""
+    sync_folder(store, [folder], **settings)
+    there, real = str(folder / where) if where else str(folder), getattr(os, call)
+
+    def away(path=".", *args, **options):
+        if str(path).startswith(there) and started:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, *args, **options)
+
+    started = []
+    monkeypatch.setattr(os, call, away)
+    monkeypatch.setattr(sync, "resolve_paths", lambda paths: started.append(1) or list(paths))
+    report = sync_folder(store, [folder])
+
+    assert (report.counts["deleted"], len(store)) == (0, 2)
+
+
+def test_a_file_that_is_not_converted_this_time_keeps_what_is_stored(store, folder, monkeypatch):
+    with monkeypatch.context() as patched:  # in this process, which is quicker
+        patched.setitem(KINDS, ".html", replace(KINDS[".html"], outside=False))
+        (folder / "page.html").write_text("<p>of before")
+        sync_folder(store, [folder])
+    (folder / "page.html").write_text("<p>of now")
+    monkeypatch.setattr(worker, "_start", lambda: subprocess.Popen("true", stdin=-1, stdout=-1))
+
+    report = sync_folder(store, [folder])
+
+    assert [document.text for document in store if document.metadata["suffix"] == ".html"] == ["of before"]
+    assert report.skipped[0].reason.endswith("leave it out or repair it; the store keeps what it had of it")
+
+
+def test_a_folder_goes_into_a_wider_one_only_when_all_of_it_could_be_read(store, folder, monkeypatch):
+    sync_folder(store, [folder / "sub"])
+    with monkeypatch.context() as patched:
+        patched.setattr(sync, "read_of_kind", raising(OSError("no answer")))
+        assert sync_folder(store, [folder]).replaced == []
+    assert store.ids() == ["sub/狗.txt#1"]
+
+    assert sync_folder(store, [folder]).replaced == ["sub"]
+    assert set(store.ids()) == {"笔记/lease.md#1", "笔记/sub/狗.txt#1"}
+
+
+def raising(error):
+    def call(*args, **options):
+        raise error
+
+    return call
+
+
+def test_a_store_that_is_only_read_remembers_no_settings(store, folder):
+    sync_folder(store, [folder])
+    before = (store.path / RECORD).read_text()
+    store.close()
+
+    with FaissStore.open(store.path, None, read_only=True) as opened:
+        with pytest.raises(StoreReadOnlyError):
+            sync_folder(opened, [folder], exclude=["*.md"])
+        with pytest.raises(StoreReadOnlyError):
+            forget_folder(opened, folder)
+    assert (store.path / RECORD).read_text() == before
 
 
 def test_a_dry_run_says_the_same_and_writes_nothing(store, folder):
@@ -225,8 +317,12 @@ def test_a_path_that_does_not_exist_is_an_error(store, tmp_path):
         sync_folder(store, [])
 
 
-def test_what_came_in_other_ways_stays(store, folder):
-    store.add(["by hand"])
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {"folder": "笔记", "path": "a", "digest": "x"}, {"folder": "q", "path": "p", "digest": 1, "cut": 2}],
+)
+def test_what_came_in_other_ways_stays(store, folder, metadata):
+    store.add([Document("mine", "by hand", metadata)])
     sync_folder(store, [folder])
     shutil.rmtree(folder / "sub")
     sync_folder(store, [folder])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from qwen_rerank.types import Document
 RECORD = "folders.json"
 _MOST_RECORD_BYTES = 1 << 24
 CUT = CutSettings()
-VERSION = 2  # changes with anything that makes other passages of the same file
+VERSION = 3  # changes with anything that makes other passages of the same file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,11 @@ class FolderSettings:
             patterns = getattr(self, name)
             if not isinstance(patterns, tuple) or not all(isinstance(one, str) and one for one in patterns):
                 raise InvalidInputError(f"{name} must be patterns such as '*.md', not {patterns!r}.")
+        for name in ("gitignore", "hidden"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+        if self.text_column is not None:
+            check_text("text_column", self.text_column)
 
     @property
     def cut(self) -> CutSettings:
@@ -72,11 +78,13 @@ class FolderSettings:
         return f"{VERSION}/{self.tokens}/{self.overlap}{column}"
 
     def with_given(self, given: Mapping[str, Any]) -> FolderSettings:
-        """Return the settings with those that are not None in place of these."""
+        """Return the settings with those that are not None in place of these; one pattern may be a string."""
         wanted = {name: value for name, value in given.items() if value is not None}
         for name in ("include", "exclude"):
-            if isinstance(wanted.get(name), list):
-                wanted[name] = tuple(wanted[name])
+            if isinstance(value := wanted.get(name), str):
+                wanted[name] = (value,)
+            elif isinstance(value, Iterable):
+                wanted[name] = tuple(value)
         return replace(self, **wanted)
 
 
@@ -115,9 +123,13 @@ def take_inventory(documents: Iterable[Document]) -> Inventory:
     for document in documents:
         data = document.metadata
         label, name = data.get("folder"), data.get("path")
-        if not isinstance(label, str) or not isinstance(name, str) or "digest" not in data:
+        content, key, parts = data.get("digest"), data.get("cut"), data.get("parts")
+        # Somebody's own documents may have metadata of these names; then their ids are not made of them.
+        if not document.id.startswith(f"{label}/{name}#") or not isinstance(label, str) or not isinstance(name, str):
             continue
-        record = FileRecord(data["digest"], data["cut"], data.get("modified", ""), data["parts"])
+        if not isinstance(content, str) or not isinstance(key, str) or not isinstance(parts, int):
+            continue
+        record = FileRecord(content, key, data.get("modified", ""), parts)
         known = found.files.setdefault(label, {}).setdefault(name, record)
         known.ids.append(document.id)
         same = (known.digest, known.key, known.parts, known.modified)
@@ -197,11 +209,20 @@ def resolve_paths(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         InvalidInputError: If one does not exist, or there is none.
     """
     found = []
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+    given = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(given, Iterable):
+        raise InvalidInputError(f"paths must be folders or files, not {type(paths).__name__}.")
+    for path in given:
+        if not isinstance(path, str | os.PathLike):
+            raise InvalidInputError(f"paths must be folders or files; {path!r} is neither.")
         resolved = Path(os.path.realpath(Path(path).expanduser()))
-        if not resolved.exists():
-            raise InvalidInputError(f"{str(path)!r} does not exist; give a folder or a file.")
-        if not (resolved.is_dir() or resolved.is_file()):
+        try:
+            mode = resolved.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise InvalidInputError(f"{str(path)!r} does not exist; give a folder or a file.") from exc
+        except (OSError, ValueError) as exc:
+            raise InvalidInputError(f"{str(path)!r} cannot be read ({exc}); give a folder or a file that can.") from exc
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise InvalidInputError(f"{str(path)!r} is neither a folder nor a regular file.")
         found.append(resolved)
     if not found:
@@ -247,12 +268,23 @@ def _moved(root: Path, folders: Mapping[str, Folder], inventory: Inventory) -> F
     """Return the folder whose place is gone and half of whose files lie, unchanged, below `root`."""
     for folder in folders.values():
         files = inventory.files.get(folder.label, {})
-        if not files or (folder.path is not None and folder.path.exists()):
+        if not files or (folder.path is not None and not _is_gone(folder.path)):
             continue
         same = sum(_digest_of(root / name) == record.digest for name, record in files.items())
         if same * 2 >= len(files):
             return folder
     return None
+
+
+def _is_gone(path: Path) -> bool:
+    """Return whether a path is known not to exist; one that cannot be looked at may come back."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _digest_of(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from qwen_rerank.folders.records import (
     write_folders,
 )
 from qwen_rerank.folders.walk import Found, shown, walk
-from qwen_rerank.folders.worker import Converter
+from qwen_rerank.folders.worker import ConversionFailedError, Converter
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Document
 
@@ -130,7 +131,7 @@ def sync_folder(
         tokens: Longest passage. As with all settings that follow, None is what the folder was last read with.
         overlap: Tokens that a passage repeats of the one before.
         text_column: Column of tables that is read.
-        include: Patterns of files to read, such as `*.md`.
+        include: Patterns of files to read, such as `*.md`; a string is one pattern.
         exclude: Patterns of files and folders to leave out.
         gitignore: Whether `.gitignore` files count.
         hidden: Whether names that begin with a dot are read.
@@ -147,21 +148,29 @@ def sync_folder(
         "tokens": tokens,
         "overlap": overlap,
         "text_column": text_column,
-        "include": None if include is None else tuple(include),
-        "exclude": None if exclude is None else tuple(exclude),
+        "include": include,
+        "exclude": exclude,
         "gitignore": gitignore,
         "hidden": hidden,
     }
     wanted, replaced = scopes(resolve_paths(paths), folders, inventory, given)
-    report = SyncReport(dry_run=dry_run, replaced=replaced, moved=_moves(before, folders))
+    report = SyncReport(dry_run=dry_run, moved=_moves(before, folders))
     if not dry_run:
-        write_folders(store.path, folders)
+        store.delete([])  # a store that cannot be written is an error before its folders are
+        # Before any passage, so that a run that is cut short is found again; what is replaced stays until it is.
+        write_folders(store.path, {**{label: before[label] for label in replaced}, **folders})
     run = _Run(store, inventory, report, progress)
     for scope in wanted:
         run.read(scope)
     for label in replaced:
-        run.forget(label, inventory.files.get(label, {}))
+        if run.could_read(before[label].path):
+            run.forget(label, inventory.files.get(label, {}))
+            report.replaced.append(label)
+        else:
+            folders[label] = before[label]
     run.finish()
+    if replaced and not dry_run:
+        write_folders(store.path, folders)
     return report
 
 
@@ -177,12 +186,13 @@ def forget_folder(store: FaissStore, folder: str | Path) -> int:
     """
     inventory, folders = folders_of(store)
     path = Path(folder).expanduser().absolute()
-    label = next((one.label for one in folders.values() if one.label == str(folder) or one.path == path), None)
+    places = (path, Path(os.path.realpath(path)))
+    label = next((one.label for one in folders.values() if one.label == str(folder) or one.path in places), None)
     if label is None:
         known = ", ".join(f"{one.label!r} ({one.path})" for one in folders.values()) or "none"
         raise InvalidInputError(f"{str(folder)!r} is no folder of this store; it has {known}.")
     ids = [one for record in inventory.files.get(label, {}).values() for one in record.ids]
-    removed = store.delete(ids).deleted if ids else 0
+    removed = store.delete(ids).deleted
     del folders[label]
     write_folders(store.path, folders)
     return removed
@@ -210,27 +220,33 @@ class _Run:
         self._leftover: list[str] = []  # ids of passages that the files in `_pending` have no longer
         self._gone: list[str] = []  # removed at the end, so that a file that was renamed finds its vectors
         self._touched: dict[str, dict[str, Any]] = {}
+        self._unread: list[Path] = []  # what could not be looked into now
 
     def read(self, scope: Scope) -> None:
         """Bring one folder, or a part of it, in step."""
         known = self._inventory.files.get(scope.folder.label, {})
         seen: set[str] = set()
-        unknown: list[str] = []  # what cannot be looked into now is no proof that files vanished
         found = list(walk(scope.root, scope.start, scope.folder.settings.selection))
         with Converter(text_column=scope.folder.settings.text_column) as converter:
             for number, one in enumerate(found):
                 if one.reason is not None:
                     self._skip(scope, one.name, one.reason)
-                    if one.reason.startswith("cannot be read"):
-                        unknown.append(one.name)
+                    if one.unknown:
+                        # That it cannot be looked into now is no proof that its files vanished.
+                        self._unread.append(one.path)
+                        seen |= {name for name in known if one.holds(name)}
                 elif self._read_file(scope, one, known.get(one.name), converter):
                     seen.add(one.name)
                 self._say(number + 1, len(found))
-        for name in unknown:
-            seen |= {path for path in known if path == name or (name.endswith("/") and path.startswith(name))}
         self.forget(
             scope.folder.label,
             {name: record for name, record in known.items() if name not in seen and scope.covers(name)},
+        )
+
+    def could_read(self, folder: Path | None) -> bool:
+        """Return whether nothing of a folder was found unreadable so far."""
+        return folder is None or not any(
+            folder == path or folder in path.parents or path in folder.parents for path in self._unread
         )
 
     def forget(self, label: str, files: dict[str, FileRecord]) -> None:
@@ -251,7 +267,7 @@ class _Run:
             self._store.update_metadata(self._touched)
 
     def _read_file(self, scope: Scope, found: Found, known: FileRecord | None, converter: Converter) -> bool:
-        """Bring one file in step; return whether it has passages."""
+        """Bring one file in step; return whether the store has passages of it, be it of before."""
         settings, label = scope.folder.settings, scope.folder.label
         try:
             kind, data = read_of_kind(found.path, links=False)
@@ -260,8 +276,7 @@ class _Run:
             self._skip(scope, found.name, str(exc))
             return False
         except (OSError, OverflowError, ValueError) as exc:
-            self._skip(scope, found.name, f"cannot be read ({exc})")
-            return known is not None
+            return self._leave(scope, found, known, f"cannot be read ({exc})")
         if kind is None:
             suffix = found.path.suffix.lower()
             self._skip(scope, found.name, f"no kind that can be read{f' ({suffix})' if suffix else ''}")
@@ -274,6 +289,8 @@ class _Run:
             return True
         try:
             converted = converter.convert(found.path, kind, data)
+        except (ConversionFailedError, OSError) as exc:
+            return self._leave(scope, found, known, str(exc))
         except InvalidInputError as exc:
             self._skip(scope, found.name, str(exc))
             return False
@@ -288,6 +305,13 @@ class _Run:
             return False
         self._put(documents, known, kind.name, converted)
         return True
+
+    def _leave(self, scope: Scope, found: Found, known: FileRecord | None, reason: str) -> bool:
+        """Skip a file that may be read another time, and leave what the store has of it."""
+        self._unread.append(found.path)
+        kept = "" if known is None else "; the store keeps what it had of it"
+        self._skip(scope, found.name, f"{reason.removesuffix('.')}{kept}")
+        return known is not None
 
     def _put(self, documents: list[Document], known: FileRecord | None, kind: str, converted: Converted) -> None:
         source, content = documents[0].metadata["source"], documents[0].metadata["digest"]

@@ -58,11 +58,24 @@ def matches_pattern(name: str, pattern: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A path below a folder: a file to read, or with a reason why it is not."""
+    """A path below a folder: a file to read, or with a reason why it is not.
+
+    Attributes:
+        path: Where it is.
+        name: Its path below the folder, with a slash at the end of a folder's; "./" for the folder itself.
+        reason: Why it is not read; None for a file to read.
+        unknown: Whether nobody can tell now what is there, so that no file there is known to have vanished.
+    """
 
     path: Path
     name: str
     reason: str | None = None
+    unknown: bool = False
+
+    def holds(self, name: str) -> bool:
+        """Return whether a relative path is this one, or lies below it."""
+        own = self.name.removesuffix("/")
+        return own == "." or name == own or name.startswith(own + "/")
 
 
 def walk(root: Path, start: Path, selection: Selection) -> Iterator[Found]:
@@ -73,7 +86,7 @@ def walk(root: Path, start: Path, selection: Selection) -> Iterator[Found]:
         start: It, or a folder or file below it.
         selection: Which files are wanted.
     """
-    if not start.is_dir():
+    if not os.path.isdir(start):
         yield _judge(start, root, selection, [])
         return
     rules = _rules_above(root, start) if selection.gitignore else []
@@ -84,7 +97,8 @@ def _below(start: Path, root: Path, selection: Selection, rules: list[tuple[Path
     waiting = [(start, rules)]  # the next one last; not by recursion, which ends a thousand folders down
     while waiting:
         path, rules = waiting.pop()
-        if path.is_symlink() or not os.path.isdir(path):
+        # Of `os.path`: those of `Path` raise where a folder may not be entered.
+        if os.path.islink(path) or not os.path.isdir(path):
             yield _judge(path, root, selection, rules)
             continue
         if path != start and (reason := _reason(path, root, selection, rules, folder=True)):
@@ -95,14 +109,20 @@ def _below(start: Path, root: Path, selection: Selection, rules: list[tuple[Path
         try:
             names = sorted(os.listdir(path), reverse=True)
         except OSError as exc:
-            yield Found(path, _name(path, root) + "/", f"cannot be read ({exc.strerror})")
+            yield Found(path, _name(path, root) + "/", f"cannot be read ({exc.strerror})", unknown=True)
             continue
         waiting += [(path / name, rules) for name in names]
 
 
 def _judge(path: Path, root: Path, selection: Selection, rules: list[tuple[Path, Any]]) -> Found:
     name = _name(path, root)
-    return Found(path, name, _reason(path, root, selection, rules, folder=False) or _unreadable(path))
+    try:
+        state = os.lstat(path)  # before the rules, which ask other things of a folder than of a file
+    except OSError as exc:
+        return Found(path, name, f"cannot be read ({exc.strerror})", unknown=True)
+    if stat.S_ISDIR(state.st_mode):  # though it was none a moment ago
+        return Found(path, name + "/", "cannot be read (a folder that gives no answer)", unknown=True)
+    return Found(path, name, _reason(path, root, selection, rules, folder=False) or _unreadable(path, state))
 
 
 def _reason(
@@ -115,7 +135,6 @@ def _reason(
         return "hidden"
     if folder and path.name in _GENERATED:
         return "a folder that programs make"
-    # Not `Path.is_file`, which raises where a folder may not be entered.
     if folder and os.path.isfile(path / RECORD_FILE) and os.path.isfile(path / DATABASE_FILE):
         return "a store"  # perhaps the one that is being filled, which would be read for ever anew
     if folder:
@@ -131,11 +150,7 @@ def _reason(
     return None
 
 
-def _unreadable(path: Path) -> str | None:
-    try:
-        state = os.lstat(path)
-    except OSError as exc:
-        return f"cannot be read ({exc.strerror})"
+def _unreadable(path: Path, state: os.stat_result) -> str | None:
     if stat.S_ISLNK(state.st_mode):
         return "a link that leads nowhere" if not os.path.exists(path) else "a link; links are not followed"
     if not stat.S_ISREG(state.st_mode):

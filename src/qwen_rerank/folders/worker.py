@@ -21,6 +21,10 @@ from qwen_rerank.folders.sections import Section
 MEMORY_BYTES = 4 * 1024**3  # address space of the process; a file that needs more is refused
 
 
+class ConversionFailedError(InvalidInputError):
+    """A file was not converted this time: it took too long, or the process ended. Another time it may be."""
+
+
 class Converter:
     """Converts files within their limits; those of kinds that are `outside` in a process that is started on first use.
 
@@ -46,7 +50,9 @@ class Converter:
         """Return the sections of a file.
 
         Raises:
-            InvalidInputError: If it cannot be read, or not within the limits of its kind; the message says why.
+            InvalidInputError: If it cannot be read, or not within the limits of its kind; the message says why. A
+                `ConversionFailedError` if it may go well another time.
+            OSError: If no process can be started.
             MissingExtraError: If the package that reads its kind is not installed.
         """
         if len(data) > kind.limits.file_bytes:
@@ -82,7 +88,7 @@ class Converter:
             why = (
                 f"not read within {seconds:g} seconds" if late else "the converter crashed on it, or ran out of memory"
             )
-            raise InvalidInputError(f"{why}; leave it out or repair it.")
+            raise ConversionFailedError(f"{why}; leave it out or repair it.")
         return _from_answer(json.loads(line))
 
 
@@ -101,6 +107,8 @@ def _start() -> subprocess.Popen[bytes]:
 def _from_answer(answer: dict[str, Any]) -> Converted:
     if missing := answer.get("missing"):
         raise MissingExtraError(missing["feature"], package=missing["package"], extra=missing["extra"])
+    if reason := answer.get("failed"):
+        raise ConversionFailedError(reason)
     if reason := answer.get("refused_file"):
         raise InvalidInputError(reason)
     found = [
@@ -119,7 +127,7 @@ def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
     except RerankError as exc:
         return {"refused_file": str(exc)}
     except MemoryError:
-        return {"refused_file": "it needs more memory than a file may; leave it out."}
+        return {"failed": "it needs more memory than a file may, or than there is; leave it out."}
     except Exception as exc:  # the converters have no common base for their errors
         return {"refused_file": f"not readable ({type(exc).__name__}: {str(exc)[:200]})."}
 
