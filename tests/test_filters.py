@@ -120,3 +120,8 @@ def test_a_filter_without_end_is_refused(key):
 
     with pytest.raises(InvalidInputError, match=r"nested|few in one another"):
         parse_filter(filter)
+
+
+def test_the_tests_of_all_parts_together_are_bounded():
+    with pytest.raises(InvalidInputError, match=r"90000 tests in all"):
+        parse_filter({"$and": [{"$or": [{f"k{i}": 1} for i in range(300)]}] * 300})

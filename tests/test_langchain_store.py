@@ -17,6 +17,9 @@ from qwen_rerank.langchain import QwenVectorStore
 from qwen_rerank.langchain_store import QwenTranslator
 from qwen_rerank.store import EmbedderMismatchError
 from qwen_rerank.testing import HashEmbedder
+from qwen_rerank.types import Candidate
+from qwen_rerank.types import Document as Text
+from qwen_rerank.vector_stores import relevance
 
 TEXTS = ["a red apple on a tree", "a green pear on a tree", "an orange carrot in the ground", "红苹果"]
 ABOUT = [{"year": 2020, "tags": ["a"]}, {"year": 2021}, {"year": 2022}, {"lang": "zh"}]
@@ -101,6 +104,23 @@ def test_relevance_is_between_0_and_1_and_keeps_the_order(fruit, mode):
     assert all(0 <= score <= 1 for score in scores)
     assert scores == sorted(scores, reverse=True)
     assert ids(document for document, _ in found) == ids(fruit.similarity_search("red apple", k=4, mode=mode))
+
+
+@pytest.mark.parametrize("weights", [(1, 0), (0, 1), (5, 5)])
+def test_relevance_of_weighted_halves_is_1_for_what_is_first_in_both(fruit, weights):
+    found = fruit.similarity_search_with_relevance_scores(TEXTS[0], k=4, mode="hybrid", weights=weights)
+    scores = [score for _, score in found]
+
+    assert scores[0] == pytest.approx(1)
+    assert len(set(scores)) == len(scores)
+
+
+def test_inner_products_above_1_keep_their_order_as_relevance():
+    found = [relevance(Candidate(Text("a", "a"), score, 1, "ip")) for score in (28.0, 27.0, 1.0, 0.0, -9.0)]
+
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == 5
+    assert 0 < found[-1] < found[0] < 1
 
 
 def test_a_threshold_drops_what_is_not_relevant(fruit):

@@ -33,6 +33,9 @@ def ids(hits):
         pytest.param("ＢＭ２５", ["bm25"], id="full width"),
         pytest.param("read_file(x)", ["read", "file", "x"], id="names in code"),
         pytest.param("naïve Straße Москва", ["naïve", "straße", "москва"], id="other alphabets"),
+        pytest.param("हिन्दी में", ["हिन्दी", "में"], id="vowel signs"),
+        pytest.param("İSTANBUL cafe\u0301 x\u0301y", ["istanbul", "café", "x\u0301y"], id="accents of their own"),
+        pytest.param("ไทย กขค", ["ไท", "ทย", "กข", "ขค"], id="no spaces between words"),
         pytest.param("𠀀𠀁", ["𠀀", "𠀁", "𠀀𠀁"], id="rare Han characters"),
         pytest.param(" ,.。！", [], id="nothing"),
     ],
@@ -121,3 +124,18 @@ def test_a_document_of_another_library_is_named_with_its_library():
 
     with pytest.raises(InvalidInputError, match=r"a Document, not langchain_core\.documents\.base\.Document"):
         BM25Index([Page("text")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"documents": 5}, "documents"),
+        ({"documents": "abc"}, "documents"),
+        ({"k1": 0}, "k1"),
+        ({"k1": "x"}, "k1"),
+        ({"b": 7}, "b"),
+    ],
+)
+def test_wrong_arguments_are_named_when_they_are_given(arguments, name):
+    with pytest.raises(InvalidInputError, match=f"^{name} must be"):
+        BM25Index(**{"documents": ["a"], **arguments})

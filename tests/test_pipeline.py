@@ -185,3 +185,19 @@ def test_fused_first_stages_are_a_first_stage():
 
     assert stages[0].asked == stages[1].asked == [("q", 3, {"x": 1})]
     assert texts(hits) == ["a", "d", "c"]
+
+
+@pytest.mark.parametrize("stages", [[], [None], 5, "ab", {}, (one for one in [ListFirstStage("a")])], ids=str)
+def test_what_are_no_stages_is_refused_when_it_is_given(stages):
+    with pytest.raises(InvalidInputError, match="stages must be a list of at least one first stage"):
+        FusedFirstStage(stages)
+    with pytest.raises(InvalidInputError, match="stages must be a list of at least one Reranker"):
+        Cascade(stages)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name"), [("x", Reranker(LARGE), "first_stage"), (ListFirstStage("a"), "y", "reranker")]
+)
+def test_a_retriever_names_the_part_that_cannot_be_one(first, second, name):
+    with pytest.raises(InvalidInputError, match=name):
+        TwoStageRetriever(first, second)

@@ -33,6 +33,7 @@ _OPPOSITES = {"$ne": "$eq", "$nin": "$in"}
 # What SQLite's parser and its expressions hold in every version.
 _MAX_DEPTH = 8
 _MAX_PARTS = 300
+_MAX_TESTS = 700  # of a whole filter: each may be a level of depth in the statement, of which SQLite reads 1000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ISO_8601 = re.compile(
@@ -90,12 +91,32 @@ class NotOf:
 Condition = FieldTest | AllOf | AnyOf | NotOf
 
 
-def parse_filter(filter: object, *, name: str = "filter", depth: int = 0) -> Condition:
+def parse_filter(filter: object, *, name: str = "filter") -> Condition:
     """Return a filter as a tree of conditions.
 
     Raises:
         InvalidInputError: If it is no mapping, or has an operator or an operand that there is not; says what there is.
     """
+    condition = _parse(filter, name=name, depth=0)
+    if (count := count_tests(condition)) > _MAX_TESTS:
+        raise InvalidInputError(
+            f"{name} has {count} tests in all, more than {_MAX_TESTS}; one {{key: {{'$in': [...]}}}} may do."
+        )
+    return condition
+
+
+def count_tests(condition: Condition) -> int:
+    """Return how many values a condition tests; 0 where it says nothing of any document."""
+    match condition:
+        case AllOf(parts) | AnyOf(parts):
+            return sum(map(count_tests, parts))
+        case NotOf(part):
+            return count_tests(part)
+        case FieldTest():
+            return 1
+
+
+def _parse(filter: object, *, name: str, depth: int) -> Condition:
     if not isinstance(filter, Mapping):
         raise InvalidInputError(f"{name} must be a mapping like {{'lang': 'en'}}, not {type(filter).__name__}.")
     if depth > _MAX_DEPTH:
@@ -107,14 +128,14 @@ def parse_filter(filter: object, *, name: str = "filter", depth: int = 0) -> Con
 
 def _entry(name: str, key: str, value: object, depth: int) -> Condition:
     if key == "$not":
-        return NotOf(parse_filter(value, name=f"{name}['$not']", depth=depth + 1))
+        return NotOf(_parse(value, name=f"{name}['$not']", depth=depth + 1))
     if key in ("$and", "$or"):
         if not isinstance(value, list | tuple) or not value:
             raise InvalidInputError(f"{name}[{key!r}] must be a list of at least one filter, not {value!r}.")
         if len(value) > _MAX_PARTS:
             raise _too_many(f"{name}[{key!r}]", len(value))
         named = (f"{name}[{key!r}][{i}]" for i in range(len(value)))
-        parts = tuple(parse_filter(part, name=one, depth=depth + 1) for part, one in zip(value, named, strict=True))
+        parts = tuple(_parse(part, name=one, depth=depth + 1) for part, one in zip(value, named, strict=True))
         return AllOf(parts) if key == "$and" else AnyOf(parts)
     if key.startswith("$"):
         raise _unknown(name, key, COMBINERS)

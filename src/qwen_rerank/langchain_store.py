@@ -165,7 +165,10 @@ class QwenVectorStore(VectorStore):
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         kwargs.pop("score_threshold", None)  # the caller applies it
-        return [(_document(hit.document), relevance(hit)) for hit in self._search(query, k, **kwargs)]
+        return [
+            (_document(hit.document), relevance(hit, weights=kwargs.get("weights")))
+            for hit in self._search(query, k, **kwargs)
+        ]
 
     def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """Return the `k` documents whose vectors are most similar to a vector; takes `filter`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from qwen_rerank.checks import check_count, check_query, check_text, kind_of
+from qwen_rerank.checks import check_count, check_probability, check_query, check_text, kind_of
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.filters import matches, parse_filter
 from qwen_rerank.types import Candidate, Document
@@ -25,6 +26,11 @@ class BM25Index:
     """
 
     def __init__(self, documents: Iterable[Document | str], *, k1: float = 0.9, b: float = 0.4) -> None:
+        if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+            raise InvalidInputError(f"documents must be a list of texts or Documents, not {kind_of(documents)}.")
+        if isinstance(k1, bool) or not isinstance(k1, int | float) or not 0 < k1 < math.inf:
+            raise InvalidInputError(f"k1 must be a number above 0, not {k1!r}.")
+        check_probability("b", b)
         self._documents = [_document(i, document) for i, document in enumerate(documents)]
         _check_ids(self._documents)
         self._index = WordIndex(k1=k1, b=b)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from qwen_rerank.checks import check_count, check_query, check_texts, check_weights
+from qwen_rerank.checks import check_count, check_query, check_texts, check_weights, kind_of
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.fusion import DEFAULT_K
 from qwen_rerank.fusion import rank_fusion as rank_fusion
@@ -17,6 +17,8 @@ from qwen_rerank.protocols import AsyncFirstStage, FirstStage, SecondStage
 from qwen_rerank.reranker import Rankable, Reranker
 from qwen_rerank.sharing import SharedCopies
 from qwen_rerank.types import Candidate, RankedDocument
+
+Stage = TypeVar("Stage")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,9 +35,7 @@ class Cascade(SharedCopies):
     stages: Sequence[Reranker]
 
     def __post_init__(self) -> None:
-        if not self.stages or not all(isinstance(stage, Reranker) for stage in self.stages):
-            raise InvalidInputError(f"stages must be a list of at least one Reranker, not {self.stages!r}.")
-        *first, last = self.stages
+        *first, last = _checked_stages(self.stages, Reranker, "Reranker")
         object.__setattr__(self, "stages", (*(replace(stage, threshold=None) for stage in first), last))
 
     @property
@@ -113,6 +113,13 @@ def _trace(passes: Sequence[Sequence[RankedDocument]], hits: list[RankedDocument
     return hits
 
 
+def _checked_stages(stages: Sequence[Stage], kind: type[Any], name: str) -> tuple[Stage, ...]:
+    """Return stages, of which a generator would give none the second time."""
+    if not isinstance(stages, Sequence) or not stages or not all(isinstance(stage, kind) for stage in stages):
+        raise InvalidInputError(f"stages must be a list of at least one {name}, not {stages!r}.")
+    return tuple(stages)
+
+
 @dataclass(frozen=True, slots=True)
 class TwoRounds:
     """The results of both stages for one query.
@@ -144,6 +151,10 @@ class TwoStageRetriever(SharedCopies):
     top_n: int = 10
 
     def __post_init__(self) -> None:
+        if not isinstance(self.first_stage, FirstStage):
+            raise InvalidInputError(f"first_stage must have a method search, not be {kind_of(self.first_stage)}.")
+        if not callable(getattr(self.reranker, "rerank", None)):
+            raise InvalidInputError(f"reranker must be a Reranker or a Cascade, not {kind_of(self.reranker)}.")
         check_count("top_k", self.top_k)
         check_count("top_n", self.top_n)
 
@@ -259,11 +270,11 @@ class FusedFirstStage(SharedCopies):
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        stages = _checked_stages(self.stages, FirstStage, "first stage")
+        object.__setattr__(self, "stages", stages)
         check_count("k", self.k)
         if self.weights is not None:
-            check_weights("weights", self.weights, count=len(self.stages))
-        if not self.stages:
-            raise InvalidInputError("stages is empty; give at least one first stage.")
+            object.__setattr__(self, "weights", check_weights("weights", self.weights, count=len(stages)))
 
     def search(self, query: str, top_k: int, *, filter: Mapping[str, Any] | None = None) -> list[Candidate]:
         """Return at most `top_k` candidates, best first, ranks from 1."""

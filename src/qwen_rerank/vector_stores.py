@@ -53,13 +53,20 @@ def _matrix(vectors: Sequence[Sequence[float]]) -> np.ndarray:
     return found
 
 
-def relevance(candidate: Candidate) -> float:
-    """Return a candidate's score as a relevance in [0, 1] that keeps the order: 1 is the best that there can be."""
+def relevance(candidate: Candidate, *, weights: Sequence[float] | None = None) -> float:
+    """Return a candidate's score as a relevance in [0, 1] that keeps the order: 1 is the best that there can be.
+
+    Args:
+        candidate: What a store found.
+        weights: Of the two halves of a hybrid search; None for both alike.
+    """
     score = candidate.score or 0.0
     if candidate.score_kind == "fused":
-        return min(1.0, score * (HYBRID_K + 1) / 2)  # first in both halves
+        return min(1.0, score * (HYBRID_K + 1) / sum(weights or (1, 1)))  # first in both halves
     if candidate.score_kind == "bm25":
         return score / (1 + score)  # BM25 has no upper end
+    if candidate.score_kind == "ip":
+        return 0.5 + score / (2 + 2 * abs(score))  # nor have inner products, nor a lower one
     return float(np.clip((1 + score) / 2, 0, 1))
 
 

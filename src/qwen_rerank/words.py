@@ -1,7 +1,8 @@
 """Words of a text, and an inverted index over them that ranks by BM25 and takes new texts at any time.
 
-Chinese, Japanese and Korean are written without spaces, or with particles that stick to words, so they are read as pairs
-of characters; Han and kana also as single ones. Traditional characters count as their simplified forms.
+Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese are written without spaces, or with particles that stick to words,
+so they are read as pairs of characters; Han and kana also as single ones. Traditional characters count as their simplified
+forms. Vowel signs and accents that are characters of their own belong to the word they stand in.
 """
 
 from __future__ import annotations
@@ -24,15 +25,28 @@ from qwen_rerank.bounded_json import loads
 from qwen_rerank.regular_files import open_regular
 
 # Changes with anything that makes other terms of a text; an index that was saved with another version is built again.
-VERSION = 1
+VERSION = 2
 _MOST_HEAD_BYTES = 1 << 20  # of the line that says how long the arrays of a file are
 
-# Han and kana: 々〆〇, kana, extension A, the main block, compatibility, the supplementary planes. Then Hangul.
+# Han and kana: 々〆〇, kana, extension A, the main block, compatibility, the supplementary planes. Then Hangul, and Thai,
+# Lao, Burmese and Khmer.
 _HAN = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_HANGUL = "\uac00-\ud7a3"
-_TERM = re.compile(rf"[{_HAN}]+|[{_HANGUL}]+|[^\W_{_HAN}{_HANGUL}]+")
+_PAIRED = "\uac00-\ud7a3\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_LETTER = rf"[^\W_{_HAN}{_PAIRED}]"
+_ASCII_TERM = re.compile(f"{_LETTER}+")
 _IS_HAN = re.compile(f"[{_HAN}]")
-_IS_HANGUL = re.compile(f"[{_HANGUL}]")
+_MARKS = (0x300, 0x12000)  # where the characters lie that stand on others within words
+_IS_PAIRED = re.compile(f"[{_PAIRED}]")
+
+
+@lru_cache(maxsize=1)
+def _term() -> re.Pattern[str]:
+    """Return what finds the terms of a text."""
+    marks = "".join(c for c in map(chr, range(*_MARKS)) if unicodedata.category(c)[0] == "M")
+    # Looking ahead for a character that may be a mark is quicker than looking for it among all marks.
+    marked = rf"(?=[^\0-\u02ff])[{marks}]+{_LETTER}*"
+    return re.compile(rf"[{_HAN}]+|[{_PAIRED}]+|{_LETTER}+(?:{marked})*")
+
 
 # The English words that Lucene's StandardAnalyzer leaves out.
 STOP_WORDS = frozenset(
@@ -75,20 +89,21 @@ STOP_WORDS = frozenset(
 
 
 def terms(text: str) -> list[str]:
-    """Return the terms of a text in reading order: lower-cased words; characters and pairs of them for CJK runs.
+    """Return the terms of a text in reading order: lower-cased words; characters and pairs of them where no space parts words.
 
     >>> terms("The 量子位 of BM25")
     ['量', '子', '位', '量子', '子位', 'bm25']
     """
     if text.isascii():
-        return [term for term in _TERM.findall(text.lower()) if term not in STOP_WORDS]
+        return [term for term in _ASCII_TERM.findall(text.lower()) if term not in STOP_WORDS]
     found: list[str] = []
-    for term in _TERM.findall(unicodedata.normalize("NFKC", text).lower()):
+    # The capital i with a dot becomes an i and a dot of its own, which nobody types.
+    for term in _term().findall(unicodedata.normalize("NFKC", text).lower().replace("i\u0307", "i")):
         if _IS_HAN.match(term):
             term = term.translate(_simplified())
             found += term
             found += [term[i : i + 2] for i in range(len(term) - 1)]
-        elif _IS_HANGUL.match(term):
+        elif _IS_PAIRED.match(term):
             found += [term[i : i + 2] for i in range(len(term) - 1)] or [term]
         elif term not in STOP_WORDS:
             found.append(term)

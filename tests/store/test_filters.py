@@ -85,6 +85,10 @@ def test_the_deepest_and_widest_filter_is_compiled(shelves, kind):
         wrapped = filter if kind == "$not" else [filter, {"b": {"$gt": "x"}}]
         filter = {"a": {"$not": {"$not": {"$eq": 1}}}} if kind == "field" else {kind: wrapped, "a": {"$gte": 1}}
     shelves._database.matching_rows(*compile_filter(filter))
+    deep: dict = {"$or": [{f"k{i}": i} for i in range(230)]}
+    for level in range(2):
+        deep = {"$or" if level else "$and": [deep, *({f"k{i}": {"$contains": i}} for i in range(230))]}
+    shelves._database.matching_rows(*compile_filter(deep))
     wide = {"$or": [{"a": {"$not": {"$lt": i}}, "b": i} for i in range(300)]}
 
     assert shelves._database.matching_rows(*compile_filter(wide)).size

@@ -180,7 +180,9 @@ def test_delete_by_filter(store):
     assert store.delete(filter={"year": 1}).deleted == 0
 
 
-@pytest.mark.parametrize("arguments", [{}, {"ids": ["a"], "filter": {"a": 1}}, {"filter": {}}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"ids": ["a"], "filter": {"a": 1}}, {"filter": {}}, {"filter": {"$and": [{}, {"$not": {}}]}}]
+)
 def test_delete_needs_ids_or_a_filter(store, arguments):
     with pytest.raises(InvalidInputError, match="delete needs ids or a filter"):
         store.delete(**arguments)

@@ -11,6 +11,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_choice, check_count, check_probability, check_query, check_texts, check_weights
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.filters import count_tests, parse_filter
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.sharing import made_from
 from qwen_rerank.store.commits import DeleteReport
@@ -239,10 +240,8 @@ class FaissStore(SearchHandle):
             ids: Which documents; or None, with a filter.
             filter: As for `search`, with at least one condition.
         """
-        if (ids is None) == (filter is None) or filter == {}:
-            raise InvalidInputError(
-                f"delete needs ids or a filter with a condition, not ids={ids!r}, filter={filter!r}."
-            )
+        if (ids is None) == (filter is None) or (filter is not None and not count_tests(parse_filter(filter))):
+            raise InvalidInputError(f"delete needs ids or a filter with a condition, not {ids=!r}, {filter=!r}.")
         condition = None if filter is None else compile_filter(filter, declared=self._settings.indexed_fields)
         wanted = [] if ids is None else list(dict.fromkeys(check_ids(ids)))
         with self._guard.using(write=True):
