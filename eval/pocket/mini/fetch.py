@@ -2,9 +2,9 @@
 
     python eval/pocket/mini/fetch.py --work build/mini
 
-What lies in `--work` already is not fetched again. `sources.json` beside this file has the versions from which the
-texts of the shipped model came out again (as many of each kind, the same vocabulary); others train a model of the same kind, not the same one. Without `apt-get`, unpack the packages named there
-into a folder each under `doc/`.
+What lies in `--work` already is not fetched again. `sources.json` beside this file has the versions from which the texts of
+the shipped model came out again (as many of each kind, the same vocabulary); others train a model of the same kind, not the
+same one. Without `apt-get`, unpack the packages named there into a folder each under `doc/`.
 """
 
 from __future__ import annotations
