@@ -5,12 +5,14 @@ from __future__ import annotations
 import zipfile
 from dataclasses import replace
 
+import openpyxl
 import pytest
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders.converters import KINDS, PLAIN, kind_of
 from qwen_rerank.folders.encodings import decode
 from qwen_rerank.folders.kinds import Limits
+from qwen_rerank.folders.office import read_epub, read_html, read_xlsx
 from qwen_rerank.folders.worker import Converter
 from tests.folders import files
 
@@ -125,6 +127,74 @@ ZH = "A\n" + files.ZH[1]
 )
 def test_text_is_read_in_the_encoding_that_people_have(text, encoding):
     assert decode(text.encode(encoding))[0].lstrip("\ufeff") == text
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        pytest.param("日志记录".encode()[:-1], "日志记\ufffd", id="cut in a character"),
+        pytest.param(
+            "量子计算与信息检索。".encode() * 9 + b"\xe9\x87", "量子计算与信息检索。" * 9 + "\ufffd", id="long"
+        ),
+        pytest.param("Grüße, Köln. ".encode() * 9 + b"\xc3 und", "Grüße, Köln. " * 9 + "\ufffd und", id="a stray byte"),
+        pytest.param(
+            b"\xef\xbb\xbf\xc3\xbc" * 1 + "ü".encode() * 20 + b"\xff", "\ufeff" + "ü" * 21 + "\ufffd", id="BOM"
+        ),
+    ],
+)
+def test_a_broken_byte_makes_no_other_encoding_of_utf_8(data, text):
+    assert decode(data) == (text, "utf-8, 1 broken characters")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "declared"),
+    [
+        ("Привет мир, это проверка.", "koi8-r", '<meta charset="koi8-r">'),
+        ("Şırnak ilinde güneşli gün, ığdır.", "cp1254", '<meta http-equiv=x content="text/html; charset=iso-8859-9">'),
+        ("مرحبا بالعالم هذه صفحة اختبار", "cp1256", "<?xml version='1.0' encoding='windows-1256'?>"),
+        ("租约于六月结束。", "gb18030", "<meta charset=gb2312>"),
+        ("Ein Café in Köln", "utf-8", "<meta charset=iso-8859-1>"),
+        ("Ein Café in Köln", "cp1252", "<meta charset=rot13>"),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_it_names_unless_it_is_unicode(text, encoding, declared):
+    (section,) = read_html(f"{declared}<p>{text}".encode(encoding), None, Limits()).sections
+
+    assert section.text == text
+
+
+def test_a_heading_of_two_lines_is_two_words():
+    (section,) = read_html(b"<h1>Foo<br>B<b>a</b>r</h1><h2>Sub</h2>x", None, Limits()).sections[1:]
+
+    assert section.heading == ("Foo Bar", "Sub")
+
+
+def test_every_chapter_of_a_book_is_found_or_counted(tmp_path):
+    with zipfile.ZipFile(files.book(tmp_path / "a.epub", *files.EN), "a") as archive:
+        archive.writestr("OPS/pkg/b 2.xhtml", "<p>two")
+        archive.writestr("Text/c.xhtml", "<p>three")
+        archive.writestr("META-INF/container.xml", archive.read("META-INF/container.xml").replace(b"OPS/", b"OPS/pkg/"))
+        hrefs = ("../a.xhtml", "b%202.xhtml", "../../Text/c.xhtml#top", "lost.xhtml")
+        items = "".join(f'<item id="{n}" href="{href}"/>' for n, href in enumerate(hrefs))
+        spine = "".join(f'<itemref idref="{n}"/>' for n in range(len(hrefs)))
+        archive.writestr(
+            "OPS/pkg/book.opf",
+            f'<package xmlns="http://www.idpf.org/2007/opf"><manifest>{items}</manifest><spine>{spine}</spine></package>',
+        )
+
+    found = read_epub((tmp_path / "a.epub").read_bytes(), None, Limits())
+    assert [one.text for one in found.sections][1:] == ["two", "three"]
+    assert found.notes == ["1 of 4 chapters are not in the book"]
+
+
+def test_formulas_without_a_value_are_counted(tmp_path):
+    book = openpyxl.Workbook()
+    for row in (["a", "total"], [1, "=A2*2"], [2, "=A3*2"]):
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+
+    found = read_xlsx((tmp_path / "a.xlsx").read_bytes(), None, Limits())
+    assert found.notes == ["2 formulas have no value yet: save it in a spreadsheet program"]
 
 
 def test_a_file_without_a_known_suffix_is_read_where_it_is_text(tmp_path):

@@ -39,7 +39,6 @@ def test_a_known_text_column_comes_with_its_title():
     [
         pytest.param('2,"no end', "unexpected end of data", id="stray quote"),
         pytest.param('2,"a"b', "expected after", id="quote inside"),
-        pytest.param("2," + "x" * 140_000, "larger than field limit", id="a field of 140,000 characters"),
         pytest.param("2, ", "", id="blank cell"),
     ],
 )
@@ -48,6 +47,33 @@ def test_a_bad_record_costs_itself_alone(bad, reason):
 
     assert [one.text for one in found.sections] == ["a", "c", "d"]
     assert [(line, reason in why) for line, why in found.refused] == [(3, True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        pytest.param("name,price,price\nfoo,1,2\n", {"name": "foo", "price": "1", "price 2": "2"}, id="two of a name"),
+        pytest.param("a,a,a 2\n1,2,3\n", {"a": "1", "a 2": "2", "a 2 2": "3"}, id="a name that is taken"),
+        pytest.param("\n\nid,x\n1,2\n", {"id": "1", "x": "2"}, id="blank lines above"),
+        pytest.param("sep=|\nid|x\n1|2,3\n", {"id": "1", "x": "2,3"}, id="Excel's line"),
+    ],
+)
+def test_every_column_has_a_name_of_its_own(text, fields):
+    assert read(text).sections[0].place["fields"] == fields
+
+
+def test_a_long_document_in_a_cell_is_one_row():
+    long = "a line of it\n" * 9_000
+
+    assert [one.text for one in read(f'id,text\n1,"{long}"\n2,b\n').sections] == [long, "b"]
+
+
+def test_a_row_deeper_than_a_store_takes_costs_itself_alone():
+    deep = "[" * 80 + "]" * 80
+
+    found = read(f'{{"text": "a", "x": {deep}, "pad": "{"x" * 70_000}"}}\n{{"text": "b"}}\n', suffix=".jsonl")
+    assert [one.text for one in found.sections] == ["b"]
+    assert found.refused == [(1, "the row is nested deeper than 64 levels.")]
 
 
 def test_a_record_may_run_over_several_lines():

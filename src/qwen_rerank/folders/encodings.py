@@ -17,6 +17,18 @@ _BOMS = (
 )
 # What people's files are in, so that a short text is not taken for one of the sixty others that its bytes would fit.
 _LIKELY = ("gb18030", "shift_jis", "big5", "euc_kr", "euc_jp", "cp1252", "cp1250", "cp1251", "iso8859_15")
+# What pages say, to what browsers take it for.
+_DECLARED = {
+    **{name: name for name in ("big5", "gb18030", "euc-jp", "iso-2022-jp", "koi8-r", "koi8-u")},
+    **{f"{name}{n}": f"cp{n}" for name in ("windows-", "cp") for n in range(1250, 1259)},
+    **{f"iso-8859-{n}": f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)},
+    **dict.fromkeys(("iso-8859-1", "latin1", "us-ascii", "ascii"), "cp1252"),
+    **dict.fromkeys(("gb2312", "gbk", "x-gbk"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis"), "cp932"),
+    **dict.fromkeys(("euc-kr", "ks_c_5601-1987"), "cp949"),
+    **dict.fromkeys(("tis-620", "iso-8859-11", "windows-874"), "cp874"),
+    "iso-8859-9": "cp1254",
+}
 _SAMPLE_BYTES = 64 * 1024
 
 
@@ -27,8 +39,12 @@ def is_binary(head: bytes) -> bool:
     return b"\0" in head and _wide(head) is None
 
 
-def decode(data: bytes) -> tuple[str, str]:
-    """Return a text and the encoding it was in.
+def decode(data: bytes, declared: str | None = None) -> tuple[str, str]:
+    """Return a text and the encoding it was in, with the number of broken characters where there are a few.
+
+    Args:
+        data: The bytes.
+        declared: The encoding that the text itself names; believed unless the text is Unicode or does not fit it.
 
     Raises:
         InvalidInputError: If it is in none that is known.
@@ -38,13 +54,28 @@ def decode(data: bytes) -> tuple[str, str]:
     try:
         return data.decode(encoding or "utf-8"), encoding or "utf-8"
     except UnicodeDecodeError as exc:
-        if encoding:
+        if encoding and encoding != "utf-8-sig":
             raise InvalidInputError(f"no {encoding} ({exc.reason} at byte {exc.start}).") from exc
+    for name in ("utf-8", _DECLARED.get(str(declared).lower())):
+        if name is not None and (found := _nearly(data, name)) is not None:
+            return found
     detected = _detect(data)
     try:
         return data.decode(detected), detected
     except UnicodeDecodeError as exc:
         raise InvalidInputError(f"in no encoding that is known (nearest: {detected}); convert it to UTF-8.") from exc
+
+
+def _nearly(data: bytes, encoding: str) -> tuple[str, str] | None:
+    """Return a text whose characters beyond ASCII are nearly all of this encoding, the few others replaced."""
+    text = data.decode(encoding, "replace")
+    broken = text.count("\ufffd")
+    sound = len(text) - len(text.encode("ascii", "ignore")) - broken
+    # One character at the very end that is cut in two says little against an encoding that all others are of.
+    cut = broken == 1 and text.endswith("\ufffd") and sound >= 3
+    if broken * 10 > sound and not cut:
+        return None
+    return text, encoding if not broken else f"{encoding}, {broken} broken characters"
 
 
 def _wide(head: bytes) -> str | None:

@@ -61,9 +61,9 @@ class Kind:
     outside: bool = False
 
 
-def decoded(data: bytes) -> tuple[str, list[str]]:
-    """Return a text, and the name of its encoding where that is not UTF-8."""
-    text, encoding = decode(data)
+def decoded(data: bytes, declared: str | None = None) -> tuple[str, list[str]]:
+    """Return a text, and the name of its encoding where that is not UTF-8, or some of it is broken."""
+    text, encoding = decode(data, declared)
     return text, [] if encoding == "utf-8" else [encoding]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import posixpath
+import re
 import zipfile
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders.kinds import Converted, Limits, decoded, missing
@@ -55,6 +57,14 @@ _INLINE = frozenset(
     ]
 )
 _DEEPEST = 200
+_HEAD_BYTES = 4096
+_CHARSET = re.compile(
+    rb"""<meta\b[^>]*?\bcharset\s*=\s*["']?([\w.:-]+)|<\?xml\b[^>]*?\bencoding\s*=\s*["']([\w.:-]+)""", re.I
+)
+# A formula without its value, which no spreadsheet program has reckoned yet; an empty text is a value.
+_FORMULA = re.compile(
+    rb'<c\b(?![^>]*\bt="str")[^>]*>\s*(?:<f\b[^>]*/>|<f\b[^>]*>[^<]*</f>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>'
+)
 
 
 def html_sections(text: str, place: dict[str, Any] | None = None) -> list[Section]:
@@ -81,7 +91,7 @@ def html_sections(text: str, place: dict[str, Any] | None = None) -> list[Sectio
         tag = node.tag or ""
         if len(tag) == 2 and tag[0] == "h" and tag[1] in "123456":
             end()
-            headings.enter(int(tag[1]), node.text(deep=True))
+            headings.enter(int(tag[1]), _title(node))
             path = headings.path
         elif tag == "-text":
             parent, depth = node.parent, 0
@@ -101,6 +111,15 @@ def html_sections(text: str, place: dict[str, Any] | None = None) -> list[Sectio
     return found
 
 
+def _title(heading: Any) -> str:
+    parts = (
+        one.text(deep=False) if one.tag == "-text" else " "
+        for one in heading.traverse(include_text=True)
+        if one.tag in ("-text", "br")
+    )
+    return "".join(parts)
+
+
 def _spaced(text: str) -> list[str]:
     """Return the words of a text; an empty one stands for white space at its ends."""
     words = text.split()
@@ -111,8 +130,14 @@ def _spaced(text: str) -> list[str]:
 
 def read_html(data: bytes, text_column: str | None, limits: Limits) -> Converted:
     """Return the sections of a web page."""
-    text, notes = decoded(data)
+    text, notes = _page_text(data)
     return Converted(html_sections(text), notes, [])
+
+
+def _page_text(data: bytes) -> tuple[str, list[str]]:
+    """Return a page as text, in the encoding that its head names."""
+    named = _CHARSET.search(data[:_HEAD_BYTES])
+    return decoded(data, (named[1] or named[2]).decode() if named else None)
 
 
 def read_pdf(data: bytes, text_column: str | None, limits: Limits) -> Converted:
@@ -248,7 +273,7 @@ def read_xlsx(data: bytes, text_column: str | None, limits: Limits) -> Converted
         import openpyxl
     except ImportError as exc:
         raise missing("reading spreadsheets", "openpyxl", exc) from exc
-    _check_zip(data, limits, ".xlsx")
+    archive = _check_zip(data, limits, ".xlsx")
     book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     found: list[Section] = []
     refusals = Refusals()
@@ -262,7 +287,10 @@ def read_xlsx(data: bytes, text_column: str | None, limits: Limits) -> Converted
         found += row_sections(rows, refusals, text_column=text_column, heading=(name,), place=place)
     if not found and refusals.rows:
         raise InvalidInputError(refusals.rows[0][1])
-    return Converted(found, [], refusals.rows, refusals.count)
+    sheets = (name for name in archive.namelist() if name.startswith("xl/worksheets/") and name.endswith(".xml"))
+    empty = sum(len(_FORMULA.findall(archive.read(name))) for name in sheets)
+    notes = [f"{empty} formulas have no value yet: save it in a spreadsheet program"] if empty else []
+    return Converted(found, notes, refusals.rows, refusals.count)
 
 
 def read_epub(data: bytes, text_column: str | None, limits: Limits) -> Converted:
@@ -278,12 +306,19 @@ def read_epub(data: bytes, text_column: str | None, limits: Limits) -> Converted
         package = next(e.attrib["full-path"] for e in container.iter() if e.tag.endswith("rootfile"))
         root = ElementTree.fromstring(archive.read(package))
         items = {e.attrib["id"]: e.attrib["href"] for e in root.iter() if e.tag.endswith("}item")}
-        spine = [items[e.attrib["idref"]] for e in root.iter() if e.tag.endswith("itemref")]
+        spine = [items.get(e.attrib["idref"], "") for e in root.iter() if e.tag.endswith("itemref")]
     except (KeyError, StopIteration, ElementTree.ParseError, zipfile.BadZipFile) as exc:
         raise InvalidInputError(f"no readable EPUB ({type(exc).__name__}: {exc}).") from exc
     found: list[Section] = []
+    lost = 0
     for number, href in enumerate(spine[: limits.pages], start=1):
-        name = str(PurePosixPath(package).parent / href.split("#")[0])
-        if name in names:
-            found += html_sections(decoded(archive.read(name))[0], {"chapter": number})
-    return Converted(found, [], [])
+        written = href.split("#")[0]
+        places = (
+            posixpath.normpath(posixpath.join(posixpath.dirname(package), one)) for one in (unquote(written), written)
+        )
+        name = next((one for one in places if one in names), None)
+        if name is None:
+            lost += 1
+        else:
+            found += html_sections(_page_text(archive.read(name))[0], {"chapter": number})
+    return Converted(found, [f"{lost} of {len(spine)} chapters are not in the book"] if lost else [], [])

@@ -97,7 +97,8 @@ def _documents_of(found: Found, converter: Converter, skipped: list[Skipped]) ->
 
 def _row_document(name: str, row: Section) -> Document:
     columns: dict[str, Any] = dict(row.place["fields"])
-    given = next((columns[key] for key in _ID_COLUMNS if columns.get(key) not in (None, "")), None)
+    ids = (columns.get(key) for key in _ID_COLUMNS)
+    given = next((one for one in ids if one != "" and type(one) in (str, int, float)), None)
     nested = columns.pop("metadata", None)
     kept = {key: value for key, value in columns.items() if key not in _ID_COLUMNS}
     kept |= nested if isinstance(nested, dict) else {} if nested is None else {"metadata": nested}

@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
+from qwen_rerank.bounded_json import MAX_VALUES, JsonLimitError, check_json
 from qwen_rerank.checks import check_text
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders.sections import Section
 
 TEXT_COLUMNS = ("text", "content", "contents")
 _RECORD_LINES = 10_000  # a quoted field that runs on for longer is a stray quote
+_MOST_CELL_CHARS = 1 << 24
+_DELIMITER_LINE = re.compile(r"sep=(.)")  # Excel's, above the header
+_SMALL_ROW_BYTES = 1 << 15  # a store takes as little, whatever is in it
 _MOST_BAD = 1_000  # rows that are named one by one
 
 Refuse = Callable[[int, str], None]
@@ -21,10 +27,14 @@ Refuse = Callable[[int, str], None]
 
 def csv_rows(text: str, refuse: Refuse) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line, column to value) of each record; what is no record is refused and reading goes on in the next line."""
+    # Of the whole process, and only ever raised: the module's own limit cuts long documents to pieces.
+    csv.field_size_limit(max(csv.field_size_limit(), _MOST_CELL_CHARS))
     lines = list(io.StringIO(text, newline=""))  # `splitlines` would also break a cell at U+2028 or a form feed
-    delimiter = _delimiter(lines[0]) if lines else ","
+    start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+    delimiter = _delimiter(lines[start]) if start < len(lines) else ","
+    if start < len(lines) and (named := _DELIMITER_LINE.fullmatch(lines[start].strip("\r\n"))):
+        delimiter, start = named[1], start + 1
     header: list[str] | None = None
-    start = 0
     while start < len(lines):
         # A reader of its own for each record: a quote that is never closed costs its own line, not all that follow.
         part = (lines[number] for number in range(start, min(start + _RECORD_LINES, len(lines))))
@@ -37,7 +47,7 @@ def csv_rows(text: str, refuse: Refuse) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         line, used = start + 1, reader.line_num
         if header is None:
-            header = [name.strip() or f"column {n}" for n, name in enumerate(row, start=1)]
+            header = _names([name.strip() for name in row])
         elif used > 1 and len(row) != len(header):
             refuse(line, f"no CSV record (a quote that closes {used - 1} lines further on).")
             used = 1
@@ -45,6 +55,15 @@ def csv_rows(text: str, refuse: Refuse) -> Iterator[tuple[int, dict[str, Any]]]:
             names = [*header, *(f"column {n}" for n in range(len(header) + 1, len(row) + 1))]
             yield line, dict(zip(names, row))
         start += used
+
+
+def _names(header: Iterable[str]) -> list[str]:
+    """Return a name of its own for each column: "price" and "price 2" where there are two of one name."""
+    found: dict[str, None] = {}
+    for place, name in enumerate(header, start=1):
+        name = name or f"column {place}"
+        found[next(one for n in count(1) if (one := name if n == 1 else f"{name} {n}") not in found)] = None
+    return list(found)
 
 
 def _delimiter(head: str) -> str:
@@ -75,7 +94,7 @@ def sheet_rows(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, dict[str,
         if all(cell is None for cell in cells):
             continue
         if header is None:
-            header = [str(cell) if cell is not None else f"column {n}" for n, cell in enumerate(cells, start=1)]
+            header = _names("" if cell is None else str(cell) for cell in cells)
         else:
             named = zip(header, cells)
             yield number, {name: _plain(cell) for name, cell in named if cell is not None}
@@ -108,6 +127,7 @@ def row_sections(
             fields = {key: value for key, value in row.items() if _keeps(key, value)}
             used = text_column or next((key for key in TEXT_COLUMNS if isinstance(row.get(key), str)), None)
             fields.pop(used or "", None)
+            _check_size(fields)
         except InvalidInputError as exc:
             refuse(number, str(exc))
             continue
@@ -148,6 +168,17 @@ def _keeps(key: str, value: Any) -> bool:
     except (ValueError, UnicodeEncodeError, RecursionError) as exc:
         raise InvalidInputError(f"{key!r} is nothing that JSON can carry ({exc}).") from exc
     return True
+
+
+def _check_size(fields: Mapping[str, Any]) -> None:
+    """Raise InvalidInputError unless a store would take a row's other columns beside its place."""
+    data = json.dumps(fields, ensure_ascii=False).encode()
+    if len(data) < _SMALL_ROW_BYTES:
+        return
+    try:
+        check_json(data, max_values=MAX_VALUES - 1_000)
+    except JsonLimitError as exc:
+        raise InvalidInputError(f"the row {exc}.") from exc
 
 
 class Refusals:
