@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_rerank.documents import FileError, read_corpus, read_qrels, read_run, write_run
+from qwen_rerank.documents import FileError, read_corpus, read_qrels, read_run, write_run, write_whole
 from qwen_rerank.errors import InvalidInputError
 
 HEADER = b"query-id\tcorpus-id\tscore\n"
@@ -113,3 +113,13 @@ def test_a_wrong_line_of_a_corpus_is_named(tmp_path, line, reason):
         read_corpus(path)
 
     assert caught.value.line == 2
+
+
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path):
+    (tmp_path / "there").mkdir()
+
+    with pytest.raises(FileError, match="there: cannot be written"):
+        write_whole("text", tmp_path / "there")
+    with pytest.raises(FileError, match="cannot be written"):
+        write_whole("text", tmp_path / "there" / "x" / ("n" * 300))
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

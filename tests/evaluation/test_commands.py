@@ -179,6 +179,11 @@ def test_a_run_of_first_stages_alone_loads_no_model(beir, tmp_path, monkeypatch)
     [
         (["run", "--measure", "nDCG@ten"], "is no measure"),
         (["sweep", "--measure", "accuracy"], "is no measure"),
+        (["run", "--measure", "nDCG@0"], "is no measure"),
+        (["sweep", "--price-per-hour", "nan"], "--price-per-hour must be a number of at least 0"),
+        (["sweep", "--price-per-hour", "1", "--max-cost=-1"], "--max-cost must be"),
+        (["sweep", "--max-ms", "inf"], "--max-ms must be"),
+        (["calibrate", "--save", "."], "is a folder; name a file"),
         (["run", "--queries", "1"], "1 query with judgements cannot be evaluated; this needs at least 2"),
         (["run", "--queries", "0"], "--queries must be an integer of at least 1"),
         (["calibrate", "--queries", "4"], "needs at least 5"),
@@ -235,3 +240,10 @@ def test_few_queries_are_said_to_be_few(beir):
 
 def test_the_help_keeps_what_stands_in_brackets():
     assert "[document ids]" in " ".join(call("run", "--help").replace("│", " ").split())
+
+
+def test_ids_that_no_run_file_can_carry_are_named_before_the_work(beir):
+    corpus = beir / "corpus.jsonl"
+    corpus.write_text(corpus.read_text(encoding="utf-8").replace('"n0"', '"n 0"'), encoding="utf-8")
+
+    assert "'n 0' holds white space" in refused("run", beir, "--depth", "4")

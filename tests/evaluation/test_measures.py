@@ -83,7 +83,15 @@ def test_a_query_that_the_run_misses_counts_as_zero_and_is_said():
     assert (measured.n_missing, measured.n_unjudged) == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["nonsense@10", "", "nDCG@", "__import__('os')"])
+def test_two_names_of_one_measure_have_the_same_values():
+    measured = measure({"q": [("b", 1.0), ("a", 0.5)]}, {"q": {"a": 1}}, ["MRR@10", "RR@10", "MAP", "AP"])
+
+    assert measured.means == dict.fromkeys(["MRR@10", "RR@10", "MAP", "AP"], 0.5)
+
+
+@pytest.mark.parametrize(
+    "name", ["nonsense@10", "", "nDCG@", "__import__('os')", "nDCG@0", "R@1.5", "P", "nDCG(foo=1)@10", "Judged@0"]
+)
 def test_an_unknown_measure_is_refused(name):
     with pytest.raises(InvalidInputError, match="is no measure"):
         measure({"q": [("a", 1.0)]}, {"q": {"a": 1}}, [name])

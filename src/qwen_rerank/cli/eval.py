@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -48,6 +49,7 @@ def run(
     from qwen_rerank.checks import check_count
     from qwen_rerank.cli.show import console, print_table, run_tables
     from qwen_rerank.documents import write_run
+    from qwen_rerank.documents.judgements import check_run_names
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.evaluation import export as exports
     from qwen_rerank.evaluation.cache import ScoreCache
@@ -61,6 +63,7 @@ def run(
     check_count("--depth", depth)
     collection = inputs.load(source, split, labels, topics, qrels, queries)
     deepest = inputs.check(collection, least=2, measures=(primary, *DEFAULT_MEASURES))
+    check_run_names([*collection.queries, *(document.id for document in collection.documents)])
     stages = inputs.first_stages(first_stage)
     rerankers = {}
     if not first_stage_only:
@@ -152,7 +155,7 @@ def sweep(
     from qwen_rerank.evaluation.stages import first_stage as load_first_stage
     from qwen_rerank.reranker import LongDocuments
 
-    _check_prices(server, price_per_hour, price_per_1000, max_cost)
+    _check_prices(server, price_per_hour, price_per_1000, max_cost, max_p95_ms)
     for each in depth:
         check_count("--depth", each)
     check_count("--timed", timed)
@@ -259,6 +262,8 @@ def calibrate(
         raise InvalidInputError(
             f"--save {calibration} is in a folder that is not there; make it, or name another file."
         )
+    if calibration is not None and calibration.is_dir():
+        raise InvalidInputError(f"--save {calibration} is a folder; name a file.")
     collection = inputs.load(source, split, labels, topics, qrels, queries)
     inputs.check(collection, least=N_FOLDS)
     stage = load_first_stage(first_stage, collection, folder=out / "stores")
@@ -350,11 +355,24 @@ def report(
 
 
 def _check_prices(
-    server: str | None, price_per_hour: float | None, price_per_1000: float | None, max_cost: float | None
+    server: str | None,
+    price_per_hour: float | None,
+    price_per_1000: float | None,
+    max_cost: float | None,
+    max_p95_ms: float | None,
 ) -> None:
     """Refuse a budget that no price serves, before hours are spent on measuring."""
     from qwen_rerank.errors import InvalidInputError
 
+    given = {
+        "--price-per-hour": price_per_hour,
+        "--price-per-1000": price_per_1000,
+        "--max-cost": max_cost,
+        "--max-ms": max_p95_ms,
+    }
+    for name, value in given.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise InvalidInputError(f"{name} must be a number of at least 0, not {value!r}.")
     if price_per_1000 is not None and server is None:
         raise InvalidInputError("--price-per-1000 is the price of a server's provider; give --server, too.")
     if max_cost is not None and price_per_hour is None and price_per_1000 is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 
@@ -150,19 +152,39 @@ def write_run(run: Run, path: str | os.PathLike[str], *, tag: str) -> None:
     lines = []
     for query, hits in run.items():
         for rank, (document, _) in enumerate(hits, start=1):
-            for word in (query, document, tag):
-                if not word or word.split() != [word]:
-                    raise InvalidInputError(
-                        f"{word!r} holds white space or is empty, which a TREC run cannot carry; rename it."
-                    )
+            check_run_names((query, document, tag))
             lines.append(f"{query} Q0 {document} {rank} {len(hits) - rank + 1} {tag}\n")
     write_whole("".join(lines), file)
 
 
+def check_run_names(names: Iterable[str]) -> None:
+    """Refuse ids and tags that a TREC run cannot carry.
+
+    Raises:
+        InvalidInputError: If one holds white space or is empty.
+    """
+    for name in names:
+        if name.split() != [name]:
+            raise InvalidInputError(
+                f"{name!r} holds white space or is empty, which a TREC run cannot carry; rename it."
+            )
+
+
 def write_whole(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a file as a whole or not at all, its folder made where there is none."""
+    """Write a file as a whole or not at all, its folder made where there is none.
+
+    Raises:
+        FileError: If it cannot be written.
+    """
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(file)
+    except OSError as exc:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise FileError(path, None, f"cannot be written ({exc.strerror}).") from exc

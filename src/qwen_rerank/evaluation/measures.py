@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -55,10 +56,13 @@ def measure(run: Run, qrels: Qrels, measures: Sequence[str] = DEFAULT_MEASURES) 
     """
     parsed = {name: _parse(name) for name in measures}
     ordered = _surrogates(run, qrels)
-    per_query: dict[str, dict[str, float]] = {name: dict.fromkeys(qrels, 0.0) for name in measures}
-    names = {str(value): name for name, value in parsed.items()}
-    for metric in ir_measures.iter_calc(list(parsed.values()), qrels, ordered):
-        per_query[names[str(metric.measure)]][metric.query_id] = float(metric.value)
+    # "MRR@10" and "RR@10" are one measure under two names.
+    found: dict[str, dict[str, float]] = {str(value): dict.fromkeys(qrels, 0.0) for value in parsed.values()}
+    for metric in ir_measures.iter_calc(
+        list({str(value): value for value in parsed.values()}.values()), qrels, ordered
+    ):
+        found[str(metric.measure)][metric.query_id] = float(metric.value)
+    per_query = {name: dict(found[str(value)]) for name, value in parsed.items()}
     n_missing = sum(not run.get(query) for query in qrels)
     return Measured(per_query, n_missing=n_missing, n_unjudged=sum(query not in qrels for query in run))
 
@@ -72,13 +76,20 @@ def check_measures(names: Sequence[str]) -> int:
     return max((int(_parse(name).params.get("cutoff") or 0) for name in names), default=0)
 
 
+@lru_cache(maxsize=256)
 def _parse(name: str) -> ir_measures.Measure:
+    """Return a measure that was tried, so that one which cannot be computed is refused before any work."""
     try:
-        return ir_measures.parse_measure(name)
-    except (ValueError, NameError, SyntaxError) as exc:
+        parsed = ir_measures.parse_measure(name)
+        cutoff = parsed.params.get("cutoff", 1)
+        if not isinstance(cutoff, int) or cutoff < 1:  # trec_eval ends the process at 0
+            raise ValueError("its cut-off must be an integer of at least 1")
+        list(ir_measures.iter_calc([parsed], {"q": {"d": 1}}, {"q": {"d": 1.0}}))
+    except Exception as exc:  # each provider has errors of its own for what it does not know
         raise InvalidInputError(
-            f"{name!r} is no measure; known are for example {', '.join(DEFAULT_MEASURES)}."
+            f"{name!r} is no measure that can be computed; there are for example {', '.join(DEFAULT_MEASURES)}."
         ) from exc
+    return parsed
 
 
 def _surrogates(run: Run, qrels: Qrels) -> dict[str, dict[str, float]]:
