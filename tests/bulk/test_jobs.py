@@ -8,7 +8,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from qwen_rerank import FaissStore, load_scorer
@@ -23,8 +24,16 @@ from qwen_rerank.bulk import Workers, embed_corpus, job_status, read_rows, reran
 from qwen_rerank.bulk.blocks import cut_input
 from qwen_rerank.bulk.job_folder import JobFolder, _check_address, located
 from qwen_rerank.cli import main
-from qwen_rerank.errors import BackendUnavailableError, FileError, InvalidInputError, JobError
+from qwen_rerank.errors import (
+    BackendUnavailableError,
+    DeviceOutOfMemoryError,
+    FileError,
+    InvalidInputError,
+    JobError,
+    ScorerError,
+)
 from qwen_rerank.reranker import Reranker
+from qwen_rerank.scorers.base import unscored
 from qwen_rerank.testing import HashEmbedder, OverlapScorer, TableScorer
 from qwen_rerank.types import Document
 from tests.bulk import data
@@ -256,6 +265,61 @@ def test_a_fault_of_the_moment_refuses_no_row_and_the_job_goes_on_later(tmp_path
     status = rerank_pairs(source, tmp_path / "out", scorer=Away)
 
     assert (status.rows, status.rejects) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda: torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), id="lost"),
+        pytest.param(lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), id="no memory"),
+        pytest.param(lambda: RuntimeError("CUDA error: device-side assert triggered"), id="asserted"),
+        pytest.param(lambda: RuntimeError("cuBLAS could not be initialized"), id="any other"),
+    ],
+)
+@pytest.mark.parametrize("told", ["each document", "all"])
+@pytest.mark.parametrize("kind", ["pairs", "runs"])
+def test_a_lost_device_refuses_no_row_and_the_job_goes_on_later(tmp_path, fault, told, kind):
+    """The device fails at one document and at all that come after it, whether the scorer says so of each or of all."""
+
+    class OnGpu(OverlapScorer):
+        lost = False
+        mended = False
+
+        def _compute(self, requests):
+            self.lost |= not OnGpu.mended and any(data.text(7) in request.texts for request in requests)
+            if self.lost and told == "all":
+                raise fault()
+            return [self._failed(one) if self.lost else self._overlap(one) for one in requests]
+
+        def _failed(self, request):
+            error = ScorerError("the model failed on this document.")
+            error.__cause__ = fault()
+            return unscored(len(request.texts), dict.fromkeys(range(len(request.texts)), error))
+
+    rerank, rows = {"pairs": (rerank_pairs, data.pairs), "runs": (rerank_runs, data.runs)}[kind]
+    source = data.write(tmp_path / "in.jsonl", rows(10))
+    with pytest.raises((ScorerError, RuntimeError)):
+        rerank(source, tmp_path / "out", scorer=OnGpu, block_rows=3)
+    assert job_status(str(tmp_path / "out")).rejects == 0
+    OnGpu.mended = True
+
+    status = rerank(source, tmp_path / "out", scorer=OnGpu, block_rows=3)
+
+    assert (status.rows_in, status.rejects) == (10, 0)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, DeviceOutOfMemoryError])
+def test_a_document_that_alone_is_too_much_for_the_device_is_refused_alone(tmp_path, kind):
+    class Small(OverlapScorer):
+        def _overlap(self, request):
+            found = super()._overlap(request)
+            failed = {i: kind("too long") for i, text in enumerate(request.texts) if text == data.text(3)}
+            return replace(found, errors=failed)
+
+    source = data.write(tmp_path / "pairs.jsonl", data.pairs(5))
+    status = rerank_pairs(source, tmp_path / "out", scorer=Small)
+
+    assert (status.rows, [row["row"] for row in data.rejected(tmp_path / "out")]) == (4, [4])
 
 
 def test_a_broken_model_stops_the_job_before_any_row_is_refused(tmp_path, corpus):

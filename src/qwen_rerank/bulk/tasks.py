@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -20,6 +20,7 @@ from qwen_rerank.documents.texts import document_of
 from qwen_rerank.embedders import load_embedder
 from qwen_rerank.errors import (
     BackendUnavailableError,
+    DeviceOutOfMemoryError,
     InvalidInputError,
     NonFiniteScoreError,
     RateLimitedError,
@@ -37,6 +38,11 @@ Q = TypeVar("Q")
 
 # Faults of a moment, not of a document: the job stops and goes on later, and no row is refused for them.
 _PASSING = (RerankTimeoutError, BackendUnavailableError, RateLimitedError, ScorerClosedError, MemoryError)
+# What PyTorch says where a process cannot use its device any more, whatever the class; and what it raises where a device
+# fails, or only one document: a harmless text tells which.
+_LOST_DEVICE = ("CUDA error", "HIP error")
+_OF_A_DEVICE = (DeviceOutOfMemoryError, RuntimeError)
+_HARMLESS = "text"
 
 
 class EmbedTask(BulkTask[Embedder]):
@@ -115,7 +121,7 @@ class PairsTask(BulkTask[BaseScorer]):
     def open(self) -> BaseScorer:
         """Return the scorer."""
         scorer = as_scorer(_given_scorer(self.model))
-        _raise_passing(scorer.score_details("query", ["text"], instruction=self.instruction).errors.values())
+        _raise_passing(self._probe(scorer))
         return scorer
 
     def fingerprint(self, engine: BaseScorer) -> str:
@@ -148,11 +154,13 @@ class PairsTask(BulkTask[BaseScorer]):
     ) -> Sequence[Scores | InvalidInputError]:
         def score(queries: Sequence[str], texts: Sequence[list[str]]) -> list[Scores]:
             found = engine.score_details_many(queries, texts, instruction=self.instruction)
-            for scores in found:
-                _raise_passing(scores.errors.values())
+            _raise_if_broken([error for scores in found for error in scores.errors.values()], self._probe, engine)
             return found
 
         return _all_or_each(score, queries, texts)
+
+    def _probe(self, engine: BaseScorer) -> Iterable[Exception]:
+        return engine.score_details("query", [_HARMLESS], instruction=self.instruction).errors.values()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +200,7 @@ class RunsTask(BulkTask[Reranker]):
             reranker = replace(given, on_error="last", top_n=self.top_n or given.top_n)
         else:
             reranker = Reranker(given, on_error="last", top_n=self.top_n, long_documents=self.long_documents)
-        hits = reranker.rerank("query", ["text"], instruction=self.instruction)
-        _raise_passing(hit.error for hit in hits if hit.error is not None)
+        _raise_passing(self._probe(reranker))
         return reranker
 
     def fingerprint(self, engine: Reranker) -> str:
@@ -233,10 +240,15 @@ class RunsTask(BulkTask[Reranker]):
             # All of them: failed ones are last, beyond any top_n, and must be told.
             most = max(1, *map(len, candidates))
             found = engine.rerank_many(queries, candidates, instruction=self.instruction, top_n=most)
-            _raise_passing(hit.error for hits in found for hit in hits if hit.error is not None)
+            errors = [hit.error for hits in found for hit in hits if hit.error is not None]
+            _raise_if_broken(errors, self._probe, engine)
             return found
 
         return _all_or_each(rank, queries, candidates)
+
+    def _probe(self, engine: Reranker) -> Iterable[Exception]:
+        hits = engine.rerank("query", [_HARMLESS], instruction=self.instruction)
+        return [hit.error for hit in hits if hit.error is not None]
 
 
 # Of the part files; a vector's length is the model's.
@@ -314,8 +326,27 @@ def _all_or_each(
 
 def _raise_passing(errors: Iterable[Exception]) -> None:
     for error in errors:
-        if isinstance(error, _PASSING):
+        if any(isinstance(cause, _PASSING) or _tells_of_lost_device(cause) for cause in _causes(error)):
             raise error
+
+
+def _raise_if_broken(errors: Sequence[Exception], probe: Callable[[Q], Iterable[Exception]], engine: Q) -> None:
+    """Raise where errors of documents are the model's own: of the moment, of the device, or a harmless text fails alike."""
+    _raise_passing(errors)
+    if any(isinstance(cause, _OF_A_DEVICE) for error in errors for cause in _causes(error)):
+        for error in probe(engine):
+            raise error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _tells_of_lost_device(error: BaseException) -> bool:
+    return any(words in str(error) for words in _LOST_DEVICE)
 
 
 def _vectors(engine: Embedder, texts: list[str]) -> np.ndarray:
@@ -329,7 +360,7 @@ def _vectors(engine: Embedder, texts: list[str]) -> np.ndarray:
 
 def _probe(engine: Embedder) -> None:
     """Embed a harmless text, and raise what the embedder raises: one that is broken must refuse no row."""
-    _vectors(engine, ["text"])
+    _vectors(engine, [_HARMLESS])
 
 
 def _vectors_and_errors(engine: Embedder, texts: list[str]) -> tuple[np.ndarray, dict[int, Exception]]:
@@ -343,15 +374,13 @@ def _vectors_and_errors(engine: Embedder, texts: list[str]) -> tuple[np.ndarray,
     try:
         if texts:
             found = _vectors(engine, texts)
-    except _PASSING:
-        raise
-    except Exception:  # an embedder raises anything for a text; which text it was, each by itself tells
+    except Exception as raised:  # an embedder raises anything for a text; which text it was, each by itself tells
+        _raise_passing([raised])
         for place, text in enumerate(texts):
             try:
                 found[place] = _vectors(engine, [text])[0]
-            except _PASSING:
-                raise
             except Exception as exc:
+                _raise_passing([exc])
                 errors[place] = exc
         if errors:
             _probe(engine)
