@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from qwen_rerank.capacity import (
     make_plan,
     poisson_arrivals,
     read_speeds,
+    server_times,
     shipped_speeds,
     simulate,
 )
@@ -214,6 +216,16 @@ def test_a_wrong_simulation_is_refused(call, message):
         call()
 
 
+def test_a_machines_passes_lie_between_a_lone_request_and_a_full_one():
+    """By hand: 10 documents at 100 a second are 0.1 s, a lone request 0.13; four fit a pass, which takes 0.4 in all."""
+    speed = replace(SPEED, documents_per_s=100.0, request_s=0.03, token_budget=4 * 10 * 128)
+    times = server_times(speed, documents=10, tokens=128)
+
+    assert times.pass_times().tolist() == pytest.approx([0.13, 0.22, 0.31, 0.4])
+    assert times.requests_per_s == pytest.approx(10)
+    assert server_times(SPEED, documents=10, tokens=128).pass_times().tolist() == pytest.approx([0.01])
+
+
 # --- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +254,28 @@ def test_the_command_adds_machines_until_the_wait_is_short_enough(tmp_path):
     assert "by simulation" in "".join(short["lines"])
     with pytest.raises(InvalidInputError, match="cannot be kept"):
         plan(*arguments, "--p99", "0.05")
+
+
+def test_failures_are_simulated_and_machines_added_until_they_do_not_matter():
+    """One of two machines is away for good: its requests go elsewhere; a single one's are lost."""
+    arguments = ("--qps", "4", "--docs", "10", "--tokens", "128", "--documents-per-second", "100", "--json")
+    alone, calm, rough = (
+        json.loads(plan(*arguments, *more))
+        for more in (
+            ["--failures", "1", "--away", "900"],
+            ["--p99", "0.4"],
+            ["--failures", "2", "--away", "900", "--p99", "0.4"],
+        )
+    )
+
+    assert alone["machines"] == 1
+    assert alone["simulated"]["lost"] > 0
+    assert f"{alone['simulated']['lost']:,} lost" in alone["lines"][-1]
+    assert rough["simulated"]["lost"] == calm["simulated"]["lost"] == 0
+    assert rough["machines"] > calm["machines"]
+    assert rough["simulated"]["p99_ms"] <= 400
+    with pytest.raises(InvalidInputError, match="--away must be a number of seconds, 0 or more, not nan"):
+        plan(*arguments, "--failures", "1", "--away", "nan")
 
 
 def test_the_wait_is_kept_while_the_spare_machines_are_away(tmp_path):

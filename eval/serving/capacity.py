@@ -1,25 +1,32 @@
-"""Does the simulation tell what a real server does? Service times are measured alone, then loads are simulated and measured.
+"""Do `plan` and the simulation tell what a real server does? Times are measured alone, then loads are measured and told.
 
     python eval/serving/capacity.py [--requests 300] [--runs 5] [--out FILE] [--note TEXT]
 
-The server is `qwen-rerank serve --model pocket --threads 1` on this machine, its clients share the other core. What the
-simulation gets is measured before, while nothing waits: engine passes of 1, 2, 3 … requests without a server; what a
-request takes at the server beyond its pass, right after another one and after a rest; and the CPU time that the server
-takes for it beyond the pass, by which its Python holds up the passes of others. From these follow the capacity, of which
-the loads are shares, and all waiting times. Measured and simulated requests come at the same random moments. Exits with 1
-when a bar is missed.
+The machine is one core: `qwen-rerank serve --model pocket --threads 1` may run on the first core only, its clients on the
+other, so that neither takes the other's time. What the simulation gets is measured beside the runs that it is compared
+with, before and after each: engine passes of 1, 2, 3 … requests without a server; a request that comes right after another
+one, or after a rest; and what the server sustains while more comes than it can do. What it then takes for a request beyond
+an equal share of a full pass is its reading and answering, which on one core holds up the passes of others. `plan` gets less: the documents a second that are
+sustained, what a lone request takes beyond its share of that, and the tokens of a pass. Loads are shares of what is
+sustained; measured and simulated requests come at the same random moments. Exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import gc
+import itertools
 import json
 import os
 import random
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,21 +34,33 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "src"))  # also where the package is not installed
 
+import numpy as np
+from typer.testing import CliRunner
+
 from eval.serving.load import Connection, Pool, percentiles_ms, question
 from eval.speed.measure import hardware, versions
 from qwen_rerank import load_scorer
 from qwen_rerank.capacity import ServerTimes, poisson_arrivals, simulate
+from qwen_rerank.cli import app
 from qwen_rerank.scorers.base import ScoreRequest
 from tests.serve.process import running
 
 LOADS = (0.3, 0.6, 0.8)
 N_DOCUMENTS = 10
-CLIENTS = 8  # that never rest
-RESTED = 60  # requests with a rest before each
+SERVER_CORE, CLIENT_CORE = 0, 1
+TOO_MUCH = 1.1  # times what full passes alone could do: more than any server with this engine sustains
+FLOOD_S = 3.0  # short enough that nothing is refused
+RESTED = 30  # requests with a rest before each
 WORDS = 40  # of a document, a half more or less
 PASSES = 6  # up to so many requests in one
 WITHIN = 0.2  # of the measured median and throughput
-FRONT = 0.7  # share of what a request takes beyond its pass that comes before it: reading, checking, tokenizing
+
+
+def pin(pid: int, core: int) -> None:
+    """Let all threads of a process run on one core only."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(int(task.name), {core})
 
 
 def asked(label: str, chance: random.Random) -> tuple[str, list[str]]:
@@ -50,10 +69,11 @@ def asked(label: str, chance: random.Random) -> tuple[str, list[str]]:
     return body["query"], body["documents"]
 
 
-def engine_times(repeats: int) -> tuple[list[list[float]], int]:
-    """Return seconds of passes with 1, 2, 3 … requests, nothing else running, and how many requests fit one."""
+def engine_times(repeats: int) -> tuple[list[list[float]], float, int]:
+    """Return seconds of passes with 1, 2, 3 … requests, nothing else running; the tokens of a request and of a pass."""
     chance = random.Random(1)
     with load_scorer("pocket", device="cpu", threads=1) as scorer:
+        pin(os.getpid(), SERVER_CORE)
         seconds: list[list[float]] = [[] for _ in range(PASSES)]
         for turn in range(repeats + 3):  # the first ones warm up
             for n in range(1, PASSES + 1):
@@ -66,7 +86,9 @@ def engine_times(repeats: int) -> tuple[list[list[float]], int]:
         for i in range(20):
             prepared = scorer.prepare(ScoreRequest(*asked(f"size-{i}", chance)))
             tokens.append(prepared.shared_tokens + int((prepared.tokens - prepared.shared_tokens).sum()))
-        return seconds, max(1, int(scorer.token_budget // statistics.mean(tokens)))
+        budget = scorer.token_budget
+    pin(os.getpid(), CLIENT_CORE)
+    return seconds, statistics.mean(tokens), budget
 
 
 async def one_by_one(port: int, count: int) -> list[float]:
@@ -91,23 +113,6 @@ def others_cpu_s(server_pid: int) -> float:
     ticks = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]))
     busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
     return busy - cpu_s(server_pid) - cpu_s(os.getpid())
-
-
-async def without_rest(port: int, seconds: float) -> float:
-    """Return the answers a second of a few clients that always have a request under way."""
-    start, ends = time.perf_counter(), []
-
-    async def client(number: int) -> None:
-        connection, chance = Connection(port), random.Random(number)
-        while time.perf_counter() < start + seconds:
-            label = f"loop-{number}-{len(ends)}"
-            reply = await connection.ask(question(label, chance, n_documents=N_DOCUMENTS, words=WORDS))
-            assert reply.status == 200
-            ends.append(reply.done_at)
-        connection.close()
-
-    await asyncio.gather(*map(client, range(CLIENTS)))
-    return sum(start + seconds / 4 <= end <= start + seconds for end in ends) / (0.75 * seconds)
 
 
 async def offer(port: int, arrivals: list[float], label: str) -> dict[str, Any]:
@@ -135,52 +140,147 @@ async def offer(port: int, arrivals: list[float], label: str) -> dict[str, Any]:
     return {
         **percentiles_ms(seconds),
         "throughput_per_s": round(len(seconds) / (max(ends) - arrivals[first]), 3),
+        "throughput_while_they_come": round(
+            sum(arrivals[-1] / 4 < end <= arrivals[-1] for end in ends) / (0.75 * arrivals[-1]), 3
+        ),
         "not_answered": sum(status != 200 for status in statuses),
         "client_late_ms": percentiles_ms(late),
     }
 
 
-def measure(*, requests: int, runs: int) -> dict[str, Any]:
-    """Return what was measured and simulated at each load."""
-    passes, most = engine_times(repeats=20)
-    pass_s = [statistics.mean(each) for each in passes]
-    spread = [second / mean for each, mean in zip(passes, pass_s) for second in each]
-    with running(["-m", "qwen_rerank", "serve", "--model", "pocket", "--threads", "1", "--port", "0"]) as server:
-        asyncio.run(one_by_one(server.port, 30))
-        alone = statistics.mean(asyncio.run(one_by_one(server.port, 65)))
-        before = cpu_s(server.process.pid)
-        rested = asyncio.run(offer(server.port, [4 * i * alone for i in range(RESTED)], "rested"))["p50"] / 1e3
-        worked = (cpu_s(server.process.pid) - before) / RESTED
-        saturated = asyncio.run(without_rest(server.port, 5.0))
-        beyond = max(0.0, alone - pass_s[0])
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured while nothing waits, and of what is sustained; seconds, requests and tokens."""
+
+    passes: list[list[float]]
+    tokens: float
+    budget: int
+    alone_s: float
+    rested_s: float
+    sustained_per_s: float
+    worked_s: float
+
+    @property
+    def most(self) -> int:
+        """Requests that fit one pass."""
+        return max(1, int(self.budget // self.tokens))
+
+    def times(self) -> ServerTimes:
+        """Return what the simulation gets."""
+        pass_s = [statistics.mean(each) for each in self.passes]
+        spread = [second / mean for each, mean in zip(self.passes, pass_s) for second in each]
+        beyond = max(0.0, self.alone_s - pass_s[0])
         times = ServerTimes(
-            pass_s=pass_s, front_s=FRONT * beyond, back_s=(1 - FRONT) * beyond, wake_s=max(0.0, rested - alone),
-            held_s=max(0.0, worked - pass_s[0]), most_in_a_pass=most, spread=spread,
+            pass_s=pass_s, front_s=beyond / 2, back_s=beyond / 2, wake_s=max(0.0, self.rested_s - self.alone_s),
+            most_in_a_pass=self.most, spread=spread,
         )  # fmt: skip
-        capacity = times.requests_per_s
-        loads = []
-        for load in LOADS:
-            measured, simulated = [], []
-            for run in range(runs):
-                arrivals = poisson_arrivals(load * capacity, requests, seed=1000 * run + int(100 * load))
-                before, start = others_cpu_s(server.process.pid), time.perf_counter()
-                measured.append(asyncio.run(offer(server.port, arrivals.tolist(), f"load-{load}-{run}")))
-                others = (others_cpu_s(server.process.pid) - before) / (time.perf_counter() - start)
-                measured[-1]["cores_used_by_others"] = round(others, 3)
-                simulated.append(simulate(arrivals, times, seed=run).as_dict())
-            loads.append(compared(load, load * capacity, measured, simulated))
-            print(line(loads[-1]), flush=True)
+        return replace(times, held_s=max(0.0, 1 / self.sustained_per_s - float(times.pass_times()[-1]) / self.most))
+
+    def speed(self) -> dict[str, Any]:
+        """Return what `plan` gets."""
+        return {
+            "name": "this", "what": "pocket on one core", "documents_per_s": self.sustained_per_s * N_DOCUMENTS,
+            "tokens": round(self.tokens / N_DOCUMENTS), "source": "eval/serving/capacity.py",
+            "request_s": max(0.0, self.rested_s - 1 / self.sustained_per_s), "token_budget": self.budget,
+        }  # fmt: skip
+
+    def told(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        times = self.times()
+        return {
+            "pass_ms": [round(1e3 * each, 3) for each in times.pass_s],
+            "alone_ms": round(1e3 * self.alone_s, 3),
+            "after_a_rest_ms": round(1e3 * self.rested_s, 3),
+            "cpu_of_a_request_ms": round(1e3 * self.worked_s, 3),
+            "sustained_per_s": round(self.sustained_per_s, 2),
+            "tokens_of_a_request": round(self.tokens, 1),
+            "token_budget": self.budget,
+            "held_ms": round(1e3 * times.held_s, 3),
+        }
+
+
+def calibrate(port: int, pid: int, label: str) -> Measured:
+    """Measure all that is measured alone."""
+    passes, tokens, budget = engine_times(repeats=5)
+    asyncio.run(one_by_one(port, 10))
+    alone = statistics.mean(asyncio.run(one_by_one(port, 35)))
+    before = cpu_s(pid)
+    rested = asyncio.run(offer(port, [4 * i * alone for i in range(RESTED)], f"{label}-rested"))["p50"] / 1e3
+    worked = (cpu_s(pid) - before) / RESTED
+    most = max(1, int(budget // tokens))
+    full = float(ServerTimes(pass_s=[statistics.mean(each) for each in passes], most_in_a_pass=most).pass_times()[-1])
+    sustained = []
+    for turn in range(2):
+        rate = TOO_MUCH * most / full
+        flood = poisson_arrivals(rate, int(FLOOD_S * rate), seed=turn).tolist()
+        found = asyncio.run(offer(port, flood, f"{label}-flood-{turn}"))
+        assert not found["not_answered"]
+        sustained.append(found["throughput_while_they_come"])
+    return Measured(
+        passes=passes, tokens=tokens, budget=budget, alone_s=alone, rested_s=rested,
+        sustained_per_s=statistics.mean(sustained), worked_s=worked,
+    )  # fmt: skip
+
+
+def both(one: Measured, other: Measured) -> Measured:
+    """Return the mean of two, with the passes of both."""
+    means = {
+        name: (getattr(one, name) + getattr(other, name)) / 2
+        for name in ("tokens", "alone_s", "rested_s", "sustained_per_s", "worked_s")
+    }
+    return replace(one, passes=[a + b for a, b in zip(one.passes, other.passes)], **means)
+
+
+def planned(speed: dict[str, Any], rate: float, arrivals: Sequence[float]) -> dict[str, float]:
+    """Return what `qwen-rerank plan` says of requests at these moments on this machine."""
+    with tempfile.TemporaryDirectory() as name:
+        measured, trace = Path(name, "measured.json"), Path(name, "trace")
+        measured.write_text(json.dumps([speed]))
+        trace.write_text("\n".join(map(str, arrivals)))
+        done = CliRunner().invoke(app, [
+            "plan", "--qps", str(rate), "--docs", str(N_DOCUMENTS), "--tokens", str(speed["tokens"]), "--busy", "1",
+            "--measured", str(measured), "--trace", str(trace), "--json",
+        ], catch_exceptions=False)  # fmt: skip
+    found = json.loads(done.output)
+    assert found["machines"] == 1
+    return found["simulated"]
+
+
+def measure(*, requests: int, runs: int) -> dict[str, Any]:
+    """Return what was measured, simulated and planned at each load."""
+    measured: dict[float, list[dict[str, Any]]] = {load: [] for load in LOADS}
+    arrivals: dict[float, list[np.ndarray]] = {load: [] for load in LOADS}
+    with running(["-m", "qwen_rerank", "serve", "--model", "pocket", "--threads", "1", "--port", "0"]) as server:
+        pid = server.process.pid
+        pin(pid, SERVER_CORE)
+        known = [calibrate(server.port, pid, "before")]
+        gc.freeze()
+        for run in range(runs):
+            for load in LOADS:
+                rate = load * known[-1].sustained_per_s
+                moments = poisson_arrivals(rate, requests, seed=1000 * run + int(100 * load))
+                others, start = others_cpu_s(pid), time.perf_counter()
+                measured[load].append(asyncio.run(offer(server.port, moments.tolist(), f"load-{load}-{run}")))
+                others = (others_cpu_s(pid) - others) / (time.perf_counter() - start)
+                measured[load][-1] |= {"offered_per_s": round(rate, 2), "cores_used_by_others": round(others, 3)}
+                arrivals[load].append(moments)
+            known.append(calibrate(server.port, pid, f"after-{run}"))
+    # A machine's speed drifts, and near its limit a few percent decide how long the queue is.
+    beside = [both(before, after) for before, after in itertools.pairwise(known)]
+    loads = []
+    for load in LOADS:
+        simulated = [
+            simulate(each, now.times(), seed=run).as_dict()
+            for run, (each, now) in enumerate(zip(arrivals[load], beside))
+        ]
+        plans = [
+            planned(now.speed(), load * now.sustained_per_s, each.tolist()) for each, now in zip(arrivals[load], beside)
+        ]
+        loads.append(compared(load, measured[load], simulated, plans))
+        print(line(loads[-1]), flush=True)
     return {
-        "pass_ms": [round(1e3 * each, 3) for each in pass_s],
-        "alone_ms": round(1e3 * alone, 3),
-        "after_a_rest_ms": round(1e3 * rested, 3),
-        "front_back_wake_held_ms": [
-            round(1e3 * s, 3) for s in (times.front_s, times.back_s, times.wake_s, times.held_s)
-        ],
-        "most_in_a_pass": most,
-        "cpu_ms": round(1e3 * worked, 3),
-        "capacity_per_s": round(capacity, 2),
-        "without_rest_per_s": {"measured": round(saturated, 2), "clients": CLIENTS},
+        "measured_alone": [each.told() for each in known],
+        "most_in_a_pass": known[0].most,
         "requests": requests,
         "loads": loads,
         "met": all(all(load["bars"].values()) for load in loads),
@@ -188,48 +288,57 @@ def measure(*, requests: int, runs: int) -> dict[str, Any]:
 
 
 def compared(
-    load: float, offered: float, measured: list[dict[str, Any]], simulated: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return both sides of one load and which bars are met."""
-
-    def middle(runs: list[dict[str, Any]], name: str) -> float:
-        return round(statistics.median(run[name] for run in runs), 3)
-
-    p99 = [run["p99"] for run in measured]
+    load: float, measured: list[dict[str, Any]], simulated: list[dict[str, Any]],
+    plans: list[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """Return all sides of one load and which bars are met."""
+    named = {"p50": "p50_ms", "p99": "p99_ms", "throughput_per_s": "throughput_per_s"}
     sides = {
-        "measured": {name: middle(measured, name) for name in ("p50", "p99", "throughput_per_s")},
-        "simulated": {
-            name: middle(simulated, key)
-            for name, key in (("p50", "p50_ms"), ("p99", "p99_ms"), ("throughput_per_s", "throughput_per_s"))
-        },
+        side: {name: round(statistics.median(run[named[name] if told else name] for run in found), 3) for name in named}
+        for side, found, told in (("measured", measured, False), ("simulated", simulated, True), ("plan", plans, True))
     }
-    off = {name: round(sides["simulated"][name] / sides["measured"][name] - 1, 4) for name in sides["measured"]}
+    off = {
+        side: {name: round(sides[side][name] / sides["measured"][name] - 1, 4) for name in named}
+        for side in ("simulated", "plan")
+    }
+    p99 = [run["p99"] for run in measured]
+    bars = {"answered": all(run["not_answered"] == 0 for run in measured)}
+    for side in off:
+        bars |= {
+            f"{side}: p50": abs(off[side]["p50"]) <= WITHIN,
+            f"{side}: throughput": abs(off[side]["throughput_per_s"]) <= WITHIN,
+            f"{side}: p99": min(p99) <= sides[side]["p99"] <= max(p99),
+        }
     return {
         "load": load,
-        "offered_per_s": round(offered, 2),
+        "offered_per_s": statistics.median(run["offered_per_s"] for run in measured),
         **sides,
-        "simulated_over_measured": off,
+        "over_measured": off,
         "p99_of_the_runs_ms": [min(p99), max(p99)],
         "cores_used_by_others": max(run["cores_used_by_others"] for run in measured),
-        "bars": {
-            "p50": abs(off["p50"]) <= WITHIN,
-            "throughput": abs(off["throughput_per_s"]) <= WITHIN,
-            "p99": min(p99) <= sides["simulated"]["p99"] <= max(p99),
-            "answered": all(run["not_answered"] == 0 for run in measured),
-        },
-        "runs": [{"measured": one, "simulated": other} for one, other in zip(measured, simulated)],
+        "bars": bars,
+        "runs": [
+            {"measured": one, "simulated": other, "plan": third}
+            for one, other, third in zip(measured, simulated, plans)
+        ],
     }
+
+
+HEADER = (
+    "| load | p50 ms: measured | simulated | plan | p99 ms: measured (of the runs) | simulated | plan "
+    "| answers/s: measured | simulated | plan | cores others used | agrees |"
+)
 
 
 def line(found: dict[str, Any]) -> str:
     """Return one load as a line of a table."""
-    real, model, bars = found["measured"], found["simulated"], found["bars"]
+    sides = [found[side] for side in ("measured", "simulated", "plan")]
+    missed = [name for name, met in found["bars"].items() if not met]
     low, high = found["p99_of_the_runs_ms"]
-    return (
-        f"| {found['load']:.0%} ({found['offered_per_s']}/s) | {real['p50']} | {model['p50']} | {real['p99']} ({low}–{high}) | "
-        f"{model['p99']} | {real['throughput_per_s']} | {model['throughput_per_s']} | "
-        f"{found['cores_used_by_others']} | {'yes' if all(bars.values()) else 'NO: ' + ', '.join(name for name, met in bars.items() if not met)} |"
-    )
+    p99 = [f"{sides[0]['p99']} ({low}–{high})", *(side["p99"] for side in sides[1:])]
+    cells = [f"{found['load']:.0%} ({found['offered_per_s']}/s)", *(side["p50"] for side in sides), *p99]
+    cells += [*(side["throughput_per_s"] for side in sides), found["cores_used_by_others"]]
+    return f"| {' | '.join(map(str, cells))} | {'NO: ' + ', '.join(missed) if missed else 'yes'} |"
 
 
 def main() -> int:
@@ -240,11 +349,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "capacity.json")
     parser.add_argument("--note", default="", help="what else ran on the machine, kept with the figures")
     options = parser.parse_args()
-    machine = {**hardware("cpu"), "cores": os.cpu_count(), "server_threads": 1}
-    print(
-        "| load | p50 ms, measured | simulated | p99 ms, measured (of the runs) | simulated | answers/s | simulated | cores others used | agrees |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    machine = {
+        **hardware("cpu"),
+        "cores": os.cpu_count(),
+        "server_threads": 1,
+        "server_core": SERVER_CORE,
+        "client_core": CLIENT_CORE,
+    }
+    print(HEADER)
+    print("|" + " --- |" * (HEADER.count("|") - 1))
     found = measure(requests=options.requests, runs=options.runs)
     report = {
         "command": f"python eval/serving/capacity.py --requests {options.requests} --runs {options.runs}",

@@ -92,3 +92,16 @@ def deep(tmp_path, monkeypatch):
 
 def test_folders_in_one_another_without_end_are_read_to_the_last(deep):
     assert [document.text for document in read_files([deep]).documents] == ["at the end"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "said"),
+    [
+        (5, {}, "paths must be folders or files, not int"),
+        ([None], {}, "paths must be folders or files; None is neither"),
+        (["."], {"text_column": ["a"]}, "text_column must be a string, not list"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(paths, options, said):
+    with pytest.raises(InvalidInputError, match=said):
+        read_files(paths, **options)

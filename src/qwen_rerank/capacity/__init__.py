@@ -1,6 +1,6 @@
 """Capacity: how many machines a load needs, by arithmetic from measured figures and by a simulation of the queues."""
 
-from qwen_rerank.capacity.planning import Plan, Speed, make_plan, read_speeds, shipped_speeds
+from qwen_rerank.capacity.planning import Plan, Speed, make_plan, read_speeds, server_times, shipped_speeds
 from qwen_rerank.capacity.queueing import Failures, ServerTimes, SimulatedTraffic, poisson_arrivals, simulate
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "make_plan",
     "poisson_arrivals",
     "read_speeds",
+    "server_times",
     "shipped_speeds",
     "simulate",
 ]

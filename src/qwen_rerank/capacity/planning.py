@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_rerank.bounded_json import loads
+from qwen_rerank.capacity.queueing import ServerTimes
 from qwen_rerank.checks import check_count, check_text
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.regular_files import open_regular
@@ -16,6 +17,7 @@ from qwen_rerank.regular_files import open_regular
 _MOST_BYTES = 1 << 20
 _SHIPPED = "measured.json"
 _FIELDS = ("name", "what", "documents_per_s", "tokens", "source")
+_MORE_FIELDS = ("request_s", "token_budget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,8 @@ class Speed:
         documents_per_s: Documents a second of one machine that is never without work.
         tokens: Of each document.
         source: Where the figure is from.
+        request_s: Seconds that a lone request takes beyond its share of that speed; simulated, no part of the arithmetic.
+        token_budget: Tokens of one engine pass, into which waiting requests go together; None computes one at a time.
     """
 
     name: str
@@ -35,12 +39,18 @@ class Speed:
     documents_per_s: float
     tokens: int
     source: str
+    request_s: float = 0.0
+    token_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "what", "source"):
             check_text(name, getattr(self, name))
         check_count("tokens", self.tokens)
         _check_amount("documents_per_s", self.documents_per_s)
+        if not _is_number(self.request_s) or not 0 <= self.request_s < math.inf:
+            raise InvalidInputError(f"request_s must be a number of seconds, 0 or more, not {self.request_s!r}.")
+        if self.token_budget is not None:
+            check_count("token_budget", self.token_budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +66,7 @@ class Plan:
         cost_per_hour: Of all machines; None without a price.
         cost_per_million: Of a million reranks, one query with its documents each; None without a price.
         lines: The arithmetic, name and text of each line.
+        simulated: Figures of the simulated traffic; None where none was simulated.
     """
 
     documents_per_s: float
@@ -66,6 +77,7 @@ class Plan:
     cost_per_hour: float | None
     cost_per_million: float | None
     lines: list[tuple[str, str]]
+    simulated: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -151,6 +163,22 @@ def make_plan(
     )  # fmt: skip
 
 
+def server_times(speed: Speed, *, documents: int, tokens: int) -> ServerTimes:
+    """Return the times of one machine in a simulation.
+
+    A full pass takes its requests' shares of the speed, a pass of one `request_s` more than a share, and those between
+    lie on the line: what a pass takes whatever is in it is shared by those that go together.
+    """
+    share = documents * tokens / (speed.documents_per_s * speed.tokens)
+    together = 1 if speed.token_budget is None else max(1, speed.token_budget // (documents * tokens))
+    step = share if together == 1 else max(0.0, share - speed.request_s / (together - 1))
+    return ServerTimes(
+        pass_s=[share + speed.request_s + step * more for more in range(min(2, together))],
+        most_in_a_pass=together,
+        max_wait_s=max(2.0, 100 * (share + speed.request_s)),
+    )
+
+
 def shipped_speeds() -> list[Speed]:
     """Return the speeds that were measured with this version of the package."""
     return _speeds(files("qwen_rerank.capacity").joinpath(_SHIPPED).read_bytes(), _SHIPPED)
@@ -188,10 +216,11 @@ def _speeds(data: bytes, where: str) -> list[Speed]:
     if (
         not isinstance(rows, list)
         or not rows
-        or not all(isinstance(row, dict) and set(row) == set(_FIELDS) for row in rows)
+        or not all(isinstance(row, dict) and set(_FIELDS) <= set(row) <= {*_FIELDS, *_MORE_FIELDS} for row in rows)
     ):
         raise InvalidInputError(
-            f"{where} must be a list of at least one object with {', '.join(_FIELDS)}, and no more."
+            f"{where} must be a list of at least one object with {', '.join(_FIELDS)}, perhaps "
+            f"{' and '.join(_MORE_FIELDS)}, and no more."
         )
     return [Speed(**row) for row in rows]
 

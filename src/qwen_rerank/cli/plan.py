@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import dataclass, replace
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +16,7 @@ from qwen_rerank.cli import options
 if TYPE_CHECKING:
     import numpy as np
 
-    from qwen_rerank.capacity import Plan, SimulatedTraffic
+    from qwen_rerank.capacity import Failures, Plan, ServerTimes, SimulatedTraffic
 
 _SIMULATED = 10_000  # requests at least
 _SIMULATED_EACH = 20  # requests of each machine at least, as no queue forms while most have none
@@ -62,15 +64,22 @@ def plan(
         ),
     ] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Simulate how long requests wait.")] = False,
+    failures: Annotated[
+        int,
+        typer.Option("--failures", min=0, help="Simulate so many failures, each of one machine at a random moment."),
+    ] = 0,
+    away: Annotated[float, typer.Option("--away", help="Seconds for which a failed machine is away.")] = 5.0,
     as_json: options.Json = False,
 ) -> None:
     """Say how many machines a load needs and what a million reranks cost, line by line."""
-    from qwen_rerank.capacity import Speed, make_plan, read_speeds, shipped_speeds
+    from qwen_rerank.capacity import Speed, make_plan, read_speeds, server_times, shipped_speeds
     from qwen_rerank.capacity.planning import choose_speed
     from qwen_rerank.errors import InvalidInputError
 
     if not 0 < qps < float("inf"):
         raise InvalidInputError(f"--qps must be a number of queries a second above 0, not {qps!r}.")
+    if not 0 <= away < float("inf"):
+        raise InvalidInputError(f"--away must be a number of seconds, 0 or more, not {away!r}.")
     if documents_per_second is not None:
         if measured is not None or on is not None:
             raise InvalidInputError("give --documents-per-second, or --on and --measured; not both.")
@@ -81,13 +90,19 @@ def plan(
     else:
         speed = choose_speed(shipped_speeds() if measured is None else read_speeds(measured), on)
     found = make_plan(speed, requests_per_s=qps, documents=docs, tokens=tokens, price=price, busy=busy, spare=spare)
-    if simulate or p99 is not None or trace is not None:
+    if simulate or failures or p99 is not None or trace is not None:
         if found.machines > _MOST_MACHINES:
             raise InvalidInputError(
                 f"{found.machines} machines are too many to simulate; the most are {_MOST_MACHINES}."
             )
-        found, traffic = _simulated(found, qps, docs, spare, _arrivals(trace, qps, found.machines), p99)
+        arrivals = _arrivals(trace, qps, found.machines)
+        times = server_times(speed, documents=docs, tokens=tokens)
+        found, traffic = _simulated(found, qps, spare, arrivals, times, p99, _Outages(failures, away))
         found.lines.append(("simulated", _told(traffic, found.machines - spare, spare)))
+        if failures:
+            told = f"each {away:g} s: {traffic.repeated:,} requests repeated elsewhere, {traffic.lost:,} lost"
+            found.lines.append((f"with {failures:,} failures", told))
+        found = replace(found, simulated=traffic.as_dict())
     if as_json:
         typer.echo(json.dumps(found.as_dict(), ensure_ascii=False))
         return
@@ -113,31 +128,44 @@ def _arrivals(trace: Path | None, qps: float, machines: int) -> np.ndarray:
         raise InvalidInputError(f"{trace} cannot be read as one number of seconds a line ({exc}).") from exc
 
 
+@dataclass(frozen=True, slots=True)
+class _Outages:
+    """How often machines fail in a simulation, and for how long."""
+
+    count: int
+    away_s: float
+
+    def of(self, machines: int, arrivals: np.ndarray) -> Failures:
+        """Return them at random moments of so many machines; the same for the same arguments."""
+        from qwen_rerank.capacity import Failures
+
+        chance, first, last = random.Random(0), float(arrivals[0]), float(arrivals[-1])
+        at = [(chance.randrange(machines), chance.uniform(first, last)) for _ in range(self.count)]
+        return Failures(at=[(machine, moment, moment + self.away_s) for machine, moment in at])
+
+
 def _simulated(
-    found: Plan, qps: float, docs: int, spare: int, arrivals: np.ndarray, p99: float | None
+    found: Plan, qps: float, spare: int, arrivals: np.ndarray, times: ServerTimes, p99: float | None, outages: _Outages
 ) -> tuple[Plan, SimulatedTraffic]:
     """Return the plan with as many machines as keep the 99th percentile without the spare ones, and the traffic then."""
-    from dataclasses import replace
-
-    from qwen_rerank.capacity import ServerTimes, simulate
+    from qwen_rerank.capacity import simulate
     from qwen_rerank.errors import InvalidInputError
 
-    alone = docs / found.machine_documents_per_s
+    alone = times.pass_s[0]
     if p99 is not None and p99 <= alone:
         raise InvalidInputError(
-            f"--p99 {p99:g} cannot be kept: {docs} documents take {alone:.3g} s on a machine with nothing else to do; "
+            f"--p99 {p99:g} cannot be kept: a request takes {alone:.3g} s on a machine with nothing else to do; "
             "send fewer documents, or take a faster machine or a smaller model."
         )
-    times = ServerTimes(pass_s=[alone], most_in_a_pass=1, max_wait_s=max(2.0, 100 * alone))
     cost = found.cost_per_hour
     needed = machines = found.machines - spare  # what is kept must be kept while the spare ones are away
     while True:
-        traffic = simulate(arrivals, times, n_servers=machines)
-        if p99 is None or (traffic.percentile_s(99) <= p99 and not traffic.refused):
+        traffic = simulate(arrivals, times, n_servers=machines, failures=outages.of(machines, arrivals))
+        if p99 is None or (traffic.percentile_s(99) <= p99 and not traffic.refused and not traffic.lost):
             break
         if machines >= 4 * needed + 10:
             raise InvalidInputError(
-                f"--p99 {p99:g} is not kept by {machines} machines either; the trace comes in bursts."
+                f"--p99 {p99:g} is not kept by {machines} machines either; requests come in bursts, or too many fail."
             )
         machines += max(1, machines // 20)
     if machines == needed:

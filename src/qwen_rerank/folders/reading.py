@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qwen_rerank.checks import check_text
 from qwen_rerank.documents import Reading, Skipped
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders.converters import read_of_kind
@@ -33,9 +34,11 @@ def read_files(paths: Iterable[str | os.PathLike[str]], *, text_column: str | No
         text_column: Column of tables that is read; None reads `text`, `content` or `contents`, else all columns.
 
     Raises:
-        InvalidInputError: If a path does not exist.
+        InvalidInputError: If a path does not exist, or an argument is wrong.
         MissingExtraError: If the package that reads a kind of file is not installed.
     """
+    if text_column is not None:
+        check_text("text_column", text_column)
     reading = Reading()
     documents: dict[str, Document] = {}
     with Converter(text_column=text_column) as converter:

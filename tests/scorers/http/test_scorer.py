@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -265,6 +266,36 @@ def test_work_is_spread_over_equal_servers():
         scorer.score_many([f"q{i}" for i in range(20)], [["d 1"]] * 20)
 
     assert min(len(one.posts), len(two.posts)) >= 5
+
+
+def _llamacpp_with(name):
+    server = wire.LlamaCpp()
+
+    def handle(request):
+        if request.path == "/v1/models":
+            return Reply(404) if name is None else {"data": [{"id": name, "owned_by": "llamacpp"}]}
+        return server.handle(request)
+
+    return handle
+
+
+@pytest.mark.parametrize(("other", "refused"), [("models/Other-4B", True), ("/data/Qwen3-Reranker-0.6B", False)])
+def test_servers_of_different_models_are_refused_at_first_contact(other, refused):
+    """One model in another folder is the same, and servers that say nothing are taken at the user's word."""
+    with (
+        serving(_llamacpp_with("Qwen/Qwen3-Reranker-0.6B")) as one,
+        serving(_llamacpp_with(other)) as two,
+        serving(_llamacpp_with(None)) as silent,
+        HttpScorer([silent.url, one.url, two.url], dialect="llamacpp") as scorer,
+    ):
+        if not refused:
+            assert len(scorer.score("q", ["d 1"])) == 1
+            return
+        said = f"{one.url} serves Qwen/Qwen3-Reranker-0.6B and {two.url} serves {other}; give servers of one model"
+        with pytest.raises(InvalidInputError, match=re.escape(said)):
+            scorer.score("q", ["d 1"])
+
+    assert not [*one.posts, *two.posts, *silent.posts]
 
 
 def test_a_dead_server_is_left_out(monkeypatch):

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -164,6 +164,8 @@ async def open_session(config: HttpConfig, transport: Transport, deadline: float
     told = None
     if name not in dialects.HOSTED:
         told = await _ask(transport, "/v1/models", _listed, deadline, open_question=name is None)
+        if len(config.url) > 1 and config.model is None:
+            await _check_equal(transport, deadline)
     owner, length, names = told or (None, None, ())
     models = tuple(map(transport.shown, names))
     dialect = dialects.DIALECTS[name or owner or await _detect(config.url[0], transport, deadline)]
@@ -256,6 +258,36 @@ async def _ask(
         return await read_beside(answer, lambda: read(parse(answer))) if answer.status == 200 else None
     except ProtocolError:
         return None
+
+
+async def _check_equal(transport: Transport, deadline: float) -> None:
+    """Refuse servers of which one serves another model: scores would depend on who was asked.
+
+    Those that do not answer, or do not say what they serve, are taken at the user's word. One model in two folders or of
+    two owners is the same: only the last part of a name counts.
+    """
+    first: tuple[str, tuple[str, ...]] | None = None
+    for url, answer in (await transport.get_each("/v1/models", deadline=deadline)).items():
+        try:
+            names = await read_beside(answer, partial(_named, answer)) if answer.status == 200 else ()
+        except ProtocolError:
+            continue
+        shown = tuple(map(transport.shown, names))
+        if first is None and names:
+            first = url, shown
+        elif first is not None and names and _last_parts(shown) != _last_parts(first[1]):
+            raise InvalidInputError(
+                f"{first[0]} serves {', '.join(first[1])} and {url} serves {', '.join(shown)}; give servers of one model, or "
+                "name the model with model= where each serves it among others."
+            )
+
+
+def _named(answer: HttpAnswer) -> tuple[str, ...]:
+    return _models(parse(answer))
+
+
+def _last_parts(names: Sequence[str]) -> set[str]:
+    return {name.rstrip("/").rpartition("/")[2].lower() for name in names}
 
 
 def _listed(listing: Any) -> tuple[str | None, int | None, tuple[str, ...]]:

@@ -249,6 +249,19 @@ class Transport:
         """Return whatever status a small question gets."""
         return await self.within(deadline, self._send("GET", path, None, deadline, any_status=True))
 
+    async def get_each(self, path: str, *, deadline: float) -> dict[str, HttpAnswer]:
+        """Return by its address what each server answers that answers at once; the others are left out."""
+        live = self._current()
+
+        async def ask(endpoint: Endpoint) -> tuple[str, HttpAnswer] | None:
+            try:
+                async with asyncio.timeout_at(min(deadline, live.loop.time() + CONNECT_S)):
+                    return endpoint.url, await self._once(live, endpoint, "GET", path, None)
+            except (RerankServerError, TimeoutError):
+                return None
+
+        return dict(filter(None, await asyncio.gather(*map(ask, live.endpoints.endpoints))))
+
     async def within(self, deadline: float, work: Awaitable[T]) -> T:
         """Return what `work` gives, or raise `RerankTimeoutError` at the deadline, a time of this loop's clock."""
         try:
