@@ -227,6 +227,13 @@ def test_a_folder_without_any_text_is_an_error_and_leaves_nothing(home):
     assert not (home / "s").exists()
 
 
+def test_a_misspelt_folder_leaves_no_empty_store(home):
+    done = runner.invoke(app, ["index", str(home / "nots"), "--store", str(home / "s")])
+
+    assert "does not exist" in str(done.exception)
+    assert not (home / "s").exists()
+
+
 @pytest.fixture
 def table(home):
     path = home / "商品.csv"

@@ -77,6 +77,7 @@ def index(
     from qwen_rerank.cli.show import errors
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.folders import forget_folder, sync_folder
+    from qwen_rerank.folders.records import resolve_paths
     from qwen_rerank.models.names import SHIPPED
     from qwen_rerank.store.opening import built_with, holds_nothing
 
@@ -87,6 +88,7 @@ def index(
         return
     if not source:
         raise InvalidInputError("no folder was named; give at least one folder or file to index.")
+    resolve_paths(source)  # before a store is made, which a misspelt folder would leave behind, empty
     settings: dict[str, Any] = {
         "tokens": tokens,
         "overlap": overlap,
