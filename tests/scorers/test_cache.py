@@ -208,6 +208,16 @@ async def test_what_a_prepared_request_knew_stays_known_when_others_push_it_out(
     assert inner.seen.count(("q", "bb")) == 2  # before, and by this test's own question
 
 
+def test_a_cache_that_fails_keeps_nobody_waiting(inner, monkeypatch, caplog):
+    """The scores are right, whatever becomes of the file; the next call computes them again."""
+    cached = CachedScorer(inner)
+    monkeypatch.setattr(cached.cache, "put", lambda scores: 1 / 0)
+
+    assert [cached.score("q", ["a"]).tolist() for _ in range(2)] == [[np.float32(1 / 3)]] * 2
+    assert not cached._flights
+    assert "cannot keep scores" in caplog.text
+
+
 async def test_a_cancelled_slice_leaves_the_work_to_who_waits_for_it(inner):
     cached = CachedScorer(inner)
     one, other = [await cached.aprepare(ScoreRequest("q", ["a"])) for _ in range(2)]
@@ -275,6 +285,38 @@ def test_a_truncated_file_is_dropped_with_a_warning(tmp_path, inner, caplog):
         assert len(cache.get([score_key("gated", None, "q", "a")])) == 1
 
     assert "is damaged" in caplog.text
+
+
+def test_a_damaged_file_that_cannot_be_made_anew_leaves_the_memory(tmp_path, inner, monkeypatch, caplog):
+    path = tmp_path / "s.db"
+    with ScoreCache(path) as cache:
+        CachedScorer(inner, cache=cache).score("q", ["a"])
+        path.write_bytes(bytes(path.stat().st_size))
+        monkeypatch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError("read-only")))
+        for _ in range(2):
+            assert CachedScorer(inner, cache=cache).score("q", ["bb"]).tolist() == [np.float32(2 / 3)]
+
+    assert len(inner.seen) == 2
+    assert "Scores stay in memory" in caplog.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file in use cannot be deleted")
+def test_a_deleted_file_is_made_again(tmp_path):
+    path, keys = tmp_path / "s.db", [bytes([i]) * 24 for i in range(3)]
+    with ScoreCache(path) as cache:
+        for key in keys:
+            cache.put({key: KeptScore(1.0)})
+            if key == keys[0]:
+                path.unlink()
+    with ScoreCache(path) as cache:
+        assert list(cache.get(keys)) == keys[2:]
+
+
+def test_a_row_of_nothing_is_no_score(tmp_path):
+    with ScoreCache(tmp_path / "s.db") as cache, sqlite3.connect(tmp_path / "s.db") as db:
+        db.executemany("INSERT INTO kept_scores (key, checksum) VALUES (?, ?)", [(b"a", b""), (b"b", None)])
+        db.commit()
+        assert cache.get([b"a", b"b"]) == {}
 
 
 @pytest.mark.parametrize("content", [b"certainly no database " * 20, b"short"])

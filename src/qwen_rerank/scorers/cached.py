@@ -207,10 +207,14 @@ class CachedScorer(BaseScorer):
         flight.cancel()
 
     def _land(self, flight: _Flight, outcomes: dict[bytes, Outcome]) -> None:
-        self.cache.put({key: kept for key, kept in outcomes.items() if isinstance(kept, KeptScore)})
-        with self._lock:
-            self._forget(flight)
-        flight.future.set_result(outcomes)
+        try:
+            self.cache.put({key: kept for key, kept in outcomes.items() if isinstance(kept, KeptScore)})
+        except Exception:  # of a cache of others: what was computed is right, and somebody waits for it
+            logger.exception("the score cache cannot keep scores.")
+        finally:
+            with self._lock:
+                self._forget(flight)
+            flight.future.set_result(outcomes)
 
     def _fail(self, flight: _Flight, error: BaseException) -> None:
         with self._lock:

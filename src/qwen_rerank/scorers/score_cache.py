@@ -149,12 +149,25 @@ class ScoreCache(SharedCopies):
         try:
             return work(self._db)
         except sqlite3.OperationalError as exc:  # held by another process, a full disk
-            logger.warning("the score cache %s cannot be used now (%s).", self._file, exc)
+            if getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED:
+                logger.warning("the score cache %s was deleted and is made anew.", self._file)
+                self._reopen(self._file, _open)
+            else:
+                logger.warning("the score cache %s cannot be used now (%s).", self._file, exc)
         except sqlite3.Error as exc:
             logger.warning("the score cache %s is damaged (%s) and is dropped.", self._file, exc)
-            self._db.close()
-            self._db = _anew(self._file)
+            self._reopen(self._file, _anew)
         return None
+
+    def _reopen(self, file: Path, way: Callable[[Path], sqlite3.Connection]) -> None:
+        """Open the file again; without one that can be had, scores stay in memory alone."""
+        if self._db is not None:
+            self._db.close()
+        self._db = None
+        try:
+            self._db = way(file)
+        except InvalidInputError as exc:
+            logger.warning("%s Scores stay in memory.", exc)
 
 
 def score_key(fingerprint: str, instruction: str | None, query: str, text: str) -> bytes:
@@ -199,9 +212,12 @@ def _is_ours(file: Path) -> bool:
 
 
 def _anew(file: Path) -> sqlite3.Connection:
-    for name in (file, file.with_name(f"{file.name}-journal")):
-        name.unlink(missing_ok=True)
-    return _connect(file)
+    try:
+        for name in (file, file.with_name(f"{file.name}-journal")):
+            name.unlink(missing_ok=True)
+        return _connect(file)
+    except (OSError, sqlite3.Error) as exc:  # its folder cannot be written, or on Windows another process has it open
+        raise InvalidInputError(f"{str(file)!r} cannot be made anew as a score cache ({exc}); name another.") from exc
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -231,7 +247,7 @@ def _read(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, KeptScor
         )
         for key, log_odds, tokens, kept_chars, checksum in rows:
             score = KeptScore(log_odds, tokens, kept_chars)
-            if _checksum(key, score) == checksum:
+            if checksum and _checksum(key, score) == checksum:
                 found[key] = score
     return found
 
@@ -253,8 +269,8 @@ def _write(db: sqlite3.Connection, scores: Mapping[bytes, KeptScore]) -> None:
         raise
 
 
-def _checksum(key: bytes, score: KeptScore) -> bytes | None:
-    """Return the checksum of a row; None, which no row has, where its values are of no such kind."""
+def _checksum(key: bytes, score: KeptScore) -> bytes:
+    """Return the checksum of a row; nothing where its values are of no such kind."""
     try:
         data = key + struct.pack("<dqq", *score)
     except (struct.error, TypeError):
