@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 
 import httpx2
 import pytest
 
+from qwen_rerank.errors import ModelError
+from qwen_rerank.scorers.cached import CachedScorer
+from qwen_rerank.serve import process
+from qwen_rerank.serve.selfcheck import check_scorer
 from tests.serve.process import stub_server
 from tests.serve.raw import connect, read_one, request, talk
 
@@ -125,3 +130,41 @@ def test_a_model_that_fails_its_check_keeps_the_server_red():
         ask(server.url, results)
 
     assert (ready.status_code, live.status_code, results[0].status_code) == (503, 200, 503)
+
+
+def test_a_cache_hides_nothing_from_the_self_check():
+    """The score alone is computed, and not the batch's out of the cache."""
+
+    class Uneven:
+        name = fingerprint = "uneven"
+
+        def score(self, query, documents):
+            return [float(len(documents) + i) for i in range(len(documents))]
+
+    with pytest.raises(ModelError, match="differently in a batch"):
+        check_scorer(CachedScorer(Uneven(), cache=100))
+
+
+@pytest.mark.parametrize("moment", ["while it waits to start again", "while a child is being started"])
+def test_a_supervisor_that_is_told_to_stop_starts_nothing_more(monkeypatch, moment):
+    supervisor = process._Supervisor(socket.socket())
+    told = []
+
+    class Child:
+        def __init__(self, *_, **__):
+            told.append("started")
+            if "child" in moment:
+                supervisor._forward(signal.SIGTERM, None)
+
+        send_signal = told.append
+
+        def wait(self):
+            return 1
+
+    monkeypatch.setattr(process.subprocess, "Popen", Child)
+    monkeypatch.setattr(process.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(process.time, "sleep", lambda _: supervisor._forward(signal.SIGTERM, None))
+    status = supervisor.run()
+
+    assert told == ["started", signal.SIGTERM]
+    assert status == (1 if "child" in moment else 0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from qwen_rerank import Calibration, Reranker
+from qwen_rerank.serve.scoring import cut_to_tokens
+from qwen_rerank.types import Fit
 from tests.serve.conftest import app_client
 from tests.serve.stubs import MAX_LENGTH, Oracle
 
@@ -185,6 +189,21 @@ async def test_a_limited_document_keeps_nearly_all_that_it_may(client, n_words):
 
     kept = min(50, n_words)
     assert kept - 1 <= body["usage"]["prompt_tokens"] - 11 <= kept
+
+
+@pytest.mark.parametrize("limit", [9, 10, 13, 14, 25, 95])
+def test_a_limit_above_the_room_is_kept_where_long_texts_are_only_counted_at_their_beginning(limit):
+    """Windows may read more than one room; a count above it is no more than "at least"."""
+    text = " ".join("w" * (1 + i % 7) for i in range(100))
+
+    def fit(texts):
+        ends = [[match.end() for match in re.finditer(r"\S+", one)] for one in texts]
+        return [Fit(min(len(each), 13), 10, [*each, len(one)][min(9, len(each))]) for one, each in zip(texts, ends)]
+
+    [kept] = cut_to_tokens([text], fit, limit)
+
+    assert text.startswith(kept)
+    assert len(kept.split()) == limit
 
 
 async def test_a_prompts_tokens_can_be_limited_and_only_the_document_gives_way():

@@ -148,7 +148,8 @@ def listen(host: str, port: int) -> socket.socket:
         # Named, not left at 0: asyncio turns Nagle's wait off only where a socket says that it is TCP, and with the wait
         # each answer comes up to 40 ms late.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # under Windows it would let two servers have one port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(2048)
     except (OSError, OverflowError) as exc:
@@ -247,8 +248,10 @@ def supervise(host: str, port: int) -> int:
     The listening socket stays open here, so clients that come while the child starts wait instead of being refused.
 
     Raises:
-        InvalidInputError: If the address cannot be had.
+        InvalidInputError: If the address cannot be had, or this is Windows.
     """
+    if os.name == "nt":
+        raise InvalidInputError("--supervise cannot hand its port on under Windows; let a service manager restart it.")
     listener = listen(host, port)
     listener.set_inheritable(True)
     return _Supervisor(listener).run()
@@ -261,6 +264,7 @@ class _Supervisor:
         self._listener = listener
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = False
+        self._untold: int | None = None  # a signal that came while a child was being started
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -276,17 +280,24 @@ class _Supervisor:
             if quick_deaths >= _MAX_QUICK_DEATHS:
                 return code if code > 0 else 1
             time.sleep(0.1 * 2**quick_deaths)
+            if self._stopping:  # told meanwhile, with no child to pass it on to
+                return 0
 
     def _run_child(self) -> int:
         descriptor = self._listener.fileno()
-        self._child = subprocess.Popen(
+        self._child = None
+        child = self._child = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, *sys.argv[1:]],
             pass_fds=[descriptor],
             env={**os.environ, _LISTENER: str(descriptor)},
         )
-        return self._child.wait()
+        if self._untold is not None:
+            child.send_signal(self._untold)
+        return child.wait()
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         self._stopping = True
         if self._child is not None:
             self._child.send_signal(number)
+        else:
+            self._untold = number

@@ -27,6 +27,7 @@ Slice = tuple[int, int, int]  # start, stop, tokens
 
 _ASCII_CHARS_PER_TOKEN = 4
 _CLOSE_ENOUGH = 0.98  # of a token limit, when looking for the place to cut
+_AHEAD = 16  # times what fills the room is looked at next, so that a long text is not copied for every step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,11 +306,11 @@ def text_sizes(query: str, documents: Sequence[str], *, longest: int | None = No
 
 def cut_to_tokens(texts: Sequence[str], fit: Fits, limit: int) -> list[str]:
     """Return the texts cut at their ends to at most `limit` tokens each, and hardly less; each is measured as it is."""
-    cuts = [_Cut(text) for text in texts]
+    cuts = [_Cut(text, limit) for text in texts]
     pending = cuts
     while pending:
         for cut, measured in zip(pending, fit([cut.guess_text for cut in pending]), strict=True):
-            cut.take(measured, limit)
+            cut.take(measured)
         pending = [cut for cut in pending if not cut.done]
     return [cut.text[: cut.kept] for cut in cuts]
 
@@ -319,6 +320,8 @@ class _Cut:
     """The search for the longest beginning of a text that has few enough tokens: between `kept` and `too_long`."""
 
     text: str
+    limit: int  # of what begins at `start`
+    start: int = 0
     kept: int = 0
     too_long: int = 0
     guess: int = 0
@@ -331,22 +334,35 @@ class _Cut:
 
     @property
     def guess_text(self) -> str:
-        return self.text[: self.guess]
+        return self.text[self.start : self.guess]
 
-    def take(self, measured: Fit, limit: int) -> None:
-        chars = min(self.guess, measured.kept_chars)
+    def take(self, measured: Fit) -> None:
+        if not measured.fits and measured.tokens <= self.limit and measured.kept_chars:
+            self._go_on(measured)
+        else:
+            self._narrow(measured)
+        self.done = self.done or self.too_long - self.kept <= 1
+
+    def _go_on(self, measured: Fit) -> None:
+        """Search behind what fills the room: of all that is longer the count says only "at least"."""
+        self.start = self.kept = self.start + measured.kept_chars
+        self.limit -= measured.room
+        self.guess = min(self.too_long - 1, self.start + _AHEAD * measured.kept_chars)
+        self.rounds = 0
+
+    def _narrow(self, measured: Fit) -> None:
+        chars = min(self.guess - self.start, measured.kept_chars)
         tokens = min(measured.tokens, measured.room)
-        if measured.tokens <= limit:
+        if measured.fits and measured.tokens <= self.limit:
             self.kept = self.guess
-            self.done = self.guess == len(self.text) or measured.tokens >= _CLOSE_ENOUGH * limit
+            self.done = self.guess == len(self.text) or measured.tokens >= _CLOSE_ENOUGH * self.limit
         else:
             self.too_long = self.guess
         self.rounds += 1
         # By proportion first, which nearly always hits; by halves when the text is very uneven.
-        by_share = chars * limit // max(1, tokens)
+        by_share = self.start + chars * self.limit // max(1, tokens)
         middle = (self.kept + self.too_long) // 2
         self.guess = by_share if self.rounds < 4 and self.kept < by_share < self.too_long else middle
-        self.done = self.done or self.too_long - self.kept <= 1
 
 
 def _mark_cut(hit: RankedDocument, original: str) -> RankedDocument:

@@ -9,6 +9,7 @@ import numpy as np
 
 from qwen_rerank.errors import ModelError
 from qwen_rerank.protocols import Scorer
+from qwen_rerank.scorers.cached import CachedScorer
 
 
 class SelfCheckError(ModelError):
@@ -62,12 +63,14 @@ _BATCH_TOLERANCE = 0.05  # log-odds; what bfloat16 rounding may change when a do
 
 
 def check_scorer(scorer: Scorer) -> list[str]:
-    """Return what was checked, one clause each.
+    """Return what was checked, one clause each; of a scorer with a cache, the one beneath it, which computes.
 
     Raises:
         SelfCheckError: If a published score is missed, or scores are not finite, all alike, or depend on the batch.
         RerankError: Whatever the scorer raises.
     """
+    while isinstance(scorer, CachedScorer):
+        scorer = scorer._scorer
     return [*_check_golden(scorer), _check_sanity(scorer)]
 
 
