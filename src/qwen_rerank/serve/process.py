@@ -270,7 +270,7 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._forward)
         quick_deaths = 0
-        while True:
+        while not self._stopping:
             started = time.monotonic()
             code = self._run_child()
             if self._stopping or code == 0:
@@ -280,8 +280,7 @@ class _Supervisor:
             if quick_deaths >= _MAX_QUICK_DEATHS:
                 return code if code > 0 else 1
             time.sleep(0.1 * 2**quick_deaths)
-            if self._stopping:  # told meanwhile, with no child to pass it on to
-                return 0
+        return 0  # told while there was no child to pass it on to
 
     def _run_child(self) -> int:
         descriptor = self._listener.fileno()
