@@ -5,14 +5,17 @@ from __future__ import annotations
 import zipfile
 from dataclasses import replace
 
+import docx
 import openpyxl
 import pytest
+from docx.oxml import parse_xml
+from docx.oxml.ns import nsdecls
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders.converters import KINDS, PLAIN, kind_of
 from qwen_rerank.folders.encodings import decode
 from qwen_rerank.folders.kinds import Limits
-from qwen_rerank.folders.office import read_epub, read_html, read_xlsx
+from qwen_rerank.folders.office import read_docx, read_epub, read_html, read_xlsx
 from qwen_rerank.folders.worker import Converter
 from tests.folders import files
 
@@ -167,6 +170,29 @@ def test_a_heading_of_two_lines_is_two_words():
     (section,) = read_html(b"<h1>Foo<br>B<b>a</b>r</h1><h2>Sub</h2>x", None, Limits()).sections[1:]
 
     assert section.heading == ("Foo Bar", "Sub")
+
+
+def test_a_word_file_is_read_as_it_is_once_its_changes_are_accepted(tmp_path):
+    document = docx.Document()
+    paragraph = document.add_paragraph("kept")
+    for change in (
+        "<w:ins {}><w:r><w:tab/><w:t>inserted</w:t></w:r></w:ins>",
+        "<w:del {}><w:r><w:delText>deleted</w:delText></w:r></w:del>",
+        "<w:moveFrom {}><w:r><w:t>moved</w:t></w:r></w:moveFrom>",
+    ):
+        paragraph._p.append(parse_xml(change.format(nsdecls("w"))))
+    control = "<w:sdt {}><w:sdtContent><w:p><w:r><w:t>control</w:t></w:r></w:p></w:sdtContent></w:sdt>"
+    paragraph._p.addnext(parse_xml(control.format(nsdecls("w"))))
+    table = document.add_table(2, 4)
+    for cell, text in zip(table._cells, ["year", "", "5", "5", "", "sum", "", "7"], strict=True):
+        cell.text = text
+    table.cell(0, 0).merge(table.cell(1, 0))
+    table.cell(1, 1).merge(table.cell(1, 2))
+    table.cell(1, 3).add_table(1, 1).cell(0, 0).text = "inner"
+    document.save(tmp_path / "a.docx")
+
+    (section,) = read_docx((tmp_path / "a.docx").read_bytes(), None, Limits()).sections
+    assert section.text.split("\n\n") == ["kept\tinserted", "control", "year |  | 5 | 5", "year | sum | 7\ninner"]
 
 
 def test_every_chapter_of_a_book_is_found_or_counted(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.folders import word_xml
 from qwen_rerank.folders.kinds import Converted, Limits, decoded, missing
 from qwen_rerank.folders.sections import Headings, Section
 from qwen_rerank.folders.tables import Refusals, row_sections, sheet_rows
@@ -203,25 +204,28 @@ def read_docx(data: bytes, text_column: str | None, limits: Limits) -> Converted
     """Return the sections of a Word file."""
     try:
         import docx
-        from docx.table import Table
+        from docx.text.paragraph import Paragraph
     except ImportError as exc:
         raise missing("reading Word files", "python-docx", exc) from exc
     _check_zip(data, limits, ".docx")
+    document = docx.Document(io.BytesIO(data))
     headings, found = Headings(), []
     path: tuple[str, ...] = ()
     parts: list[str] = []
-    for block in docx.Document(io.BytesIO(data)).iter_inner_content():
-        if isinstance(block, Table):
-            parts += [" | ".join(dict.fromkeys(cell.text.strip() for cell in row.cells)) for row in block.rows]
+    for block in word_xml.blocks(document.element.body):
+        if word_xml.is_table(block):
+            parts += word_xml.rows(block)
             continue
-        level = _heading_level(block.style.name if block.style is not None else "")
-        if level is not None and block.text.strip():
+        text = word_xml.text_of(block)
+        style = Paragraph(block, document).style
+        level = _heading_level(style.name if style is not None else "")
+        if level is not None and text.strip():
             if any(part.strip() for part in parts):
                 found.append(Section("\n\n".join(parts), path))
-            headings.enter(level, block.text)
+            headings.enter(level, text)
             parts, path = [], headings.path
-        if block.text.strip():
-            parts.append(block.text)
+        if text.strip():
+            parts.append(text)
     if any(part.strip() for part in parts):
         found.append(Section("\n\n".join(parts), path))
     return Converted(found, [], [])
