@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import replace
+from email.message import EmailMessage
 
 import docx
 import openpyxl
@@ -15,6 +16,7 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders.converters import KINDS, PLAIN, kind_of
 from qwen_rerank.folders.encodings import decode
 from qwen_rerank.folders.kinds import Limits
+from qwen_rerank.folders.mail import read_mail
 from qwen_rerank.folders.office import read_docx, read_epub, read_html, read_xlsx
 from qwen_rerank.folders.worker import Converter
 from tests.folders import files
@@ -146,7 +148,7 @@ def test_text_is_read_in_the_encoding_that_people_have(text, encoding):
     ],
 )
 def test_a_broken_byte_makes_no_other_encoding_of_utf_8(data, text):
-    assert decode(data) == (text, "utf-8, 1 broken characters")
+    assert decode(data) == (text, "utf-8, broken characters: 1")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,26 @@ def test_a_word_file_is_read_as_it_is_once_its_changes_are_accepted(tmp_path):
     assert section.text.split("\n\n") == ["kept\tinserted", "control", "year |  | 5 | 5", "year | sum | 7\ninner"]
 
 
+@pytest.mark.parametrize(
+    ("body", "charset", "subtype", "encoding"),
+    [("Schöne Grüße", "utf-8", "plain", []), ("<p>Schöne <b>Grüße", "latin-1", "html", ["cp1252"])],
+)
+def test_a_mail_is_read_as_its_reader_sees_it(body, charset, subtype, encoding):
+    mail = EmailMessage()
+    mail["From"], mail["Subject"] = "Ann <ann@example.org>", "Grüße aus Köln"
+    mail.set_content(body, subtype=subtype, charset=charset, cte="base64")
+    mail.add_attachment(b"x", maintype="image", subtype="png", filename="a.png")
+
+    found = read_mail(mail.as_bytes(), None, Limits())
+    assert [one.text for one in found.sections] == [
+        "From: Ann <ann@example.org>\nSubject: Grüße aus Köln\n\nSchöne Grüße"
+    ]
+    assert (found.sections[0].heading, found.notes) == (
+        ("Grüße aus Köln",),
+        [*encoding, "attachments that are not read: 1"],
+    )
+
+
 def test_every_chapter_of_a_book_is_found_or_counted(tmp_path):
     with zipfile.ZipFile(files.book(tmp_path / "a.epub", *files.EN), "a") as archive:
         archive.writestr("OPS/pkg/b 2.xhtml", "<p>two")
@@ -210,7 +232,7 @@ def test_every_chapter_of_a_book_is_found_or_counted(tmp_path):
 
     found = read_epub((tmp_path / "a.epub").read_bytes(), None, Limits())
     assert [one.text for one in found.sections][1:] == ["two", "three"]
-    assert found.notes == ["1 of 4 chapters are not in the book"]
+    assert found.notes == ["chapters that are not in the book: 1 of 4"]
 
 
 def test_formulas_without_a_value_are_counted(tmp_path):
@@ -220,7 +242,7 @@ def test_formulas_without_a_value_are_counted(tmp_path):
     book.save(tmp_path / "a.xlsx")
 
     found = read_xlsx((tmp_path / "a.xlsx").read_bytes(), None, Limits())
-    assert found.notes == ["2 formulas have no value yet: save it in a spreadsheet program"]
+    assert found.notes == ["formulas without a value: 2; save it in a spreadsheet program"]
 
 
 def test_a_file_without_a_known_suffix_is_read_where_it_is_text(tmp_path):

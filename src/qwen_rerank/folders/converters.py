@@ -12,6 +12,7 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders import office, sections
 from qwen_rerank.folders.encodings import is_binary
 from qwen_rerank.folders.kinds import Converted, Kind, Limits, decoded
+from qwen_rerank.folders.mail import read_mail
 from qwen_rerank.folders.sections import Section
 from qwen_rerank.folders.tables import Refusals, csv_rows, json_rows, row_sections
 from qwen_rerank.regular_files import open_regular
@@ -80,6 +81,7 @@ KINDS: dict[str, Kind] = {
     ".docx": Kind("Word", office.read_docx, _LONG, outside=True),
     ".pptx": Kind("slides", office.read_pptx, _LONG, outside=True),
     ".xlsx": Kind("spreadsheet", office.read_xlsx, _LONG, outside=True),
+    ".eml": Kind("mail", read_mail, Limits(seconds=60.0), outside=True),
     ".epub": Kind("book", office.read_epub, _LONG, outside=True),
     **dict.fromkeys(
         (

@@ -75,7 +75,7 @@ def _nearly(data: bytes, encoding: str) -> tuple[str, str] | None:
     cut = broken == 1 and text.endswith("\ufffd") and sound >= 3
     if broken * 10 > sound and not cut:
         return None
-    return text, encoding if not broken else f"{encoding}, {broken} broken characters"
+    return text, encoding if not broken else f"{encoding}, broken characters: {broken}"
 
 
 def _wide(head: bytes) -> str | None:

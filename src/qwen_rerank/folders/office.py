@@ -293,7 +293,7 @@ def read_xlsx(data: bytes, text_column: str | None, limits: Limits) -> Converted
         raise InvalidInputError(refusals.rows[0][1])
     sheets = (name for name in archive.namelist() if name.startswith("xl/worksheets/") and name.endswith(".xml"))
     empty = sum(len(_FORMULA.findall(archive.read(name))) for name in sheets)
-    notes = [f"{empty} formulas have no value yet: save it in a spreadsheet program"] if empty else []
+    notes = [f"formulas without a value: {empty}; save it in a spreadsheet program"] if empty else []
     return Converted(found, notes, refusals.rows, refusals.count)
 
 
@@ -325,4 +325,4 @@ def read_epub(data: bytes, text_column: str | None, limits: Limits) -> Converted
             lost += 1
         else:
             found += html_sections(_page_text(archive.read(name))[0], {"chapter": number})
-    return Converted(found, [f"{lost} of {len(spine)} chapters are not in the book"] if lost else [], [])
+    return Converted(found, [f"chapters that are not in the book: {lost} of {len(spine)}"] if lost else [], [])
