@@ -90,6 +90,18 @@ def test_a_server_is_named_as_any_model_is(monkeypatch, wanted):
     }
 
 
+def test_a_server_is_asked_for_the_model_that_is_named_beside_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "qwen_rerank.scorers.loading.load_scorer", lambda *name, **given: asked.append((name, given)) or OverlapScorer()
+    )
+    monkeypatch.setattr(options, "load_scorer", LOAD)
+    wanted = ["--server", "http://x", "--model", "rerank-v3.5", "--dialect", "cohere"]
+
+    assert runner.invoke(app, ["rerank", "red", "-", *wanted], input="red").exit_code == 0
+    assert [(name, given["model"]) for name, given in asked] == [(("http://x",), "rerank-v3.5")]
+
+
 @pytest.mark.parametrize(("given", "meant"), [("", None), (" ", None), ("Find fruit", "Find fruit")])
 def test_an_empty_instruction_is_the_default_one_as_over_http(monkeypatch, given, meant):
     scorer = TableScorer({"red": 1.0})

@@ -131,6 +131,7 @@ def rerankers(
             dialect=dialect if is_server else "auto",
             device="auto" if is_server else device,
             max_length=max_length,
+            api_key_env=options.API_KEY_ENV,
         )
         for instruction in instructions:
             for strategy in strategies:

@@ -46,7 +46,8 @@ EmbedderName = Annotated[
 ]
 StoredEmbedder = Annotated[str | None, typer.Option("--embedder", "-e", help="The one that the store was built with.")]
 Server = Annotated[
-    str | None, typer.Option("--server", help="A rerank server's address; the same as giving it to --model.")
+    str | None,
+    typer.Option("--server", help="A rerank server's address, which is then asked for the model that --model names."),
 ]
 Dialect = Annotated[str, typer.Option("--dialect", help="What the server speaks: auto, vllm, sglang, tei, cohere, …")]
 ApiKeyEnv = Annotated[str, typer.Option("--api-key-env", help="Environment variable that holds the server's key.")]
@@ -127,12 +128,18 @@ def load_scorer(
     quantize: Literal["int8"] | None = None,
     api_key_env: str | None = None,
 ) -> Scorer:
-    """Return the scorer that the options name; a server is sent the key that the environment variable holds."""
+    """Return the scorer that the options name.
+
+    A server is sent the key that the environment variable holds, and asked for `model` where it is not the default one.
+    """
     from qwen_rerank.scorers.loading import load_scorer
 
     name = server or model
     key = os.environ.get(api_key_env) or None if api_key_env and is_address(name) else None
-    return load_scorer(name, dialect=dialect, device=device, max_length=max_length, quantize=quantize, api_key=key)
+    served = model if server and model != DEFAULT_MODEL else None
+    return load_scorer(
+        name, dialect=dialect, device=device, max_length=max_length, quantize=quantize, api_key=key, model=served
+    )
 
 
 def is_address(name: str) -> bool:
