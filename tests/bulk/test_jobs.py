@@ -25,11 +25,13 @@ from qwen_rerank.bulk.blocks import cut_input
 from qwen_rerank.bulk.job_folder import JobFolder, _check_address, located
 from qwen_rerank.cli import main
 from qwen_rerank.errors import (
+    BackendRejectedError,
     BackendUnavailableError,
     DeviceOutOfMemoryError,
     FileError,
     InvalidInputError,
     JobError,
+    NonFiniteScoreError,
     ScorerError,
 )
 from qwen_rerank.reranker import Reranker
@@ -306,6 +308,47 @@ def test_a_lost_device_refuses_no_row_and_the_job_goes_on_later(tmp_path, fault,
     status = rerank(source, tmp_path / "out", scorer=OnGpu, block_rows=3)
 
     assert (status.rows_in, status.rejects) == (10, 0)
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_server_that_refuses_all_stops_the_job_in_the_middle_of_a_block(tmp_path, status):
+    class Revoked(OverlapScorer):
+        def _overlap(self, request):
+            if data.text(3) not in request.texts:
+                return super()._overlap(request)
+            error = BackendRejectedError("no", url="http://a", status=status)
+            return unscored(len(request.texts), {request.texts.index(data.text(3)): error})
+
+    with pytest.raises(BackendRejectedError):
+        rerank_pairs(data.write(tmp_path / "pairs.jsonl", data.pairs(5)), tmp_path / "out", scorer=Revoked)
+
+
+def test_a_model_that_gives_nan_for_anything_refuses_no_row(tmp_path, corpus):
+    class NoScorer(OverlapScorer):
+        def _overlap(self, request):
+            return unscored(len(request.texts), dict.fromkeys(range(len(request.texts)), NonFiniteScoreError("NaN")))
+
+    class NoEmbedder(HashEmbedder):
+        def embed_documents(self, texts):
+            return np.full((len(texts), self.dim), np.nan, dtype=np.float32)
+
+    with pytest.raises(NonFiniteScoreError):
+        rerank_pairs(data.write(tmp_path / "pairs.jsonl", data.pairs(2)), tmp_path / "pairs", scorer=NoScorer)
+    with pytest.raises(NonFiniteScoreError):
+        embed_corpus(corpus, tmp_path / "out", embedder=NoEmbedder)
+
+
+def test_a_querys_number_is_its_id(tmp_path):
+    rows = [{**row, "query_id": number} for number, row in enumerate(data.runs(2))]
+    rerank_runs(data.write(tmp_path / "runs.jsonl", rows), tmp_path / "out", scorer=data.scorer, top_n=1)
+
+    assert [row["query_id"] for row in data.made(tmp_path / "out")] == ["0", "1"]
+
+
+def test_an_output_that_is_a_file_is_one_sentence(tmp_path, corpus):
+    for output in (corpus, f"{corpus}/x"):
+        with pytest.raises((JobError, InvalidInputError)):
+            embed_corpus(data.write(tmp_path / "in.jsonl", data.documents(1)), output, embedder=data.embedder)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, DeviceOutOfMemoryError])

@@ -285,8 +285,11 @@ class BlockReader:
 
     def _parquet_rows(self, block: Block) -> Iterator[tuple[int, Row | InvalidInputError]]:
         if self._group is None or self._group[:2] != (block.path, block.place):
-            with self._filesystem.open_input_file(block.path) as file:
-                self._group = (block.path, block.place, pq.ParquetFile(file).read_row_group(block.place))
+            try:
+                with self._filesystem.open_input_file(block.path) as file:
+                    self._group = (block.path, block.place, pq.ParquetFile(file).read_row_group(block.place))
+            except (OSError, pa.ArrowException) as exc:
+                raise FileError(block.path, None, f"row group {block.place} cannot be read ({exc}).") from exc
         table = self._group[2].slice(block.extent, block.rows)
         if len(table) != block.rows:
             raise changed(block.path)

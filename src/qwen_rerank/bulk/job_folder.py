@@ -18,7 +18,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from qwen_rerank.checks import shown_address
-from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.errors import InvalidInputError, JobError
 
 _CHECK = "sha256_of_this"
 _NAMES_BEFORE_AT = ("abfs", "abfss", "hdfs")  # a container or a user stands there: a name, and no secret
@@ -87,12 +87,15 @@ class JobFolder:
     def write(self, name: str, data: bytes) -> None:
         """Write a file as a whole; durable on a local disk. What a killed process left half written counts for nothing."""
         path = self._path(name)
-        if isinstance(self.filesystem, LocalFileSystem):
-            _write_durably(Path(path), data)
-            return
-        self.filesystem.create_dir(posixpath.dirname(path), recursive=True)
-        with self.filesystem.open_output_stream(path) as file:
-            file.write(data)
+        try:
+            if isinstance(self.filesystem, LocalFileSystem):
+                _write_durably(Path(path), data)
+                return
+            self.filesystem.create_dir(posixpath.dirname(path), recursive=True)
+            with self.filesystem.open_output_stream(path) as file:
+                file.write(data)
+        except OSError as exc:
+            raise JobError(f"{path} cannot be written ({exc}); name another output folder, or mend this one.") from exc
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, or None where it is not there."""
@@ -101,6 +104,8 @@ class JobFolder:
                 content: bytes = file.read()
         except FileNotFoundError:
             return None
+        except OSError as exc:
+            raise JobError(f"{self._path(name)} cannot be read ({exc}); an output must be a folder.") from exc
         return content
 
     def sizes(self, folder: str = "") -> dict[str, int]:

@@ -24,6 +24,7 @@ from qwen_rerank.errors import (
     InvalidInputError,
     NonFiniteScoreError,
     RateLimitedError,
+    RerankServerError,
     RerankTimeoutError,
     ScorerClosedError,
 )
@@ -38,10 +39,12 @@ Q = TypeVar("Q")
 
 # Faults of a moment, not of a document: the job stops and goes on later, and no row is refused for them.
 _PASSING = (RerankTimeoutError, BackendUnavailableError, RateLimitedError, ScorerClosedError, MemoryError)
-# What PyTorch says where a process cannot use its device any more, whatever the class; and what it raises where a device
-# fails, or only one document: a harmless text tells which.
+# What PyTorch says where a process cannot use its device any more, whatever the class; with what a server refuses all of
+# a caller's requests, as after a key was withdrawn; and what is raised where device, weights or server fail, or only one
+# document: a harmless text tells which.
 _LOST_DEVICE = ("CUDA error", "HIP error")
-_OF_A_DEVICE = (DeviceOutOfMemoryError, RuntimeError)
+_REFUSES_ALL = frozenset({401, 402, 403, 404, 405, 407})
+_OF_A_MODEL = (DeviceOutOfMemoryError, RuntimeError, NonFiniteScoreError, RerankServerError)
 _HARMLESS = "text"
 
 
@@ -121,7 +124,7 @@ class PairsTask(BulkTask[BaseScorer]):
     def open(self) -> BaseScorer:
         """Return the scorer."""
         scorer = as_scorer(_given_scorer(self.model))
-        _raise_passing(self._probe(scorer))
+        _raise_of_model(self._probe(scorer))
         return scorer
 
     def fingerprint(self, engine: BaseScorer) -> str:
@@ -200,7 +203,7 @@ class RunsTask(BulkTask[Reranker]):
             reranker = replace(given, on_error="last", top_n=self.top_n or given.top_n)
         else:
             reranker = Reranker(given, on_error="last", top_n=self.top_n, long_documents=self.long_documents)
-        _raise_passing(self._probe(reranker))
+        _raise_of_model(self._probe(reranker))
         return reranker
 
     def fingerprint(self, engine: Reranker) -> str:
@@ -213,7 +216,7 @@ class RunsTask(BulkTask[Reranker]):
         read: list[tuple[int, str, str, list[Candidate]]] = []
         for number, row in rows:
             try:
-                query_id = text_of(row, "query_id")
+                query_id = _id(row, "query_id") or text_of(row, "query_id")
                 query = check_query(row.get("query"))
                 read.append((number, query_id, query, _candidates(row, number, query_id, rejects)))
             except InvalidInputError as exc:
@@ -326,16 +329,23 @@ def _all_or_each(
 
 def _raise_passing(errors: Iterable[Exception]) -> None:
     for error in errors:
-        if any(isinstance(cause, _PASSING) or _tells_of_lost_device(cause) for cause in _causes(error)):
+        if any(isinstance(cause, _PASSING) or _tells_of_all(cause) for cause in _causes(error)):
+            raise error
+
+
+def _raise_of_model(errors: Iterable[Exception]) -> None:
+    """Raise what a harmless text met, if a model or server is at fault and not the text."""
+    for error in errors:
+        _raise_passing([error])
+        if any(isinstance(cause, _OF_A_MODEL) for cause in _causes(error)):
             raise error
 
 
 def _raise_if_broken(errors: Sequence[Exception], probe: Callable[[Q], Iterable[Exception]], engine: Q) -> None:
     """Raise where errors of documents are the model's own: of the moment, of the device, or a harmless text fails alike."""
     _raise_passing(errors)
-    if any(isinstance(cause, _OF_A_DEVICE) for error in errors for cause in _causes(error)):
-        for error in probe(engine):
-            raise error
+    if any(isinstance(cause, _OF_A_MODEL) for error in errors for cause in _causes(error)):
+        _raise_of_model(probe(engine))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -345,7 +355,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__
 
 
-def _tells_of_lost_device(error: BaseException) -> bool:
+def _tells_of_all(error: BaseException) -> bool:
+    if isinstance(error, RerankServerError):
+        return error.status in _REFUSES_ALL
     return any(words in str(error) for words in _LOST_DEVICE)
 
 
@@ -360,7 +372,8 @@ def _vectors(engine: Embedder, texts: list[str]) -> np.ndarray:
 
 def _probe(engine: Embedder) -> None:
     """Embed a harmless text, and raise what the embedder raises: one that is broken must refuse no row."""
-    _vectors(engine, [_HARMLESS])
+    if not np.isfinite(_vectors(engine, [_HARMLESS])).all():
+        raise NonFiniteScoreError(f"the embedder gave NaN or infinity for {_HARMLESS!r}; no row is refused for that.")
 
 
 def _vectors_and_errors(engine: Embedder, texts: list[str]) -> tuple[np.ndarray, dict[int, Exception]]:
@@ -382,8 +395,8 @@ def _vectors_and_errors(engine: Embedder, texts: list[str]) -> tuple[np.ndarray,
             except Exception as exc:
                 _raise_passing([exc])
                 errors[place] = exc
-        if errors:
-            _probe(engine)
     for place in np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
         errors[place] = NonFiniteScoreError("the embedder gave NaN or infinity.")
+    if errors:
+        _probe(engine)
     return found, errors
