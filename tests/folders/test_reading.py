@@ -9,6 +9,7 @@ import pytest
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders import read_files
+from qwen_rerank.types import text_id
 from tests.folders import files
 
 
@@ -33,6 +34,14 @@ def test_a_row_is_one_document_with_its_own_id(tmp_path):
     assert first.metadata == {"title": "T", "lang": "zh", "x": 1, "source": "rows.jsonl:1"}
     assert (len(second.id), second.text, flat.metadata["source"]) == (32, "b", "sheet.xlsx:Lease:2")
     assert [(one.where, one.reason) for one in reading.skipped] == [("rows.jsonl:3", "the id '7' occurs twice.")]
+
+
+def test_an_id_is_a_text_or_a_number(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"id": 0, "text": "a"}\n{"id": false, "text": "b"}\n{"id": [1], "text": "c"}\n'
+    )
+
+    assert [one.id for one in read_files([tmp_path]).documents] == ["0", text_id("b"), text_id("c")]
 
 
 def test_two_files_of_one_name_are_two_documents(tmp_path):
