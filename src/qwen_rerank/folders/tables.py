@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count
 from typing import Any
 
 from qwen_rerank.bounded_json import MAX_VALUES, JsonLimitError, check_json
@@ -60,9 +60,13 @@ def csv_rows(text: str, refuse: Refuse) -> Iterator[tuple[int, dict[str, Any]]]:
 def _names(header: Iterable[str]) -> list[str]:
     """Return a name of its own for each column: "price" and "price 2" where there are two of one name."""
     found: dict[str, None] = {}
+    used: Counter[str] = Counter()  # so that a header of one name a million times takes no million steps each
     for place, name in enumerate(header, start=1):
-        name = name or f"column {place}"
-        found[next(one for n in count(1) if (one := name if n == 1 else f"{name} {n}") not in found)] = None
+        own = name = name or f"column {place}"
+        while own in found:
+            used[name] += 1
+            own = f"{name} {used[name] + 1}"
+        found[own] = None
     return list(found)
 
 
