@@ -15,7 +15,7 @@ from qwen_rerank import load_scorer
 from qwen_rerank.errors import InvalidInputError, ScorerError
 from qwen_rerank.scorers.adapted import as_scorer
 from qwen_rerank.scorers.base import BaseScorer, ScoreRequest
-from qwen_rerank.scorers.cached import CachedScorer
+from qwen_rerank.scorers.cached import CachedScorer, cache_named
 from qwen_rerank.scorers.score_cache import KeptScore, ScoreCache, score_key
 from qwen_rerank.testing import OverlapScorer, TableScorer
 from qwen_rerank.types import Scores
@@ -387,6 +387,28 @@ def test_two_that_share_a_file_share_its_scores(tmp_path, inner):
 
     assert first.tolist() == second.tolist()
     assert len(inner.seen) == len(TEXTS)
+
+
+def test_a_command_line_names_a_cache_by_a_file_or_a_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+
+    assert [cache_named(text) for text in (None, "100", "~/s.db")] == [None, 100, tmp_path / "s.db"]
+    for text in ("0", "-5", "100,000"):
+        with pytest.raises(InvalidInputError, match="how many scores"):
+            cache_named(text)
+
+
+@pytest.mark.parametrize("odd", [["high"], {"a": 1}, [[1, 2], [3]]])
+def test_a_scorer_that_gives_no_numbers_is_told_so(odd):
+    class Odd:
+        name = "odd"
+
+        def score(self, query, documents):
+            return odd
+
+    with pytest.raises(ScorerError, match="odd returned"):
+        as_scorer(Odd()).score("q", ["a"])
 
 
 def test_load_scorer_takes_a_cache():

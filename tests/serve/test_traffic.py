@@ -88,7 +88,7 @@ async def test_the_bodies_in_memory_are_bounded():
         await asyncio.gather(first, return_exceptions=True)
 
         assert second == 429
-        assert await ask_in_pieces(app, [b'{"query":"q","documents":["a"]}']) == 200
+        assert await ask_in_pieces(app, [b'{"query":"q","documents":["a"]}' + b" " * 900]) == 200
 
 
 async def ask_in_pieces(app, pieces: list[bytes], *, forever: bool = False) -> int:

@@ -159,7 +159,12 @@ def status(output: OutputArgument, as_json: options.Json = False) -> None:
 
 def _workers(count: int, gpus: float, cpus: float, retries: int, address: str | None) -> Workers | None:
     from qwen_rerank.bulk import Workers
+    from qwen_rerank.errors import InvalidInputError
 
+    if not count and (gpus, cpus, retries, address) != (0, 1, 3, None):
+        raise InvalidInputError(
+            "--gpus-per-worker, --cpus-per-worker, --retries and --ray-address are for workers on Ray; give --workers too."
+        )
     return Workers(count=count, cpus=cpus, gpus=gpus, retries=retries, address=address) if count else None
 
 

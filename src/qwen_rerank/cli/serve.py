@@ -90,6 +90,7 @@ def serve(
 ) -> None:
     """Serve /v1/rerank and its relatives for any rerank client, and a playground at /."""
     from qwen_rerank.checks import check_choice
+    from qwen_rerank.scorers.cached import cache_named
     from qwen_rerank.scorers.loading import check_model, load_scorer
     from qwen_rerank.serve import process, telemetry
     from qwen_rerank.serve.auth import KeyRing, load_keys
@@ -97,6 +98,7 @@ def serve(
 
     if kind is not None:
         typer.echo("--kind is not needed any more and goes away: the model itself says what it is.", err=True)
+    kept = cache_named(cache)
     settings = ServeSettings(
         served_names=tuple(served_name or ()),
         any_model=any_model,
@@ -128,7 +130,7 @@ def serve(
         quantize=quantize,
         threads=threads,
         max_length=max_length,
-        cache=int(cache) if cache and cache.isdecimal() else cache,
+        cache=kept,
     )
     with ExitStack() as stack:
         first_stage = None if store is None else stack.enter_context(_opened(store, embedder))

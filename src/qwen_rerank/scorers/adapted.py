@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen_rerank.checks import kind_of
 from qwen_rerank.errors import DocumentScoringError, InvalidInputError, NonFiniteScoreError, ScorerError
 from qwen_rerank.protocols import (
     AsyncScorer,
@@ -113,7 +114,13 @@ class AdaptedScorer(BaseScorer):
             found = given
         else:
             found = replace(unscored(n, {}), log_odds=given)
-        log_odds = np.asarray(found.log_odds, dtype=np.float32)
+        try:
+            log_odds = np.asarray(found.log_odds, dtype=np.float32)
+        except (ValueError, TypeError, RuntimeError) as exc:
+            raise ScorerError(
+                f"{self.name} returned {kind_of(given)}, of which no array of numbers can be made ({exc}); return one "
+                "score per document in input order."
+            ) from exc
         for array in (log_odds, found.tokens, found.kept_chars):
             if np.shape(array) != (n,):
                 raise ScorerError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -302,6 +304,21 @@ def open_cache(cache: ScoreCache | str | os.PathLike[str] | int) -> ScoreCache:
     if isinstance(cache, ScoreCache):
         return cache
     return ScoreCache(size=check_count("cache", cache)) if isinstance(cache, int) else ScoreCache(cache)
+
+
+def cache_named(text: str | None) -> Path | int | None:
+    """Return what a command line names a cache by: a file, whose `~` is the home folder, or a number of scores.
+
+    Raises:
+        InvalidInputError: If it looks like a number and is none above 0.
+    """
+    if not text:
+        return None
+    if text.isascii() and text.isdecimal() and int(text):
+        return int(text)
+    if re.fullmatch(r"[-+]?[\d.,_]+", text):
+        raise InvalidInputError(f"cache must be a file or how many scores to keep, such as 100000, not {text!r}.")
+    return Path(text).expanduser()
 
 
 def _outcomes(keys: Sequence[bytes], scores: Scores) -> dict[bytes, Outcome]:

@@ -101,7 +101,7 @@ def _credential(given: Sequence[tuple[bytes, bytes]]) -> bytes:
     if name != b"authorization":
         return value
     scheme, _, credential = value.partition(b" ")
-    return credential if scheme == b"Bearer" else b""
+    return credential if scheme.lower() == b"bearer" else b""
 
 
 def _digest(key: bytes) -> bytes:

@@ -182,16 +182,15 @@ class RequestMiddleware:
                     else:
                         parts.clear()
         except TimeoutError as exc:
-            self._buffered_bytes -= held
             seconds = self._settings.receive_timeout_s
             raise ApiError(408, "slow_body", f"the body did not arrive within {seconds:g} s.", close=True) from exc
-        except ApiError:
+        else:
+            if size > limit:
+                raise _too_large(limit, close=more)
+            body, held = b"".join(parts), 0  # the request's now
+            return body
+        finally:  # also where a server cancels what a client broke off
             self._buffered_bytes -= held
-            raise
-        if size > limit:
-            self._buffered_bytes -= held
-            raise _too_large(limit, close=more)
-        return b"".join(parts)
 
     def _hold(self, n_bytes: int) -> None:
         if self._buffered_bytes + n_bytes > self._settings.max_buffered_bytes:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from qwen_rerank.calibration import Calibration
 from qwen_rerank.errors import InvalidInputError, MissingExtraError, ScorerError
 from qwen_rerank.reranker import LongDocuments
+from qwen_rerank.scorers.cached import cache_named
 from qwen_rerank.scorers.loading import check_model, load_scorer
 from qwen_rerank.serve.app import create_app
 from qwen_rerank.serve.auth import KeyRing, load_keys
@@ -104,7 +105,6 @@ class Replica:
     """
 
     def __init__(self, arguments: RayServeArguments, settings: ServeSettings, keys: list[str]) -> None:
-        cache = arguments.cache
         load = partial(
             load_scorer,
             arguments.model,
@@ -114,7 +114,7 @@ class Replica:
             deterministic=arguments.deterministic,
             threads=arguments.threads,
             max_length=arguments.max_length,
-            cache=int(cache) if cache and cache.isdecimal() else cache,
+            cache=cache_named(arguments.cache),
         )
         self._settings = settings
         self._app = create_app(load=load, settings=settings, api_keys=keys)

@@ -12,7 +12,8 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.reranker import LongDocuments
 
 _MIB = 1 << 20
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@*]+", re.IGNORECASE)
+_MAY_BE_0 = ("max_queue_wait_s", "keep_alive_s", "drain_delay_s", "grace_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +34,10 @@ class ServeSettings:
         max_buffered_bytes: Request bodies in memory, all together.
         max_documents: Documents, or pairs, of one request.
         max_request_tokens: Estimated tokens of one request.
-        max_queued_tokens: Estimated tokens that may wait, shared fairly by the keys in use.
-        max_queued_requests: Requests that may be admitted at a time, shared in the same way.
+        max_queued_tokens: Estimated tokens that may wait, shared fairly by the keys in use; a key with fewer admitted
+            requests than `patience_requests` is not asked.
+        max_queued_requests: Requests that may be admitted at a time, shared in the same way; twice as many where those of
+            new keys come on top.
         max_queue_wait_s: Longest expected wait at which a request is still admitted.
         patience_requests: Admitted requests up to which a key is not refused for the expected wait.
         max_running_tokens: Estimated tokens handed to the scorer at a time; None for twice its own `token_budget`, or
@@ -84,8 +87,12 @@ class ServeSettings:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise InvalidInputError(
                     f"cors_origins must hold origins such as https://app.example.org or http://localhost:3000, without a path, "
-                    f"or '*', not {origin!r}."
+                    f"or '*' alone, not {origin!r}."
                 )
+        object.__setattr__(self, "cors_origins", tuple(map(_as_browsers_send_it, self.cors_origins)))
+        names: object = self.served_names
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name for name in names):
+            raise InvalidInputError(f"served_names must be names in a tuple, none empty, not {self.served_names!r}.")
         if self.threshold is not None:
             check_probability("threshold", self.threshold)
         check_choice("long_documents", self.long_documents, get_args(LongDocuments))
@@ -94,5 +101,18 @@ class ServeSettings:
             if name.startswith(("max_", "patience")) and not name.endswith("_s"):
                 if value is not None or name != "max_running_tokens":
                     check_count(name, value)
-            elif name.endswith("_s") and (not isinstance(value, int | float) or not 0 <= value < float("inf")):
-                raise InvalidInputError(f"{name} must be a number of seconds, 0 or more, not {value!r}.")
+            elif name.endswith("_s"):
+                _check_seconds(name, value)
+
+
+def _check_seconds(name: str, value: object) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < float("inf") or (value == 0 and name not in _MAY_BE_0):  # type: ignore[operator]
+        least = "0 or more" if name in _MAY_BE_0 else "above 0"
+        raise InvalidInputError(f"{name} must be a number of seconds, {least}, not {value!r}.")
+
+
+def _as_browsers_send_it(origin: str) -> str:
+    """Return an origin in small letters and without the port that its scheme has anyway."""
+    origin = origin.lower()
+    return origin.removesuffix({"https": ":443", "http": ":80"}.get(origin.partition(":")[0], ""))
