@@ -208,3 +208,17 @@ def test_the_command_prints_json(model, checkpoint):
     report = json.loads(result.stdout)
     assert result.exit_code == 0
     assert (report["verdict"], report["cause"]) == ("right", "recipe")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dtype", "bfloat16", "--dialect", "tei"], "--dialect only goes without --quantize and --dtype"),
+        (["--queries", "5"], "--queries only goes with --quantize or --dtype"),
+        (["--dtype", "bfloat16", "--queries", "1"], "--queries must be at least 2"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(arguments, message):
+    result = CliRunner().invoke(app, ["check", "pocket", *arguments])
+
+    assert message in str(result.exception)

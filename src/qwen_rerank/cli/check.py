@@ -29,6 +29,11 @@ _VERDICTS = {
 }
 
 
+# What asks about scores, and what asks about the cost of a format.
+_OF_SCORES = ("reference", "tokenizer", "dialect", "model", "timeout_s", "long_tokens")
+_OF_FORMATS = ("collection", "depth", "queries")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("check")(check)
@@ -36,8 +41,9 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
+    context: typer.Context,
     target: Annotated[
-        str, typer.Argument(help="A server's address, a model's folder or hub name, 'mini' or 'pocket'.")
+        str, typer.Argument(help="A server's address, a Qwen3-Reranker's folder or hub name, or 'pocket'.")
     ],
     reference: Annotated[
         str | None, typer.Option(help="Folder or hub name of the served checkpoint; finds out which prompt is made.")
@@ -69,6 +75,7 @@ def check(
     Exit status: 0 the scores are right, 1 they are wrong, 2 nothing odd was seen but nothing proves them. With --quantize
     or --dtype: what the format costs, with status 0.
     """
+    _refuse_ignored(context, _OF_SCORES if quantize or dtype else _OF_FORMATS)
     if quantize or dtype:
         _formats(target, quantize, dtype, collection, depth, queries, as_json)
         return
@@ -101,6 +108,18 @@ def check(
     raise typer.Exit(report.exit_code)
 
 
+def _refuse_ignored(context: typer.Context, names: tuple[str, ...]) -> None:
+    """Refuse options that the other kind of check takes, which would do nothing."""
+    from qwen_rerank.errors import InvalidInputError
+
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = next(one.opts[0] for one in context.command.params if one.name == name)
+            goes = "without --quantize and --dtype" if names is _OF_SCORES else "with --quantize or --dtype"
+            raise InvalidInputError(f"{option} only goes {goes}; leave it out.")
+
+
 def _formats(
     target: str,
     quantize: Literal["int8"] | None,
@@ -119,6 +138,8 @@ def _formats(
         raise InvalidInputError(
             f"--quantize and --dtype are for a model's folder or name, not for a server ({target})."
         )
+    if queries is not None and queries < 2:
+        raise InvalidInputError(f"--queries must be at least 2, to compare anything, not {queries}.")
     collection = sample_collection() if source is None else eval_inputs.load(source, "test", queries=queries)
     if source is None and queries is not None:
         collection = collection.head(queries)
