@@ -65,6 +65,55 @@ def test_filters_are_dicts_or_those_of_structured_queries(fruit, filter, expecte
 
 
 @pytest.mark.parametrize(
+    ("comparator", "value", "expected"),
+    [
+        (Comparator.GTE, {"date": "2024-01-01", "type": "date"}, {"new"}),
+        (Comparator.LT, {"datetime": "2024-01-01T00:00:00Z", "type": "datetime"}, {"old"}),
+        (Comparator.IN, [{"date": "2023-05-06", "type": "date"}], {"old"}),
+        (Comparator.EQ, {"date": "soon", "type": "date"}, {"unknown"}),
+    ],
+)
+def test_dates_of_structured_queries_are_moments(tmp_path, comparator, value, expected):
+    with FaissStore.create(tmp_path / "s", None) as plain:
+        store = QwenVectorStore(plain)
+        days = {"old": "2023-05-06", "new": "2024-05-06T07:00:00+02:00", "unknown": "soon"}
+        store.add_texts(["tree"] * 3, ({"day": day} for day in days.values()), ids=list(days))
+        asked = Comparison(comparator=comparator, attribute="day", value=value)
+
+        assert set(ids(store.similarity_search("tree", filter=asked))) == expected
+
+
+def test_a_store_that_its_texts_do_not_get_into_is_not_kept_open(tmp_path):
+    with pytest.raises(InvalidInputError) as failed:
+        QwenVectorStore.from_texts(["a", "\ud800"], HashEmbedder(8), path=tmp_path / "s")
+
+    QwenVectorStore.from_texts(["a"], HashEmbedder(8), path=tmp_path / "s").close()
+    assert failed.value.__traceback__  # while it lives, so do the calls' variables
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.similarity_search("tree", filters={"year": 2020}),
+        lambda store: store.similarity_search_with_score("tree", where={"year": 2020}),
+        lambda store: store.max_marginal_relevance_search("tree", filters={"year": 2020}),
+        lambda store: store.similarity_search_by_vector([1.0] * 64, mode="dense"),
+        lambda store: store.max_marginal_relevance_search_by_vector([1.0] * 64, filters={}),
+        lambda store: store.delete(["apple"], filters={"year": 1}),
+    ],
+)
+def test_a_keyword_that_nothing_takes_is_refused(fruit, call):
+    with pytest.raises(InvalidInputError, match=r"which it does not take; it takes .*filter"):
+        call(fruit)
+
+
+def test_metadata_that_begins_like_a_nodes_is_the_users(fruit):
+    fruit.add_texts(["a plum"], [{"_node_id": 5}], ids=["plum"])
+
+    assert fruit.get_by_ids(["plum"])[0].metadata == {"_node_id": 5}
+
+
+@pytest.mark.parametrize(
     "filter",
     [
         lambda metadata: True,

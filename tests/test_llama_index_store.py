@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
 from llama_index.core.llms import MockLLM
@@ -123,6 +125,7 @@ def test_an_operator_that_there_is_not_says_what_there_is(store, operator):
     [
         (ask(mode=VectorStoreQueryMode.SVM), "mode='svm' is not known"),
         (VectorStoreQuery(query_str="x"), "no query_embedding"),
+        (ask(top_k=0), "similarity_top_k must be an integer of at least 1, not 0"),
         (VectorStoreQuery(query_embedding=[1.0] * 64, mode=VectorStoreQueryMode.HYBRID), "no query_str"),
     ],
 )
@@ -143,6 +146,73 @@ def test_alpha_is_the_share_of_the_vectors(store):
 def test_ids_of_nodes_and_documents_narrow_a_query(store):
     assert store.query(ask(node_ids=["carrot", "pear"])).ids == ["pear", "carrot"]
     assert store.query(ask(doc_ids=["field"])).ids == ["carrot"]
+
+
+@pytest.mark.parametrize(
+    ("plain", "awaited", "arguments"),
+    [
+        ("add", "async_add", [[]]),
+        ("delete", "adelete", ["book"]),
+        ("delete_nodes", "adelete_nodes", [["apple"]]),
+        ("clear", "aclear", []),
+        ("get_nodes", "aget_nodes", [["apple"]]),
+        ("query", "aquery", [ask()]),
+    ],
+)
+async def test_the_event_loop_goes_on_while_the_store_works(store, monkeypatch, plain, awaited, arguments):
+    monkeypatch.setattr(QwenVectorStore, plain, lambda self, *given: threading.get_ident())
+
+    assert await getattr(store, awaited)(*arguments) != threading.get_ident()
+
+
+async def test_what_is_awaited_does_what_the_plain_call_does(store):
+    await store.async_add([node("apple"), node("pear")])
+    assert (await store.aquery(ask(top_k=1))).ids == ["apple"]
+    await store.adelete("field")
+    await store.adelete_nodes(["pear"])
+    assert [one.node_id for one in await store.aget_nodes()] == ["apple"]
+    await store.aclear()
+    assert store.get_nodes() == []
+
+
+def test_a_retriever_says_how_much_diverse_results_differ(tmp_path):
+    store = QwenVectorStore.from_folder(tmp_path / "store", EMBEDDER)
+    texts = {"1": "red apple tree", "2": "red apple tree red", "3": "green pear tree"}
+    vectors = EMBEDDER.embed_documents(list(texts.values()))
+    store.add(
+        [
+            TextNode(id_=id, text=text, embedding=row.tolist())
+            for (id, text), row in zip(texts.items(), vectors, strict=True)
+        ]
+    )
+    query = ask("red apple tree", 2, mode=VectorStoreQueryMode.MMR)
+
+    assert store.query(query, mmr_threshold=1.0).ids == ["1", "2"]
+    assert store.query(query, mmr_threshold=0.2).ids == ["1", "3"]
+    for wrong in ({"mmr_treshold": 1.0}, {"mmr_threshold": 7}):
+        with pytest.raises(InvalidInputError, match="mmr_threshold"):
+            store.query(query, **wrong)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [([[1.0] * 64, None], "node 'n1' has no embedding"), ([[1.0] * 64, [1.0]], "equally long rows")],
+)
+def test_a_node_without_a_vector_of_its_own_length_is_refused(store, embeddings, message):
+    with pytest.raises(InvalidInputError, match=message):
+        store.add([TextNode(id_=f"n{i}", text="a plum", embedding=one) for i, one in enumerate(embeddings)])
+
+    assert store.get_nodes(["n0"]) == []
+
+
+@pytest.mark.parametrize("related", [{}, {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="book")}])
+def test_metadata_of_a_node_that_is_named_like_its_source_comes_back(store, related):
+    metadata = {"ref_doc_id": "my own", "_node_id": 5}
+    store.add([TextNode(id_="plum", text="a plum", metadata=metadata, embedding=[1.0] * 64, relationships=related)])
+
+    [found] = store.get_nodes(["plum"])
+    assert (found.metadata, found.ref_doc_id) == (metadata, "book" if related else None)
 
 
 def test_deletion(store):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from typing import Any, Self
 
 import numpy as np
 
+from qwen_rerank.checks import check_count
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
 
 try:
@@ -31,11 +34,10 @@ from qwen_rerank.protocols import Embedder
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Candidate
 from qwen_rerank.types import Document as PlainDocument
-from qwen_rerank.vector_stores import FrameworkEmbedder, diverse, relevance
+from qwen_rerank.vector_stores import FrameworkEmbedder, check_no_more, diverse, matrix, relevance, without_node
 
 Filter = Mapping[str, Any] | FilterDirective
 
-_HIDDEN = "_node_"  # what LlamaIndex keeps of its nodes in the same folder
 _COMPARATORS = {
     Comparator.EQ: "$eq",
     Comparator.NE: "$ne",
@@ -109,7 +111,11 @@ class QwenVectorStore(VectorStore):
         if path is None:
             raise InvalidInputError("path is missing; name the folder that keeps the store, path='my-store'.")
         made = cls.from_folder(path, embedding, **options)
-        made.add_texts(texts, metadatas, ids=ids)
+        try:
+            made.add_texts(texts, metadatas, ids=ids)
+        except BaseException:
+            made.close()  # nobody else can, and the folder would stay locked
+            raise
         return made
 
     @property
@@ -134,6 +140,7 @@ class QwenVectorStore(VectorStore):
     ) -> list[str]:
         """Store texts, all of them or none, and return their ids; a text without an id gets a new one."""
         plain = list(texts)
+        metadatas = None if metadatas is None else list(metadatas)
         for name, given in (("metadatas", metadatas), ("ids", ids)):
             if given is not None and len(given) != len(plain):
                 raise InvalidInputError(f"{name} has {len(given)} entries for {len(plain)} texts; give one a text.")
@@ -144,6 +151,7 @@ class QwenVectorStore(VectorStore):
 
     def delete(self, ids: list[str] | None = None, *, filter: Filter | None = None, **kwargs: Any) -> bool | None:
         """Remove documents by id or by filter; ids that are not there are passed over."""
+        check_no_more("delete", kwargs, known=("ids", "filter"))
         self.store.delete(ids, filter=as_filter(filter))
         return True
 
@@ -172,8 +180,7 @@ class QwenVectorStore(VectorStore):
 
     def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """Return the `k` documents whose vectors are most similar to a vector; takes `filter`."""
-        [found] = self.store.search_vectors(np.asarray([embedding]), k, filter=as_filter(kwargs.get("filter")))
-        return [_document(hit.document) for hit in found]
+        return [_document(hit.document) for hit in self._nearest(embedding, k, **kwargs)]
 
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -190,9 +197,8 @@ class QwenVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """Return `k` of the `fetch_k` documents most similar to a vector that differ from one another."""
-        vector = np.asarray(embedding, dtype=np.float32)
-        [found] = self.store.search_vectors(vector[None], max(k, fetch_k), filter=as_filter(kwargs.get("filter")))
-        return self._diverse(found, vector, k, lambda_mult)
+        found = self._nearest(embedding, max(k, fetch_k), **kwargs)
+        return self._diverse(found, np.asarray(embedding, dtype=np.float32), k, lambda_mult)
 
     def _search(
         self,
@@ -202,11 +208,19 @@ class QwenVectorStore(VectorStore):
         filter: Filter | None = None,
         mode: str | None = None,
         weights: Sequence[float] | None = None,
-        **_: Any,
+        **more: Any,
     ) -> list[Candidate]:
+        check_no_more("the search", more, known=("filter", "mode", "weights"))
         return self.store.search(query, k, mode=mode or self.mode, filter=as_filter(filter), weights=weights)
 
+    def _nearest(
+        self, embedding: Sequence[float], k: int, *, filter: Filter | None = None, **more: Any
+    ) -> list[Candidate]:
+        check_no_more("the search by vector", more, known=("filter",))
+        return self.store.search_vectors(matrix([embedding]), k, filter=as_filter(filter))[0]
+
     def _diverse(self, found: list[Candidate], vector: np.ndarray, k: int, lambda_mult: float) -> list[Document]:
+        check_count("k", k)
         vectors = self.store.vectors_of([hit.document.id for hit in found])
         return [_document(found[n].document) for n in diverse(vector, vectors, k=k, lambda_mult=lambda_mult)]
 
@@ -230,12 +244,23 @@ class QwenTranslator(Visitor):
         if operator is None:
             known = ", ".join(one.value for one in _COMPARATORS)
             raise InvalidInputError(f"filter has the comparator {comparison.comparator.value!r}; there are {known}.")
-        return {comparison.attribute: {operator: comparison.value}}
+        return {comparison.attribute: {operator: _value(comparison.value)}}
 
     def visit_structured_query(self, structured_query: StructuredQuery) -> tuple[str, dict[str, Any]]:
         """Return the query's text and the search's arguments."""
         asked = structured_query.filter
         return structured_query.query, {} if asked is None else {"filter": asked.accept(self)}
+
+
+def _value(value: object) -> object:
+    """Return a comparison's value; the parser's dates, `{"date": "2024-01-01", "type": "date"}`, as dates."""
+    if isinstance(value, list | tuple):
+        return [_value(one) for one in value]
+    if isinstance(value, Mapping) and value.get("type") in ("date", "datetime") and value["type"] in value:
+        value = value[value["type"]]
+        with suppress(ValueError):  # what is no date is compared as the text that it is
+            return datetime.fromisoformat(value) if isinstance(value, str) else value
+    return value
 
 
 def as_filter(filter: object) -> Mapping[str, Any] | None:
@@ -265,5 +290,4 @@ def as_embedder(embedding: Embeddings | Embedder | None) -> Embedder | None:
 
 
 def _document(document: PlainDocument) -> Document:
-    shown = {key: value for key, value in document.metadata.items() if not key.startswith(_HIDDEN)}
-    return Document(id=document.id, page_content=document.text, metadata=shown)
+    return Document(id=document.id, page_content=document.text, metadata=without_node(document.metadata))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen_rerank.checks import check_count, check_probability
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
 
 try:
@@ -32,10 +34,10 @@ except ImportError as exc:
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Candidate, Document
-from qwen_rerank.vector_stores import FrameworkEmbedder, diverse
+from qwen_rerank.vector_stores import NODE_KEYS, FrameworkEmbedder, check_no_more, diverse, matrix, without_node
 
 SOURCE = "ref_doc_id"  # metadata key of the document that a node was cut from
-_CONTENT, _TYPE = "_node_content", "_node_type"
+_CONTENT, _TYPE, _OWN_SOURCE = NODE_KEYS
 _MMR_FETCH = 4  # candidates for each document that a diverse query returns
 _MODES = {
     VectorStoreQueryMode.DEFAULT: "dense",
@@ -125,14 +127,26 @@ class QwenVectorStore(BasePydanticVectorStore):
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Store nodes with their vectors, all of them or none, and return their ids."""
         documents = [_stored(node) for node in nodes]
-        if not self._store.dim:
+        if not self._store.dim or not nodes:
             return self._store.upsert(documents)
-        vectors = [node.get_embedding() for node in nodes]
-        return self._store.upsert(documents, vectors=np.asarray(vectors)) if nodes else []
+        for node in nodes:
+            if node.embedding is None:
+                raise InvalidInputError(
+                    f"the node {node.node_id!r} has no embedding; set it, or add the node by a VectorStoreIndex."
+                )
+        return self._store.upsert(documents, vectors=matrix([node.get_embedding() for node in nodes]))
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """As `add`, without blocking the event loop."""
+        return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove all nodes of a document."""
         self._store.delete(filter={SOURCE: ref_doc_id})
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """As `delete`, without blocking the event loop."""
+        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -143,9 +157,19 @@ class QwenVectorStore(BasePydanticVectorStore):
             filters = None
         self._store.delete(node_ids, filter=as_filter(filters))
 
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """As `delete_nodes`, without blocking the event loop."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
+
     def clear(self) -> None:
         """Remove all nodes."""
         self._store.delete(self._store.ids())
+
+    async def aclear(self) -> None:
+        """As `clear`, without blocking the event loop."""
+        await asyncio.to_thread(self.clear)
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
         """Do nothing: what was added is on the disk already."""
@@ -161,17 +185,36 @@ class QwenVectorStore(BasePydanticVectorStore):
             found = [document for document in found if document.id in kept]
         return [_node(document) for document in found]
 
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """As `get_nodes`, without blocking the event loop."""
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """As `query`, without blocking the event loop."""
+        return await asyncio.to_thread(self.query, query, **kwargs)
+
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Return the best nodes with their similarities, higher is better.
+
+        Args:
+            query: What is asked.
+            kwargs: `mmr_threshold`, in place of the query's, is what a retriever's `vector_store_kwargs` give.
 
         Raises:
             InvalidInputError: If the query's mode or one of its filters is not known here; says what there is.
         """
+        share = kwargs.pop("mmr_threshold", query.mmr_threshold)
+        check_no_more("query", kwargs, known=("mmr_threshold",))
         mode = _MODES.get(query.mode)
         if mode is None:
             known = ", ".join(one.value for one in _MODES)
             raise InvalidInputError(f"mode={query.mode.value!r} is not known; there are {known}.")
-        top_k = (query.hybrid_top_k if mode == "hybrid" else None) or query.similarity_top_k
+        top_k = query.similarity_top_k
+        if mode == "hybrid" and query.hybrid_top_k is not None:
+            top_k = query.hybrid_top_k
+        check_count("similarity_top_k", top_k)
         sources = {SOURCE: {"$in": query.doc_ids}} if query.doc_ids else None
         conditions = [one for one in (as_filter(query.filters), sources) if one is not None]
         filter = {"$and": conditions} if conditions else None
@@ -183,7 +226,7 @@ class QwenVectorStore(BasePydanticVectorStore):
             found = [hit for hit in found if hit.document.id in set(query.node_ids)]
         if diverse_query:
             vectors = self._store.vectors_of([hit.document.id for hit in found])
-            share = 0.5 if query.mmr_threshold is None else query.mmr_threshold
+            share = 0.5 if share is None else check_probability("mmr_threshold", share)
             chosen = diverse(np.asarray(query.query_embedding, np.float32), vectors, k=top_k, lambda_mult=share)
             found = [found[n] for n in chosen]
         found = found[:top_k]
@@ -262,6 +305,8 @@ def _stored(node: BaseNode) -> Document:
     """Return a node as a document: its text, its metadata, and the rest of it as JSON in hidden metadata."""
     rest = node.model_dump(mode="json", exclude={"embedding", "metadata", "text", "text_resource"})
     metadata = {**node.metadata, _CONTENT: json.dumps(rest, ensure_ascii=False), _TYPE: node.class_name()}
+    if SOURCE in node.metadata:
+        metadata[_OWN_SOURCE] = node.metadata[SOURCE]
     if node.ref_doc_id is not None:
         metadata[SOURCE] = node.ref_doc_id
     return Document(node.node_id, node.get_content(metadata_mode=MetadataMode.NONE), metadata)
@@ -269,10 +314,12 @@ def _stored(node: BaseNode) -> Document:
 
 def _node(document: Document) -> BaseNode:
     """Return the node that `_stored` kept, or a plain one of a document that came from elsewhere."""
-    hidden = (_CONTENT, _TYPE, SOURCE) if _CONTENT in document.metadata else ()
-    metadata = {key: value for key, value in document.metadata.items() if key not in hidden}
-    if not hidden:
+    metadata = without_node(document.metadata)
+    if _CONTENT not in document.metadata:
         return TextNode(id_=document.id, text=document.text, metadata=metadata)
+    metadata.pop(SOURCE, None)
+    if _OWN_SOURCE in document.metadata:
+        metadata[SOURCE] = document.metadata[_OWN_SOURCE]
     node = metadata_dict_to_node(dict(document.metadata), text=document.text)
     node.metadata = metadata
     return node

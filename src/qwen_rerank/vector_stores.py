@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.fusion import HYBRID_K
 from qwen_rerank.types import Candidate
 
+# What LlamaIndex's store keeps of a node beside its text: all else of it, its class, its own metadata "ref_doc_id".
+NODE_KEYS = ("_node_content", "_node_type", "_node_ref_doc_id")
 _PROBE = "How long is a vector?"
 _NAMES = ("model_name", "model", "repo_id", "deployment")
 
@@ -37,20 +40,44 @@ class FrameworkEmbedder:
 
     def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(n_texts, dim)`."""
-        return _matrix(self._queries(list(texts)))
+        return matrix(self._queries(list(texts)))
 
     def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `(n_texts, dim)`."""
-        return _matrix(self._documents(list(texts)))
+        return matrix(self._documents(list(texts)))
 
 
-def _matrix(vectors: Sequence[Sequence[float]]) -> np.ndarray:
-    found = np.asarray(vectors, dtype=np.float32)
+def matrix(vectors: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return vectors as float32 `(n_vectors, dim)`.
+
+    Raises:
+        InvalidInputError: If they are not equally long rows of numbers.
+    """
+    try:
+        found = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as exc:
+        raise InvalidInputError(
+            "the embedding model's vectors must be equally long rows of numbers, one a text."
+        ) from exc
     if found.ndim != 2:
         raise InvalidInputError(
             f"the embedding model returned an array of shape {found.shape}; expected one row a text."
         )
     return found
+
+
+def without_node(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored document's metadata without what LlamaIndex's store keeps of a node there."""
+    hidden = NODE_KEYS if NODE_KEYS[0] in metadata else ()
+    return {key: value for key, value in metadata.items() if key not in hidden}
+
+
+def check_no_more(call: str, arguments: Mapping[str, object], *, known: Sequence[str]) -> None:
+    """Refuse keyword arguments that would be ignored, such as a misspelt one; `known` names those that there are."""
+    if arguments:
+        raise InvalidInputError(
+            f"{call} got {', '.join(map(repr, arguments))}, which it does not take; it takes {', '.join(known)}."
+        )
 
 
 def relevance(candidate: Candidate, *, weights: Sequence[float] | None = None) -> float:
