@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from qwen_rerank import Calibration
 from qwen_rerank.calibration import sigmoid
-from qwen_rerank.errors import CalibrationError, CalibrationMismatchError
+from qwen_rerank.checks import check_weights, is_finite
+from qwen_rerank.documents.training import example_from_row
+from qwen_rerank.errors import CalibrationError, CalibrationMismatchError, InvalidInputError
 
 KEY = {"scorer": "abc", "instruction": None, "long_documents": "truncate"}
 LOG_ODDS = st.lists(st.floats(allow_nan=False, width=32), min_size=2, max_size=20)
@@ -126,3 +128,14 @@ def test_a_file_that_cannot_be_read_is_a_calibration_error(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CalibrationError, match=r"none\.json cannot be read"):
         Calibration.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("refused", [10**400, -(10**400), math.inf, math.nan, True, "1", None])
+def test_a_number_that_no_float_can_hold_is_not_finite(refused):
+    assert not is_finite(refused)
+    with pytest.raises(CalibrationError, match="finite"):
+        Calibration(kind="platt", fitted_for={"scorer": "x"}, b=refused)
+    with pytest.raises(InvalidInputError, match="scores must be finite"):
+        example_from_row({"query": "q", "documents": ["a"], "scores": [refused]})
+    with pytest.raises(InvalidInputError, match="2 numbers"):
+        check_weights("weights", [1, refused], count=2)

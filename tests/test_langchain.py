@@ -108,7 +108,7 @@ def test_the_first_stage_score_is_kept_as_retrieval_score(key):
     assert type(answer.metadata["retrieval_score"]) is float
 
 
-@pytest.mark.parametrize("value", ["0.5", True, float("nan"), None, [0.5]])
+@pytest.mark.parametrize("value", ["0.5", True, float("nan"), None, [0.5], 10**400])
 def test_what_is_no_number_is_no_retrieval_score(value):
     answer = compressor().compress_documents(documents(score=value), QUERY)[0]
 

@@ -83,6 +83,14 @@ def test_dates_of_structured_queries_are_moments(tmp_path, comparator, value, ex
         assert set(ids(store.similarity_search("tree", filter=asked))) == expected
 
 
+def test_a_reader_too_refuses_options_that_the_store_was_not_made_with(fruit, tmp_path):
+    for wrong in ({"metric": "nonsense"}, {"metric": "ip"}, {"foo": 3}):
+        with pytest.raises(InvalidInputError, match=r"metric|foo"):
+            QwenVectorStore.from_folder(tmp_path / "store", HashEmbedder(64), read_only=True, **wrong)
+
+    QwenVectorStore.from_folder(tmp_path / "store", read_only=True, metric="cosine", device="cpu").close()
+
+
 def test_a_store_that_its_texts_do_not_get_into_is_not_kept_open(tmp_path):
     with pytest.raises(InvalidInputError) as failed:
         QwenVectorStore.from_texts(["a", "\ud800"], HashEmbedder(8), path=tmp_path / "s")

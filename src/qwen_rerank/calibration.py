@@ -7,7 +7,6 @@ instruction and one way of reading long documents; a reranker with any other ref
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from qwen_rerank.bounded_json import loads
+from qwen_rerank.checks import is_finite
 from qwen_rerank.errors import CalibrationError, CalibrationMismatchError
 from qwen_rerank.regular_files import read_regular
 
@@ -66,7 +66,7 @@ class Calibration:
             self._check_isotonic()
 
     def _check_platt(self) -> None:
-        if not (_is_finite(self.a) and _is_finite(self.b)):
+        if not (is_finite(self.a) and is_finite(self.b)):
             raise CalibrationError(f"a and b must be finite numbers, not {self.a!r} and {self.b!r}.")
         if self.a <= 0:
             raise CalibrationError(f"a must be above 0, not {self.a!r}: a calibration never reverses an order.")
@@ -76,7 +76,7 @@ class Calibration:
             raise CalibrationError(
                 f"x and y must be equally many knots, at least one, not {len(self.x)} and {len(self.y)}."
             )
-        if not all(map(_is_finite, (*self.x, *self.y))):
+        if not all(map(is_finite, (*self.x, *self.y))):
             raise CalibrationError("x and y must be finite numbers.")
         if any(right <= left for left, right in zip(self.x, self.x[1:], strict=False)):
             raise CalibrationError("x must rise strictly from knot to knot.")
@@ -157,9 +157,5 @@ def _check_key(key: object) -> None:
     if not isinstance(key, Mapping) or not key:
         raise CalibrationError("fitted_for must say what the calibration holds for; take Reranker.calibration_key().")
     for name, value in key.items():
-        if not isinstance(name, str) or not (value is None or isinstance(value, str) or _is_finite(value)):
+        if not isinstance(name, str) or not (value is None or isinstance(value, str) or is_finite(value)):
             raise CalibrationError(f"fitted_for[{name!r}] must be a string, a number or null, not {value!r}.")
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

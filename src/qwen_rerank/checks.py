@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from qwen_rerank.errors import InvalidInputError, InvalidTextError
 
@@ -90,9 +91,14 @@ def check_count(name: str, value: object, *, minimum: int = 1) -> int:
     return value
 
 
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number, and no boolean, that a float can hold: an integer may be too long for one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def check_probability(name: str, value: object) -> float:
     """Return `value` if it is a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InvalidInputError(f"{name} must be a probability between 0 and 1, not {value!r}.")
     return float(value)
 
@@ -107,7 +113,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
 def check_weights(name: str, values: object, *, count: int) -> list[float]:
     """Return `values` if they are so many finite numbers, none below 0 and not all 0."""
     numbers = list(values) if isinstance(values, Sequence) and not isinstance(values, str | bytes) else []
-    sound = all(isinstance(one, int | float) and math.isfinite(one) and one >= 0 for one in numbers)
+    sound = all(is_finite(one) and one >= 0 for one in numbers)
     if len(numbers) != count or not sound or not any(numbers):
         raise InvalidInputError(f"{name} must be {count} numbers of at least 0, not all 0, not {values!r}.")
     return [float(one) for one in numbers]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -37,7 +36,7 @@ from qwen_rerank.adapters import (
     copied,
     score_of,
 )
-from qwen_rerank.checks import check_count, check_query
+from qwen_rerank.checks import check_count, check_query, is_finite
 from qwen_rerank.langchain_store import QwenVectorStore
 from qwen_rerank.pipeline import TwoStageRetriever
 from qwen_rerank.protocols import FirstStage
@@ -102,12 +101,14 @@ class QwenRerankCompressor(TopNSettings, BaseDocumentCompressor):
 
         def rerank(inputs: dict[str, Any]) -> list[Document]:
             documents, query = _read(inputs)
-            hits = second_stage.rerank(query, _candidates(documents), top_n=self.top_n or ALL)
+            hits = second_stage.rerank(query, _candidates(documents), top_n=ALL if self.top_n is None else self.top_n)
             return [_scored(documents[hit.index], hit) for hit in hits]
 
         async def arerank(inputs: dict[str, Any]) -> list[Document]:
             documents, query = _read(inputs)
-            hits = await second_stage.arerank(query, _candidates(documents), top_n=self.top_n or ALL)
+            hits = await second_stage.arerank(
+                query, _candidates(documents), top_n=ALL if self.top_n is None else self.top_n
+            )
             return [_scored(documents[hit.index], hit) for hit in hits]
 
         return RunnableLambda(rerank, arerank, name="rerank")
@@ -335,8 +336,9 @@ def _retrieval_score(metadata: Mapping[Any, Any]) -> float | None:
     """Return the first finite number under one of the keys that retrievers use, or None."""
     for key in RETRIEVAL_SCORE_KEYS:
         value = metadata.get(key)
-        if not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
-            return float(value)
+        number = value if isinstance(value, int) or not isinstance(value, Real) else float(value)  # numpy's, too
+        if is_finite(number):
+            return float(number)
     return None
 
 

@@ -34,7 +34,15 @@ from qwen_rerank.protocols import Embedder
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Candidate
 from qwen_rerank.types import Document as PlainDocument
-from qwen_rerank.vector_stores import FrameworkEmbedder, check_no_more, diverse, matrix, relevance, without_node
+from qwen_rerank.vector_stores import (
+    FrameworkEmbedder,
+    check_no_more,
+    diverse,
+    matrix,
+    open_folder,
+    relevance,
+    without_node,
+)
 
 Filter = Mapping[str, Any] | FilterDirective
 
@@ -91,10 +99,7 @@ class QwenVectorStore(VectorStore):
             read_only: Read beside a writer; the store must be there.
             options: As for `FaissStore.create`.
         """
-        embedder = as_embedder(embedding)
-        if read_only:
-            return cls(FaissStore.open(path, embedder, read_only=True), mode=mode)
-        return cls(FaissStore.open_or_create(path, embedder, **options), mode=mode)
+        return cls(open_folder(path, as_embedder(embedding), read_only=read_only, **options), mode=mode)
 
     @classmethod
     def from_texts(

@@ -103,7 +103,7 @@ class QwenRerankPostprocessor(TopNSettings, BaseNodePostprocessor):
         if not candidates:
             return [], []
         with self._reported(query, nodes, top_n) as answers:
-            hits = LazyReranker(self).rerank(query, candidates, top_n=top_n or ALL)
+            hits = LazyReranker(self).rerank(query, candidates, top_n=ALL if top_n is None else top_n)
             answers += self._answers(nodes, hits)
         return hits, answers
 
@@ -113,7 +113,7 @@ class QwenRerankPostprocessor(TopNSettings, BaseNodePostprocessor):
         if not candidates:
             return [], []
         with self._reported(query, nodes, top_n) as answers:
-            hits = await LazyReranker(self).arerank(query, candidates, top_n=top_n or ALL)
+            hits = await LazyReranker(self).arerank(query, candidates, top_n=ALL if top_n is None else top_n)
             answers += self._answers(nodes, hits)
         return hits, answers
 

@@ -34,7 +34,15 @@ except ImportError as exc:
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Candidate, Document
-from qwen_rerank.vector_stores import NODE_KEYS, FrameworkEmbedder, check_no_more, diverse, matrix, without_node
+from qwen_rerank.vector_stores import (
+    NODE_KEYS,
+    FrameworkEmbedder,
+    check_no_more,
+    diverse,
+    matrix,
+    open_folder,
+    without_node,
+)
 
 SOURCE = "ref_doc_id"  # metadata key of the document that a node was cut from
 _CONTENT, _TYPE, _OWN_SOURCE = NODE_KEYS
@@ -103,10 +111,8 @@ class QwenVectorStore(BasePydanticVectorStore):
             read_only: Read beside a writer; the store must be there.
             options: As for `FaissStore.create`.
         """
-        embedder = as_embedder(embed_model)
-        if read_only:
-            return cls(FaissStore.open(path, embedder, read_only=True))
-        return cls(FaissStore.open_or_create(path, embedder, **{"indexed_fields": [SOURCE], **options}))
+        made_with = {"indexed_fields": [SOURCE], **options}
+        return cls(open_folder(path, as_embedder(embed_model), read_only=read_only, **made_with))
 
     @classmethod
     def class_name(cls) -> str:

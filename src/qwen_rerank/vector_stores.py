@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 from qwen_rerank.checks import check_count, check_probability
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.fusion import HYBRID_K
+from qwen_rerank.protocols import Embedder
+from qwen_rerank.store import FaissStore
+from qwen_rerank.store.options import check_options
 from qwen_rerank.types import Candidate
 
 # What LlamaIndex's store keeps of a node beside its text: all else of it, its class, its own metadata "ref_doc_id".
@@ -78,6 +82,16 @@ def check_no_more(call: str, arguments: Mapping[str, object], *, known: Sequence
         raise InvalidInputError(
             f"{call} got {', '.join(map(repr, arguments))}, which it does not take; it takes {', '.join(known)}."
         )
+
+
+def open_folder(
+    path: str | os.PathLike[str], embedder: Embedder | None, *, read_only: bool, device: str = "auto", **options: Any
+) -> FaissStore:
+    """Return the store of a folder, open to read, or to write and made if there is none; `options` as for `create`."""
+    if not read_only:
+        return FaissStore.open_or_create(path, embedder, device=device, **options)
+    check_options(path, options)
+    return FaissStore.open(path, embedder, read_only=True, device=device)
 
 
 def relevance(candidate: Candidate, *, weights: Sequence[float] | None = None) -> float:

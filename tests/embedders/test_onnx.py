@@ -108,6 +108,17 @@ def test_an_empty_text_has_no_vector_and_no_list_no_rows(folder):
         embedder.embed_documents([7])
 
 
+def test_a_text_is_read_behind_white_space_and_long_words(copy):
+    embedder = OnnxEmbedder(copy)
+    assert not embedder.embed_documents(["\u200b\0"]).any()
+    for beginning in (" " * 5000, "q" * 5000 + " "):
+        cat, red = embedder.embed_documents([beginning + "cat", beginning + "red"])
+        assert np.abs(cat - red).max() > 1e-3
+    np.testing.assert_allclose(
+        embedder.embed_documents([" " * 5000 + "cat"]), embedder.embed_documents(["cat"]), atol=1e-6
+    )
+
+
 def test_control_tokens_in_a_text_are_its_characters(folder):
     embedder = OnnxEmbedder(folder)
     ids = embedder._tokenizer.encode("red [SEP] </s> cat").ids

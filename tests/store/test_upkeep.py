@@ -49,6 +49,26 @@ def test_open_or_create_refuses_what_is_no_store_and_other_embedders(store, path
         FaissStore.open_or_create(tmp_path / "other", HashEmbedder(7))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "cosine"}, "metric='cosine', but the store .* was made with 'ip'"),
+        ({"words": False}, "words=False, but .* True"),
+        ({"vectors": "float16"}, "vectors='float16', but .* 'float32'"),
+        ({"index": "HNSW16"}, "index='HNSW16', but .* 'HNSW32'"),
+        ({"metric": "nonsense"}, "metric must be one of"),
+        ({"metrics": "ip"}, "no option 'metrics'"),
+    ],
+)
+def test_an_option_that_a_store_was_not_made_with_is_refused(path, embedder, options, message):
+    FaissStore.open_or_create(path, embedder, metric="ip", index="HNSW32,Flat").close()
+
+    with pytest.raises(InvalidInputError, match=message):
+        FaissStore.open_or_create(path, embedder, **options)
+    FaissStore.open_or_create(path, embedder, metric="ip", index="HNSW32,Flat", indexed_fields=["year"]).close()
+    FaissStore.open_or_create(path, embedder, index="auto", words=True, vectors="float32").close()
+
+
 def test_a_mount_point_becomes_a_store(tmp_path):
     script = 'mount -t tmpfs none "$1"; mkdir "$1/lost+found"; exec "$2" -c "$3" "$1"'
     code = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, cast
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from qwen_rerank.bulk.work import BulkTask, Reject
 from qwen_rerank.calibration import sigmoid
-from qwen_rerank.checks import check_list, check_query, check_text, kind_of
+from qwen_rerank.checks import check_list, check_query, check_text, is_finite, kind_of
 from qwen_rerank.documents.reader import Row, text_of
 from qwen_rerank.documents.texts import document_of
 from qwen_rerank.embedders import load_embedder
@@ -282,7 +281,7 @@ def _json(metadata: Mapping[str, Any]) -> str:
 
 def _is_finite(value: object) -> bool:
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return is_finite(value)
     except OverflowError:  # an integer beyond every float
         return False
 

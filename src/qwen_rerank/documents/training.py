@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qwen_rerank.checks import check_text
+from qwen_rerank.checks import check_text, is_finite
 from qwen_rerank.documents.judgements import judged_once, judgements, split_file
 from qwen_rerank.documents.queries import read_queries
 from qwen_rerank.documents.reader import Row, Skipped, TextFile
@@ -129,7 +128,7 @@ def _scored_example(query: str, row: Row) -> Example:
         n_scores = len(scores) if isinstance(scores, list) else 0
         raise InvalidInputError(f"{len(documents)} documents have {n_scores} scores; give one score for each document.")
     for score in scores:
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if not is_finite(score):
             raise InvalidInputError(f"scores must be finite numbers (a teacher's log-odds), not {score!r}.")
     return Example(query, documents, tuple(float(score) for score in scores), teacher=True)
 

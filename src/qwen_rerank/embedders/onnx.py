@@ -22,7 +22,7 @@ from qwen_rerank.models.safe_tokenizer import safe_tokenizer
 from qwen_rerank.sharing import ForkLock, SharedCopies, made_from
 
 _TOKENS = 512  # of a text, where a model's files set no limit
-_CHARS_PER_TOKEN = 8  # more than a text has on the whole; the rest of a long one is not tokenized
+_CHARS_PER_TOKEN = 8  # more than a text has on the whole; the rest of a long one is tokenized only where needed
 
 
 class OnnxEmbedder(SharedCopies):
@@ -115,12 +115,12 @@ class OnnxEmbedder(SharedCopies):
         room = _CHARS_PER_TOKEN * self.max_length
         out = np.zeros((len(texts), self.dim), dtype=np.float32)
         places = [i for i, text in enumerate(texts) if text.strip()]
-        given = [prompt + texts[i][:room] for i in places]
-        if kind == "document" and self._in_pair:
-            rows = [_second(encoding) for encoding in self._tokenizer.encode_batch_fast([("", text) for text in given])]
-        else:
-            rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(given)]
+        [empty, *rows] = self._encode([prompt, *(prompt + texts[i][:room] for i in places)], kind)
         ids = dict(zip(places, rows, strict=True))
+        # A beginning of white space, or of long words, holds fewer tokens than there is room for.
+        unread = [i for i in places if len(texts[i]) > room and len(ids[i]) < self.max_length]
+        ids.update(zip(unread, self._encode([prompt + texts[i] for i in unread], kind), strict=True))
+        places = [i for i in places if ids[i] != empty]
         # Longest first: texts of a batch are about equally long.
         order = sorted(places, key=lambda i: len(ids[i]), reverse=True)
         with self._lock:
@@ -131,6 +131,12 @@ class OnnxEmbedder(SharedCopies):
                 out[batch] = self._forward([ids[i] for i in batch])
                 start += size
         return out
+
+    def _encode(self, given: list[str], kind: Literal["query", "document"]) -> list[list[int]]:
+        """Return the ids of each text, with what the template puts around it."""
+        if kind == "document" and self._in_pair:
+            return [_second(encoding) for encoding in self._tokenizer.encode_batch_fast([("", text) for text in given])]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(given)]
 
     def _forward(self, rows: list[list[int]]) -> np.ndarray:
         """Return the vectors of one batch."""

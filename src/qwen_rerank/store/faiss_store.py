@@ -19,23 +19,20 @@ from qwen_rerank.store.errors import DuplicateIdError
 from qwen_rerank.store.faiss_build import DEVICES
 from qwen_rerank.store.filter_sql import check_fields, compile_filter
 from qwen_rerank.store.handle import spread
-from qwen_rerank.store.index import parse_factory
 from qwen_rerank.store.index_file import VECTORS
 from qwen_rerank.store.opening import (
     check_embedder,
     check_folder,
     holds_nothing,
     make_store,
-    new_settings,
     remove_store,
     resolve,
 )
+from qwen_rerank.store.options import check_options, new_settings
 from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, repeated
 from qwen_rerank.store.searching import SearchHandle
 from qwen_rerank.store.tuning import TunedEffort, exact_rows, measure_effort
 from qwen_rerank.types import Candidate, Document
-
-METRICS = ("cosine", "ip")
 
 
 class FaissStore(SearchHandle):
@@ -88,12 +85,7 @@ class FaissStore(SearchHandle):
         check_embedder(embedder)
         check_choice("device", device, DEVICES)
         settings = new_settings(
-            embedder,
-            metric=check_choice("metric", metric, METRICS),
-            index="Flat" if embedder is None else parse_factory(index, embedder.dim),
-            vectors=check_choice("vectors", vectors, ("float32", "float16")),
-            words=words or embedder is None,
-            indexed_fields=check_fields(indexed_fields),
+            embedder, metric=metric, index=index, words=words, vectors=vectors, indexed_fields=indexed_fields
         )
         existed = folder.exists()
         make_store(folder, settings)
@@ -139,7 +131,12 @@ class FaissStore(SearchHandle):
     def open_or_create(
         cls, path: str | os.PathLike[str], embedder: Embedder | None, *, device: str = "auto", **options: Any
     ) -> FaissStore:
-        """Return the store at `path` open for writing; made first, with the `options` of `create`, if nothing is there."""
+        """Return the store at `path` open for writing; made first, with the `options` of `create`, if nothing is there.
+
+        Raises:
+            InvalidInputError: If there is no such option, or the store that is there was made with another value.
+        """
+        check_options(path, options)
         if holds_nothing(resolve(path)):
             return cls.create(path, embedder, device=device, **options)
         return cls.open(path, embedder, device=device)

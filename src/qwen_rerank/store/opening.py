@@ -7,7 +7,6 @@ import re
 import secrets
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_count
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.protocols import Embedder, NamedEmbedder
+from qwen_rerank.protocols import Embedder
 from qwen_rerank.store.access import LOCK_FILE, WriterLock
 from qwen_rerank.store.commits import RECORD_FILE, Commit, CommitRecord, StoreSettings, read_commit_record
 from qwen_rerank.store.database import Database
@@ -50,23 +49,6 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         return Path(os.path.realpath(text))
     except (TypeError, ValueError) as exc:
         raise InvalidInputError(f"path must be the path of a folder, not {path!r}: {exc}.") from exc
-
-
-def new_settings(
-    embedder: Embedder | None, *, metric: str, index: str, words: bool, vectors: str, indexed_fields: tuple[str, ...]
-) -> StoreSettings:
-    """Return the settings of a new store, with an identity of its own."""
-    return StoreSettings(
-        store=uuid.uuid4().hex,
-        embedder=str(embedder.name) if isinstance(embedder, NamedEmbedder) else "",
-        fingerprint="" if embedder is None else embedder.fingerprint,
-        dim=0 if embedder is None else embedder.dim,
-        metric=metric,
-        index=index,
-        words=words,
-        vectors=vectors,
-        indexed_fields=indexed_fields,
-    )
 
 
 def make_store(folder: Path, settings: StoreSettings) -> None:
@@ -275,11 +257,19 @@ def built_with(path: str | os.PathLike[str]) -> str:
     Raises:
         StoreError: If there is no store, or one that cannot be read.
     """
-    folder = resolve(path)
+    return settings_of(resolve(path)).embedder
+
+
+def settings_of(folder: Path) -> StoreSettings:
+    """Return the settings of a store that nobody has opened here.
+
+    Raises:
+        StoreError: If there is no store, or one that cannot be read.
+    """
     check_folder(folder)
     database = Database(folder, read_only=True, writable=os.access(folder, os.W_OK))
     try:
-        return database.settings().embedder
+        return database.settings()
     finally:
         database.close()
 
