@@ -130,7 +130,7 @@ def _arrivals(trace: Path | None, qps: float, machines: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class _Outages:
-    """How often machines fail in a simulation, and for how long."""
+    """The failures of machines in a simulation: how often, and for how long."""
 
     count: int
     away_s: float

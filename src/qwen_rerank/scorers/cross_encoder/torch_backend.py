@@ -104,10 +104,14 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as exc:
+        device = torch.device(name)
+        torch.empty(0, device=device)  # fails where there is no such device
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        return device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as exc:
         raise InvalidInputError(
-            f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', not {name!r}."
+            f"device must be 'auto' or a torch device of this machine such as 'cpu' or 'cuda:0', not {name!r}."
         ) from exc
 
 

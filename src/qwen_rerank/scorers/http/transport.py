@@ -49,7 +49,6 @@ except ImportError as exc:
     raise MissingExtraError("HttpScorer", package="httpx2", extra="client", cause=exc) from exc
 
 logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 
 RETRIES = 3
