@@ -154,3 +154,10 @@ def test_telling_a_server_or_a_refusal_loads_no_torch():
         "print({'torch', 'transformers'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("options", [{"quantize": "int8"}, {"threads": 0}, {"dialect": "tei"}])
+def test_a_model_is_checked_with_the_options_that_it_is_to_be_loaded_with(options):
+    assert check_model("mini", device="auto", threads=1) == "cross-encoder"
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
+        check_model("mini", **options)

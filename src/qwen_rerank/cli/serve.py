@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -119,19 +119,17 @@ def serve(
     keys = load_keys(listed=api_keys, file=api_key_file)
     KeyRing(keys)
     process.check_exposure(host, has_keys=bool(keys), no_auth=no_auth)
-    check_model(model)  # before the port is opened: a wrong name should not look like a server that starts
+    chosen: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "quantize": quantize,
+        "threads": threads,
+        "max_length": max_length,
+    }
+    check_model(model, **chosen)  # before the port is opened: a wrong name should not look like a server that starts
     if supervise and not process.is_child():
         raise typer.Exit(process.supervise(host, port))
-    load = partial(
-        load_scorer,
-        model,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        threads=threads,
-        max_length=max_length,
-        cache=kept,
-    )
+    load = partial(load_scorer, model, **chosen, cache=kept)
     with ExitStack() as stack:
         first_stage = None if store is None else stack.enter_context(_opened(store, embedder))
         process.serve(

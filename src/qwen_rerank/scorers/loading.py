@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_rerank.checks import check_query, shown_address
+from qwen_rerank.checks import check_count, check_query, shown_address
 from qwen_rerank.errors import InvalidInputError, ModelError
 from qwen_rerank.models.folder import PROMPT_FILE, has_weights, read_json, read_settings, read_text
 from qwen_rerank.models.names import PINNED, SHIPPED, find_model
@@ -105,11 +106,7 @@ def load_scorer(
         "quantize": quantize,
         "threads": threads,
     }
-    given = {option: value for option, value in options.items() if value not in (None, "auto") and value is not False}
-    if misplaced := sorted(given.keys() - set(_TAKEN[kind])):
-        raise InvalidInputError(
-            f"{misplaced[0]} is not for {_CALLED[kind]}, which {shown_address(name) if kind == 'server' else name} is; leave it out."
-        )
+    given = _checked_options(kind, name, options)
     if cache is None:
         return _load(kind, name, given)
     from qwen_rerank.scorers.cached import CachedScorer, open_cache
@@ -173,14 +170,32 @@ def scorer_kind(name: str, *, revision: str | None = None) -> Kind:
     )
 
 
-def check_model(name: str, *, revision: str | None = None) -> Kind:
+def _checked_options(kind: Kind, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, if all of them are for such a scorer."""
+    given = {option: value for option, value in options.items() if value not in (None, "auto") and value is not False}
+    if misplaced := sorted(given.keys() - set(_TAKEN[kind])):
+        raise InvalidInputError(
+            f"{misplaced[0]} is not for {_CALLED[kind]}, which {shown_address(name) if kind == 'server' else name} is; leave it out."
+        )
+    if "threads" in given:
+        check_count("threads", given["threads"])
+    return given
+
+
+def check_model(name: str, *, revision: str | None = None, **options: Any) -> Kind:
     """Return what a name leads to, its model opened as far as that goes without loading it; a server is not asked.
 
+    Args:
+        name: As for `load_scorer`.
+        revision: Commit, tag or branch of a model on the hub.
+        options: Of `load_scorer`, which must be for such a model.
+
     Raises:
-        InvalidInputError: As `scorer_kind`.
+        InvalidInputError: As `scorer_kind`, or if an option is wrong or not for what the name leads to.
         ModelError: If the model cannot be used.
     """
     kind = scorer_kind(name, revision=revision)
+    _checked_options(kind, name, options)
     if kind == "qwen":
         from qwen_rerank.scorers.qwen.checkpoint import load_checkpoint
 
