@@ -103,6 +103,13 @@ def check_probability(name: str, value: object) -> float:
     return float(value)
 
 
+def check_positive(name: str, value: object) -> float:
+    """Return `value` if it is a finite number above 0."""
+    if not is_finite(value) or value <= 0:
+        raise InvalidInputError(f"{name} must be a finite number above 0, not {value!r}.")
+    return value
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """Return `value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:

@@ -7,7 +7,7 @@ import pytest
 
 from qwen_rerank.embedders.static import StaticEmbedder
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.training import EmbedderTraining, Example, train_embedder
+from qwen_rerank.training import EmbedderTraining, Example, RerankerTraining, train_embedder
 
 PAIRS = [("红色", "the red cat"), ("蓝色", "a blue sky"), ("green", "grass and leaves"), ("winter", "snow and ice")]
 EXAMPLES = [Example(query, (text,), (1.0,)) for query, text in PAIRS * 8]
@@ -31,3 +31,24 @@ def test_training_pulls_pairs_together_and_both_libraries_agree(tmp_path):
 def test_fewer_than_two_pairs_are_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="1 positive pair"):
         train_embedder("pocket", EXAMPLES[:1], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        (EmbedderTraining, {"epochs": "3"}),
+        (EmbedderTraining, {"temperature": float("inf")}),
+        (EmbedderTraining, {"seed": -1}),
+        (RerankerTraining, {"epochs": "1"}),
+        (RerankerTraining, {"learning_rate": float("inf")}),
+        (RerankerTraining, {"max_steps": 0}),
+        (RerankerTraining, {"max_steps": "x"}),
+        (RerankerTraining, {"weight_decay": -5}),
+        (RerankerTraining, {"seed": -1}),
+        (RerankerTraining, {"template": "nope"}),
+        (RerankerTraining, {"gradient_checkpointing": "no"}),
+    ],
+)
+def test_a_setting_that_no_training_can_have_is_refused_by_name(settings, wrong):
+    with pytest.raises(InvalidInputError, match=f"{next(iter(wrong))} must be"):
+        settings(**wrong)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from qwen_rerank.checks import check_choice, check_count
+from qwen_rerank.checks import check_choice, check_count, check_positive
 from qwen_rerank.documents import Example
 from qwen_rerank.embedders.static import TOKENIZER, WEIGHTS, StaticEmbedder
 from qwen_rerank.errors import InvalidInputError, MissingExtraError
@@ -55,8 +55,8 @@ class EmbedderTraining:
         check_count("batch_size", self.batch_size, minimum=2)
         check_choice("dtype", self.dtype, ("float16", "float32"))
         for name in ("epochs", "learning_rate", "temperature"):
-            if not getattr(self, name) > 0:
-                raise InvalidInputError(f"{name} must be above 0, not {getattr(self, name)!r}.")
+            check_positive(name, getattr(self, name))
+        check_count("seed", self.seed, minimum=0)
 
 
 @dataclass(frozen=True, slots=True)

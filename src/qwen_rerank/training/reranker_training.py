@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from qwen_rerank.checks import check_choice, check_count, check_probability
+from qwen_rerank.checks import check_choice, check_count, check_positive, check_probability, is_finite
 from qwen_rerank.documents import Example
 from qwen_rerank.errors import InvalidInputError, MissingExtraError, ModelError
 
@@ -96,9 +96,17 @@ class RerankerTraining:
         for name in ("lora_rank", "lora_alpha", "eval_steps"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        if not self.epochs > 0 or not self.learning_rate > 0:
+        check_positive("epochs", self.epochs)
+        check_positive("learning_rate", self.learning_rate)
+        if not is_finite(self.weight_decay) or self.weight_decay < 0:
+            raise InvalidInputError(f"weight_decay must be a finite number of at least 0, not {self.weight_decay!r}.")
+        if self.max_steps != -1:
+            check_count("max_steps", self.max_steps)
+        check_count("seed", self.seed, minimum=0)
+        check_choice("template", self.template, ("transformers", "vllm"))
+        if not isinstance(self.gradient_checkpointing, bool):
             raise InvalidInputError(
-                f"epochs ({self.epochs}) and learning_rate ({self.learning_rate}) must both be above 0."
+                f"gradient_checkpointing must be True or False, not {self.gradient_checkpointing!r}."
             )
 
 
