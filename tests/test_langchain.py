@@ -115,6 +115,13 @@ def test_what_is_no_number_is_no_retrieval_score(value):
     assert "retrieval_score" not in answer.metadata
 
 
+def test_a_top_n_set_later_is_a_count_or_none():
+    later = compressor()
+    later.top_n = 0
+    with pytest.raises(InvalidInputError, match="top_n must be an integer of at least 1, not 0"):
+        later.compress_documents(documents(), QUERY)
+
+
 def test_a_second_rerank_wins_and_the_first_ones_score_is_no_retrieval_score():
     once = compressor(top_n=None).compress_documents(documents(), QUERY)
     table = TableScorer(dict(zip(TEXTS, [2.0, -1.0, 0.0, -2.0], strict=True)))

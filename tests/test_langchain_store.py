@@ -115,6 +115,11 @@ def test_a_keyword_that_nothing_takes_is_refused(fruit, call):
         call(fruit)
 
 
+def test_no_fewer_than_one_diverse_document_can_be_asked_for(fruit):
+    with pytest.raises(InvalidInputError, match="k must be an integer of at least 1, not -1"):
+        fruit.max_marginal_relevance_search("tree", k=-1)
+
+
 def test_metadata_that_begins_like_a_nodes_is_the_users(fruit):
     fruit.add_texts(["a plum"], [{"_node_id": 5}], ids=["plum"])
 
