@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import threading
+from datetime import date
 from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from qwen_rerank.folders import sync_folder
 from qwen_rerank.scorers.http.answers import HttpAnswer
 from qwen_rerank.serve import store_search
 from qwen_rerank.testing import OverlapScorer
-from qwen_rerank.types import Document
+from qwen_rerank.types import Candidate, Document
 from tests.serve.conftest import KEY, app_client, live_server
 
 runner = CliRunner()
@@ -125,9 +127,25 @@ async def test_a_server_without_a_store_says_so_and_one_with_a_key_asks_for_it(n
 async def test_an_answer_that_would_be_too_long_is_refused(whole, monkeypatch):
     monkeypatch.setattr(store_search, "MOST_ANSWER_CHARS", 100)
 
-    answer = await found(whole, query="red planet")
+    async with app_client(OverlapScorer(), first_stage=whole) as client:
+        page = await client.post("/playground/search", json={"query": "red planet", "collection": "store"})
 
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "answer_too_long")
+    for answer in (page, await found(whole, query="red planet")):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "answer_too_long")
+
+
+async def test_whatever_another_first_stage_finds_is_answered():
+    class Odd:
+        def search(self, query, top_k, *, filter=None):
+            about = {"day": date(2024, 5, 1), "share": float("nan"), "of": [np.float32(1.5)], 3: None}
+            return [Candidate(Document("a", "red planet", about), np.float32(1.5), 1, "cosine")]
+
+    async with app_client(OverlapScorer(), first_stage=Odd()) as client:
+        page = await client.post("/playground/search", json={"query": "red planet", "collection": "store"})
+    [hit] = (await found(Odd(), query="red planet")).json()["results"]
+
+    assert hit["metadata"] == {"day": "2024-05-01", "share": None, "of": ["1.5"], "3": None}
+    assert hit["first_stage_score"] == page.json()["first"][0]["score"] == 1.5
 
 
 async def test_no_threshold_is_taken_for_scores_that_are_no_probabilities(whole):

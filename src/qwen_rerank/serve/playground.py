@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -21,7 +22,7 @@ from qwen_rerank.serve.errors import ApiError
 from qwen_rerank.serve.responses import json_response, page_response
 from qwen_rerank.serve.schemas import SearchRequest, has_text
 from qwen_rerank.serve.scoring import Scoring
-from qwen_rerank.serve.store_search import Run, ServerSecondStage, Turns, no_store
+from qwen_rerank.serve.store_search import Run, ServerSecondStage, Turns, check_answer, no_store, plain_number
 from qwen_rerank.types import Candidate, Document, RankedDocument
 
 MAX_TEXTS = 200
@@ -81,11 +82,12 @@ class Playground:
         rounds = await line.aretrieve_rounds(wanted.query, instruction=wanted.wanted_instruction)
         of_files = wanted.collection == "store"
         searched = first_stage.store if isinstance(first_stage, Turns) else first_stage
+        check_answer(sum(len(candidate.document.text) for candidate in rounds.candidates), param="top_k")
         first = [
             {
                 "id": candidate.document.id,
                 "text": candidate.document.text,
-                "score": candidate.score,
+                "score": plain_number(candidate.score),
                 "place": place_of(candidate.document) if of_files else None,
             }
             for candidate in rounds.candidates
@@ -104,7 +106,7 @@ class Playground:
             "n_documents": len(searched) if isinstance(searched, Sized) else None,
             "prompt": _prompt(scoring, wanted, rounds.ranked[0]) if rounds.ranked else None,
         }
-        return json_response(answer)
+        return await asyncio.to_thread(json_response, answer)
 
     def _first_stage(self, wanted: SearchRequest) -> FirstStage:
         if wanted.collection != "store":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -186,14 +187,43 @@ def _with_files(store: FirstStage, param: str) -> FaissStore:
     return store
 
 
+def check_answer(chars: int, *, param: str) -> None:
+    """Refuse to answer with more text than one answer may hold.
+
+    Raises:
+        ApiError: 413.
+    """
+    if chars > MOST_ANSWER_CHARS:
+        message = f"the passages found have more than {MOST_ANSWER_CHARS} characters; ask for fewer with {param}."
+        raise ApiError(413, "answer_too_long", message, param=param)
+
+
+def plain_number(score: object) -> float | None:
+    """Return a first stage's score as JSON has it; None for what is no finite number."""
+    try:
+        number = float(score)  # type: ignore[arg-type]  # of numpy, too
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def plain_metadata(value: Any) -> Any:
+    """Return metadata as JSON can carry it: a store's own always can, another first stage's may hold dates or NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_metadata(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_metadata(one) for one in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return plain_number(value) if isinstance(value, float) else str(value)
+
+
 def _answer(store: FirstStage, wanted: StoreSearchRequest, rounds: TwoRounds, model: str) -> StoreSearchAnswer:
     least = 0.0 if wanted.threshold is None else wanted.threshold
     ranked = [hit for hit in rounds.ranked if hit.score >= least]
     shown, places = ranked[: wanted.top_n], {hit.index for hit in ranked[: wanted.top_n]}
     results = [_found(store, wanted, hit, rounds.candidates[hit.index]) for hit in shown]
-    if sum(map(_chars, results)) > MOST_ANSWER_CHARS:
-        message = f"the passages found have more than {MOST_ANSWER_CHARS} characters; ask for fewer with top_n."
-        raise ApiError(413, "answer_too_long", message, param="top_n")
+    check_answer(sum(map(_chars, results)), param="top_n")
     return StoreSearchAnswer(
         object="list",
         model=model,
@@ -218,12 +248,12 @@ def _found(store: FirstStage, wanted: StoreSearchRequest, hit: RankedDocument, c
         score=hit.score,
         log_odds=hit.log_odds,
         index=hit.index,
-        first_stage_score=candidate.score,
+        first_stage_score=plain_number(candidate.score),
         truncated=hit.truncated,
         windows=hit.windows,
         best_window=hit.best_window,
         text=document.text,
-        metadata=dict(document.metadata),
+        metadata=plain_metadata(document.metadata),
     )
     if wanted.context:
         above, below = around(_with_files(store, "context"), document, wanted.context)
