@@ -13,7 +13,7 @@ from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.fusion import HYBRID_K
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.store import FaissStore
-from qwen_rerank.store.options import check_options
+from qwen_rerank.store.creation import check_options
 from qwen_rerank.types import Candidate
 
 # What LlamaIndex's store keeps of a node beside its text: all else of it, its class, its own metadata "ref_doc_id".

@@ -15,6 +15,7 @@ from qwen_rerank.filters import count_tests, parse_filter
 from qwen_rerank.protocols import Embedder
 from qwen_rerank.sharing import made_from
 from qwen_rerank.store.commits import DeleteReport
+from qwen_rerank.store.creation import check_options, new_settings
 from qwen_rerank.store.errors import DuplicateIdError
 from qwen_rerank.store.faiss_build import DEVICES
 from qwen_rerank.store.filter_sql import check_fields, compile_filter
@@ -28,7 +29,6 @@ from qwen_rerank.store.opening import (
     remove_store,
     resolve,
 )
-from qwen_rerank.store.options import check_options, new_settings
 from qwen_rerank.store.rows import check_documents, check_ids, check_not_zero, check_vectors, repeated
 from qwen_rerank.store.searching import SearchHandle
 from qwen_rerank.store.tuning import TunedEffort, exact_rows, measure_effort

@@ -1,4 +1,4 @@
-"""What a store is made with: options checked for a new store, and held against the settings of one that is there."""
+"""The options that a store is made with, checked for a new one and held against the settings of one that is there."""
 
 from __future__ import annotations
 
