@@ -256,7 +256,7 @@ class BackendRejectedError(RerankServerError):
 
 
 class RateLimitedError(RerankServerError):
-    """429, and the time that the server asks for is more than what is left."""
+    """429 after every retry, or the time that the server asks for is more than what is left."""
 
 
 class ProtocolError(RerankServerError):

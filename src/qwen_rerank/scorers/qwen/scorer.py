@@ -50,7 +50,7 @@ class QwenScorer(BaseScorer):
         deterministic: Scores are bit-identical whatever else is computed, for the same build and device. Slower; on a
             CPU one thread computes a document.
         token_budget: Tokens of one forward pass; None takes it from the free memory.
-        gpu_memory_gb: GiB of GPU memory that this process may take; None leaves it uncapped.
+        gpu_memory_gb: GiB of GPU memory that PyTorch may take in this process, weights included; None leaves it uncapped.
         quantize: "int8" multiplies in 8 bits on a CPU, made here from the plain checkpoint: weights per output row,
             activations per token. A matrix whose product is off by more than 2 % on fixed prompts stays in `dtype`.
         threads: PyTorch's threads of a forward pass on a CPU; None leaves its own number. It stays what later threads of
