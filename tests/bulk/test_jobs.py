@@ -30,6 +30,7 @@ from qwen_rerank.errors import (
     DeviceOutOfMemoryError,
     FileError,
     InvalidInputError,
+    InvalidTextError,
     JobError,
     NonFiniteScoreError,
     ScorerError,
@@ -308,6 +309,19 @@ def test_a_lost_device_refuses_no_row_and_the_job_goes_on_later(tmp_path, fault,
     status = rerank(source, tmp_path / "out", scorer=OnGpu, block_rows=3)
 
     assert (status.rows_in, status.rejects) == (10, 0)
+
+
+def test_a_refused_row_that_speaks_of_a_lost_device_stops_nothing(tmp_path):
+    class Quoting(OverlapScorer):
+        def _overlap(self, request):
+            if data.text(3) not in request.texts:
+                return super()._overlap(request)
+            error = InvalidTextError("'CUDA error: device-side assert triggered' has no words.")
+            return unscored(len(request.texts), {request.texts.index(data.text(3)): error})
+
+    status = rerank_pairs(data.write(tmp_path / "pairs.jsonl", data.pairs(5)), tmp_path / "out", scorer=Quoting)
+
+    assert (status.rows_in, status.rejects) == (5, 1)
 
 
 @pytest.mark.parametrize("status", [401, 404])

@@ -357,7 +357,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _tells_of_all(error: BaseException) -> bool:
     if isinstance(error, RerankServerError):
         return error.status in _REFUSES_ALL
-    return any(words in str(error) for words in _LOST_DEVICE)
+    # A refused row may be quoted in its error, and say anything.
+    return not isinstance(error, InvalidInputError) and any(words in str(error) for words in _LOST_DEVICE)
 
 
 def _vectors(engine: Embedder, texts: list[str]) -> np.ndarray:
