@@ -212,6 +212,7 @@ def test_a_servers_own_store_is_what_the_page_searches(page, tmp_path):
         with live_server(OverlapScorer, first_stage=store) as server:
             page.open(server.url)
             page.until("document.querySelector('input[value=store]')?.checked")
+            page.until("document.querySelector('#model').innerText === 'Model: overlap.'")  # before any search
             page.run("document.querySelector('#query').value = 'when does the lease end'")
             page.click("#go")
             page.until("document.querySelectorAll('#final li').length === 1")

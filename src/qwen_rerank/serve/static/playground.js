@@ -4,7 +4,7 @@ const WORDS = {
   en: {
     playground: "playground",
     key: "API key",
-    lead: "Round 1 finds candidates by the words they share with the question. Round 2 reads question and text together and puts them in order.",
+    lead: "Round 1 quickly finds candidates among all texts. Round 2 reads question and text together and puts them in order.",
     collection: "Collection",
     sample_zh: "Wikipedia, Chinese",
     sample_en: "Wikipedia, English",
@@ -53,7 +53,7 @@ const WORDS = {
   zh: {
     playground: "演练场",
     key: "API 密钥",
-    lead: "第一轮（海选）按共有的词找出候选；第二轮（决赛）把问题和正文放在一起读，重新排序。",
+    lead: "第一轮（海选）从全部文本中快速找出候选；第二轮（决赛）把问题和正文放在一起读，重新排序。",
     collection: "文档集",
     sample_zh: "维基百科（中文）",
     sample_en: "维基百科（英文）",
@@ -93,6 +93,7 @@ const WORDS = {
     wrong_key: "服务器不认识这个密钥。",
     not_ready: "模型还没准备好，页面会自动重试。",
     errors: {
+      instruction_not_taken: "这个模型不接受指令。请清空指令，或把要求写进查询里。",
       query: "查询是空的。",
       no_texts: "请至少填一段文本。",
       too_many_documents: "最多 200 段文本。",
@@ -108,7 +109,7 @@ const FEW = 8;
 const TABS = ["prompt", "curl", "langchain", "llamaindex"];
 
 const $ = (id) => document.getElementById(id);
-const state = { language: "en", samples: {}, own: null, answer: null, all: false, tab: "prompt", asked: 0 };
+const state = { language: "en", model: null, samples: {}, own: null, answer: null, all: false, tab: "prompt", asked: 0 };
 const words = () => WORDS[state.language];
 const base = () => new URL(".", location.href).href.replace(/\/$/, "");
 const python = (text) => JSON.stringify(text); // a JSON string is a Python string too
@@ -131,9 +132,24 @@ function speak(language) {
   for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", words()[node.dataset.label]);
   for (const name of ["zh", "en"]) $(`lang-${name}`).setAttribute("aria-pressed", String(name === language));
   $("copy").textContent = words().copy;
-  if (!state.answer) $("model").textContent = words().start;
+  showModel();
   if (state.samples[language]) showExamples();
   show();
+}
+
+function showModel() {
+  const model = state.answer?.model ?? state.model;
+  $("model").textContent = model ? words().model(model) : words().start;
+}
+
+// A search tells the model too, but there is none before somebody types a question for their own files.
+async function askModel() {
+  if (state.answer) return;
+  const response = await fetch("health/ready").catch(() => null);
+  if (response?.ok) {
+    state.model = (await response.json()).model;
+    showModel();
+  } else setTimeout(askModel, 2000);
 }
 
 function choose(collection) {
@@ -238,7 +254,7 @@ function show() {
   const threshold = Number($("threshold").value);
   const kept = answer.final.filter((hit) => hit.score >= threshold).length;
   const found = answer.first.filter((hit) => hit.score > 0).length;
-  $("model").textContent = words().model(answer.model);
+  showModel();
   $("first-note").textContent =
     answer.first_stage === "store" ? words().store_note(n, answer.n_documents) : words().first_note(found, answer.n_documents, n - found);
   $("final-note").textContent = threshold > 0 ? words().final_kept(kept, n) : words().final_note(answer.model, n);
@@ -474,6 +490,7 @@ async function start() {
   state.samples = await (await fetch("playground/samples")).json();
   $("of-store").hidden = !state.samples.has_store;
   choose(state.samples.has_store ? "store" : state.language);
+  if (state.samples.has_store) askModel();
   search();
 }
 
