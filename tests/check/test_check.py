@@ -15,10 +15,12 @@ from qwen_rerank.check.reference import Reference
 from qwen_rerank.check.scales import SCALES
 from qwen_rerank.check.variants import RECIPE
 from qwen_rerank.cli.check import register
+from qwen_rerank.testing import OverlapScorer
 from tests.check import faulty
 from tests.check.faulty import FaultyServer, Model, sigmoid
 from tests.checkpoints import small_checkpoint
 from tests.scorers.http.stub import serving
+from tests.serve.conftest import live_server
 
 SIZES = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 96}
 app = Typer()
@@ -182,6 +184,19 @@ def test_golden_pairs_are_compared_when_the_name_is_official(run):
 
     assert finding.status == "wrong"
     assert "published [-3.11, 7.12, -0.38, 3.54, 7.62, -11.38]" in finding.saw
+
+
+def test_a_server_of_a_model_that_takes_no_instruction_is_checked_without_one():
+    scorer = OverlapScorer()
+    scorer.takes_instruction = False
+    with live_server(lambda: scorer) as server:
+        report = check(server.url, CheckOptions(long_tokens=1024))
+
+    found = of(report, "instruction")
+    assert found.status == "warning"
+    assert "overlap takes none; leave it out" in found.saw
+    assert found.cure
+    assert of(report, "long document").saw  # what comes after it was asked
 
 
 def test_a_local_model_is_compared_with_the_slow_path(checkpoint):

@@ -14,7 +14,7 @@ from qwen_rerank.check.findings import Finding, Report
 from qwen_rerank.check.probes import PROBES
 from qwen_rerank.check.scales import CLOSE
 from qwen_rerank.checks import shown_address
-from qwen_rerank.errors import DocumentScoringError, InvalidInputError, RerankError
+from qwen_rerank.errors import DocumentScoringError, InvalidInputError, RerankError, RerankServerError
 from qwen_rerank.models.folder import read_tokenizer
 from qwen_rerank.models.names import find_tokenizer
 from qwen_rerank.prompt import PromptEncoder, PromptTokenizer
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from qwen_rerank.check.reference import Reference
     from qwen_rerank.scorers.http import HttpScorer
     from qwen_rerank.scorers.qwen import QwenScorer
+
+_REFUSED = (400, 422)  # the statuses of a server that finds fault with a request's values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,8 +239,14 @@ def _no_reference() -> Finding:
 
 
 def _instruction(subject: Subject, fitted: FittedPrompt | None) -> Finding:
-    compared = compare_instruction(subject, fitted) if fitted is not None else None
-    return probes.instruction(subject) if compared is None else compared
+    try:
+        compared = compare_instruction(subject, fitted) if fitted is not None else None
+        return probes.instruction(subject) if compared is None else compared
+    except RerankServerError as exc:
+        if exc.status not in _REFUSED:
+            raise
+        # The same server answered all that was asked without one.
+        return probes.instruction_refused(str(exc))
 
 
 def _texts(

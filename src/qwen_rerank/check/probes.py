@@ -239,5 +239,16 @@ def instruction_ignored(saw: str) -> Finding:
     )
 
 
+def instruction_refused(saw: str) -> Finding:
+    """The finding for a server that answers without an instruction, and not with one."""
+    return Finding(
+        "instruction",
+        "warning",
+        saw,
+        "the model behind it, or the server, takes none; everything else was asked without one.",
+        "leave the instruction out on this server, or serve a Qwen3-Reranker where the task is not web search",
+    )
+
+
 def _numbers(values: np.ndarray) -> str:
     return "[" + ", ".join(f"{value:.2f}" for value in values) + "]"
