@@ -319,6 +319,12 @@ async def test_booleans_may_be_words(client, flag):
     check_error(await client.rerank(return_documents=0), 422, param="return_documents")
 
 
+class WithoutInstruction(Oracle):
+    """As a cross-encoder, which has no place for one."""
+
+    takes_instruction = False
+
+
 class Plain:
     """The least that scores."""
 
@@ -331,11 +337,35 @@ class Plain:
 async def test_any_object_with_a_name_and_score_can_be_served():
     async with app_client(Plain()) as client:
         answer = await client.rerank(return_details=True)
-        with_instruction = await client.rerank(instruction="x")
 
     assert [result["log_odds"] for result in answer.json()["results"]] == [2.0, 1.0]
     assert answer.json()["usage"]["total_tokens"] > 0  # estimated: nobody can tell
-    check_error(with_instruction, 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rerank", {"documents": ["a 1"]}),
+        ("/rerank", {"texts": ["a 1"]}),
+        ("/v1/score", {"queries": "q", "documents": ["a 1"]}),
+        ("/v1/search", {}),
+        ("/playground/search", {"texts": ["a 1"]}),
+    ],
+)
+async def test_an_instruction_for_a_model_that_takes_none_is_refused_before_any_work(path, body):
+    scorer = WithoutInstruction()
+    async with app_client(scorer) as client:
+        before = len(scorer.scored)
+        answer = (await client.post(path, json={"query": "q", "instruction": "find it", **body})).json()
+
+    assert answer["message"] == "instruction: oracle takes none; leave it out, or put it into the query."
+    assert answer["error"] == answer["message"] or answer["error"]["param"] == "instruction"
+    assert len(scorer.scored) == before  # all of them the server's own check
+
+
+async def test_a_model_that_takes_no_instruction_is_not_served_with_one():
+    async with app_client(WithoutInstruction(), instruction="find it") as client:
+        check_error(await client.rerank(), 503)
 
 
 async def test_a_models_name_can_be_served():

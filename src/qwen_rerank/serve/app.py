@@ -329,9 +329,10 @@ class _Server:
         """Return the body as a request of this kind, or of the one that `kind(body)` says, with at most so many texts.
 
         Raises:
-            ApiError: 503 unless ready, before anything is read; then whatever is wrong with the body.
+            ApiError: 503 unless ready, before anything is read; then whatever is wrong with the body, which an
+                instruction is for a model that takes none.
         """
-        _ = self._backend.scoring
+        scoring = self._backend.scoring
         body: bytes = request.state.context.body
 
         def parse() -> RequestT:
@@ -339,7 +340,13 @@ class _Server:
             chosen = kind if isinstance(kind, type) else kind(value)
             return read(chosen, value, max_documents=most or self._settings.max_documents)
 
-        return await asyncio.to_thread(parse) if len(body) > _LARGE_BODY_BYTES else parse()
+        wanted = await asyncio.to_thread(parse) if len(body) > _LARGE_BODY_BYTES else parse()
+        if wanted.wanted_instruction is not None and not scoring.scorer.takes_instruction:
+            # The scorer's own sentence repeats the instruction and may name a folder of this machine.
+            name = self._backend.names.reported
+            message = f"instruction: {name} takes none; leave it out, or put it into the query."
+            raise ApiError(422, "instruction_not_taken", message, param="instruction")
+        return wanted
 
     async def _rank(self, request: Request, wanted: ScoringBody, query: str, documents: Sequence[str]) -> RerankResult:
         [result] = await self._run(request, wanted, [job_of(wanted, query, documents)])

@@ -84,6 +84,10 @@ class Scoring:
         if settings.max_running_tokens is None and scorer.token_budget:
             queue.max_running_tokens = 2 * scorer.token_budget
         self._slot_tokens = max(1, queue.max_running_tokens // 4)
+        if settings.instruction is not None and not scorer.takes_instruction:
+            raise InvalidInputError(
+                f"{scorer.name} takes no instruction ({settings.instruction!r}); start the server without one."
+            )
         # A calibration of another model ends the start, and a threshold that this scorer's scores have no meaning for.
         Reranker(
             scorer,
