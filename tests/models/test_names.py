@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -96,7 +97,8 @@ def test_a_revision_is_for_hub_names_only(name):
 
 def test_a_hub_that_cannot_be_reached_says_the_way_out():
     with pytest.raises(
-        ModelNotFoundError, match=r"not in the local cache.*set HF_ENDPOINT to a mirror.*give its folder"
+        ModelNotFoundError,
+        match=r"not in the local cache.*check how the name is spelt.*set HF_ENDPOINT.*give its folder",
     ):
         find_model("nobody/no-such-model")
 
@@ -105,6 +107,11 @@ def test_a_hub_that_cannot_be_reached_says_the_way_out():
 def test_a_hub_that_cannot_be_reached_names_what_is_here_in_its_place(kind, option):
     with pytest.raises(ModelNotFoundError, match=option):
         find_model("nobody/no-such-model", kind=kind)
+
+
+def test_a_name_that_is_nearly_a_published_one_is_told_so():
+    with pytest.raises(ModelNotFoundError, match=r"how the name is spelt \(Qwen/Qwen3-Reranker-0\.6B\?\)"):
+        find_model("Qwen/Qwen3-Reranker-O.6B")
 
 
 def test_foreign_errors_of_the_hub_become_ours(monkeypatch):
@@ -122,6 +129,16 @@ def test_a_dead_proxy_is_named_where_the_hub_cannot_be_reached(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
 
     assert "through the proxy that HTTPS_PROXY names" in str(why_no_hub(timeout_s=2.0))
+
+
+def test_a_socks_proxy_is_named_with_the_one_package_that_it_needs(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", Mock(side_effect=ImportError("Using SOCKS proxy, but …")))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+
+    reason = str(why_no_hub(timeout_s=2.0))
+    assert reason.endswith(": ALL_PROXY names a SOCKS proxy, which needs socksio: pip install socksio")
 
 
 @pytest.mark.parametrize(("status", "reached"), [(200, True), (302, True), (404, True), (403, False), (502, False)])

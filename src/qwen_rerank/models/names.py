@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -145,9 +146,10 @@ def _download(name: str, kind: Kind, revision: str | None, wanted: Sequence[str]
         )
     except LocalEntryNotFoundError as exc:
         raise HubUnreachableError(
-            f"{name} is not in the local cache and the model hub cannot be reached ({reason or first_line(exc)}); set "
-            f"HF_ENDPOINT to the address of a mirror, or download the model elsewhere (`modelscope download --model "
-            f"{name}` has it too) and give its folder, or use the small one that is here: 'mini' ({_OPTIONS[kind]} mini)."
+            f"{name} is not in the local cache and the model hub cannot be reached ({reason or first_line(exc)}); check "
+            f"how the name is spelt{_similar(name)}, set HF_ENDPOINT to the address of a mirror, or download the model "
+            f"elsewhere (from ModelScope: `modelscope download --model {name}`) and give its folder, or use the small "
+            f"one that is here: 'mini' ({_OPTIONS[kind]} mini)."
         ) from exc
     except Exception as exc:  # the hub's client has no common base for its errors
         raise ModelNotFoundError(
@@ -155,6 +157,12 @@ def _download(name: str, kind: Kind, revision: str | None, wanted: Sequence[str]
             "name and revision, or pass a local folder."
         ) from exc
     return ModelFolder(name, path, path.name if _COMMIT.fullmatch(path.name) else revision)
+
+
+def _similar(name: str) -> str:
+    """Return words that name the published model which a name nearly is, or none."""
+    near = [] if name in PINNED else get_close_matches(name, PINNED, n=1, cutoff=0.95)
+    return f" ({near[0]}?)" if near else ""
 
 
 # What a hub of one's own may say of its root; other errors are those of a gateway in between.
@@ -175,7 +183,9 @@ def why_no_hub(*, timeout_s: float) -> str | None:
             answered = f"{constants.ENDPOINT}: answered with {status}{_through_proxy()}"
             found.append(None if status < 400 or status in _PRIVATE_HUB else answered)
         except Exception as exc:  # of whichever HTTP library the client has
-            found.append(f"{constants.ENDPOINT}: {first_line(exc)}{_through_proxy()}")
+            lacks_socks = isinstance(exc, ImportError) and "SOCKS" in str(exc)
+            why = _without_socks() if lacks_socks else f"{first_line(exc)}{_through_proxy()}"
+            found.append(f"{constants.ENDPOINT}: {why}")
 
     # In a thread, as looking an address up knows no time limit.
     thread = threading.Thread(target=ask, daemon=True)
@@ -184,10 +194,19 @@ def why_no_hub(*, timeout_s: float) -> str | None:
     return found[0] if found else f"{constants.ENDPOINT}: no answer within {timeout_s:g} s"
 
 
+_PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
 def _through_proxy() -> str:
     """Return words that name the variable of a proxy which the hub is asked through, or none."""
-    variables = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-    return next((f", through the proxy that {name} names" for name in variables if os.environ.get(name)), "")
+    return next((f", through the proxy that {name} names" for name in _PROXY_VARIABLES if os.environ.get(name)), "")
+
+
+def _without_socks() -> str:
+    # The client makes ready for every proxy, also for one that it does not go through.
+    variables = (*_PROXY_VARIABLES, "HTTP_PROXY", "http_proxy")
+    variable = next((name for name in variables if os.environ.get(name, "").startswith("socks")), "a setting")
+    return f"{variable} names a SOCKS proxy, which needs socksio: pip install socksio"
 
 
 def first_line(exc: BaseException) -> str:

@@ -192,7 +192,7 @@ class Transport:
                     proxy=httpx2.Proxy(proxy.address), verify=verify, limits=limits
                 )
             except ImportError:
-                reason = "SOCKS needs socksio: pip install 'httpx2[socks]'"
+                reason = "SOCKS needs socksio: pip install socksio"
                 raise proxy.problem(parts.netloc, reason) from None
             except (ValueError, httpx2.InvalidURL):
                 # The library's own message repeats the address, with its password.
