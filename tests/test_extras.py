@@ -111,6 +111,12 @@ def test_every_missing_part_is_one_sentence_with_its_pip_line():
         statement: f"MissingExtraError: {feature} needs `{package}`: {pip_line(extra)}"
         for statement, (feature, package, extra) in LACKING.items()
     }
+    with_a_way_out = [message for message in said.values() if "; without it: the small model" in message]
+    assert [message.split()[1] for message in with_a_way_out] == [
+        "QwenScorer",
+        "QwenScorer",
+        "SentenceTransformerEmbedder",
+    ]
 
 
 def test_every_extra_has_a_part_that_asks_for_it_and_brings_what_is_asked_for():

@@ -97,11 +97,15 @@ class MissingExtraError(RerankError, ImportError):
         package: The distribution that is missing or broken.
         extra: The extra of this package that brings it.
         cause: The import's own error, kept in the message so that a broken install is not mistaken for a missing one.
+        instead: What does without the package, if anything does.
     """
 
-    def __init__(self, feature: str, *, package: str, extra: str, cause: BaseException | None = None) -> None:
+    def __init__(
+        self, feature: str, *, package: str, extra: str, cause: BaseException | None = None, instead: str = ""
+    ) -> None:
         reason = f" (the import failed with: {cause})" if cause is not None else ""
-        super().__init__(f"{feature} needs `{package}`: {pip_line(extra)}{reason}")
+        way_out = f"; without it: {instead}" if instead else ""
+        super().__init__(f"{feature} needs `{package}`: {pip_line(extra)}{reason}{way_out}")
         self.feature = feature
         self.package = package
         self.extra = extra

@@ -41,7 +41,7 @@ def test_a_base_install_has_no_problem_and_says_what_torch_would_bring(monkeypat
 
     assert {finding.level for finding in findings.values()} == {"ok", "note"}
     assert findings["extra local"].cure == pip_line("local")
-    assert "without torch only a server scores" in findings["largest model"].seen
+    assert "mini scores here (--model mini), or a server" in findings["largest model"].seen
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,8 @@ def _extras() -> list[Observation]:
 def _hardware() -> list[Observation]:
     version = installed_version("torch")
     if version is None:
-        return [Observation("note", "largest model", "none here: without torch only a server scores (--server URL)")]
+        seen = "no Qwen3-Reranker without torch; mini scores here (--model mini), or a server does (--server URL)"
+        return [Observation("note", "largest model", seen)]
     try:
         import torch
     except (ImportError, OSError) as exc:

@@ -31,8 +31,12 @@ try:
     from sentence_transformers import SentenceTransformer
 except ImportError as exc:
     raise MissingExtraError(
-        "SentenceTransformerEmbedder", package="sentence-transformers", extra="dense", cause=exc
-    ) from exc
+        "SentenceTransformerEmbedder",
+        package="sentence-transformers",
+        extra="dense",
+        cause=exc,
+        instead="the small model that ships with the package, 'mini' (--embedder mini)",
+    ) from (None if exc.name in ("torch", "sentence_transformers") else exc)
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _BATCHES_AT_ONCE = 32  # texts are sorted by length inside this many batches, so little is padded
