@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +62,7 @@ def test_every_file_is_named_whether_it_went_in_or_not(indexed, home):
     lines = indexed.output.splitlines()
     assert lines[:3] == [
         "  added      笔记/lease.md  2 passages",
-        "  added      笔记/狗.txt  1 passages",
+        "  added      笔记/狗.txt  1 passage",
         "  skipped no kind that can be read (.png): 笔记/cat.png",
     ]
     assert "2 added; 3 passages embedded, 0 kept their vector, 0 removed; 1 skipped" in lines[3]
@@ -114,7 +116,7 @@ def test_watching_follows_every_change_and_outlasts_a_folder_that_is_away(home, 
     )
     lines = run("index", notes, "--store", "~/kb", "--watch").output.splitlines()
 
-    assert [line.split(";")[0] for line in lines if "passages embedded" in line] == [
+    assert [line.split(";")[0] for line in lines if " embedded, " in line] == [
         "2 added",
         "1 changed, 1 unchanged",
         "1 added, 2 unchanged",
@@ -137,7 +139,7 @@ def test_watching_sees_what_changed_during_the_first_run_and_keeps_what_came_int
     monkeypatch.setattr("qwen_rerank.folders.sync_folder", slow)
     watching(monkeypatch, lambda: None)
 
-    assert "now holds 1 passages" in run("index", home / "empty", "--store", "~/kb", "--watch").output
+    assert "now holds 1 passage." in run("index", home / "empty", "--store", "~/kb", "--watch").output
 
 
 def test_a_dry_run_makes_no_store(home):
@@ -256,7 +258,7 @@ def test_every_command_reads_a_table_in_the_same_way(table, home, command, colum
         done = run(*fill, *more)
         texts = [json.loads(line)["text"] for line in run("search", "~/kb", "降噪", "--json").stdout.splitlines()]
     assert (texts[0], len(texts)) == (text, 2)
-    assert "skipped 1 rows of " in done.output
+    assert "skipped 1 row of " in done.output
     assert "商品.csv; the first is 3: no CSV record" in done.output
 
 
@@ -264,6 +266,19 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(table):
     done = runner.invoke(app, ["rerank", "q", str(table), "--text-column", "正文"])
 
     assert "the columns are '编号', '名称', '说明': name one with --text-column" in done.output + str(done.exception)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+@pytest.mark.parametrize("inner", [b"", b"/sub", b"/note.txt"])
+def test_a_path_that_is_no_unicode_is_to_be_renamed_and_leaves_no_store_behind(tmp_path, inner):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xd7\xca"))
+    (folder / "sub").mkdir(parents=True)
+    (folder / "note.txt").write_text("a note")
+
+    done = runner.invoke(app, ["index", os.fsdecode(os.fsencode(folder) + inner), "--store", str(tmp_path / "kb")])
+
+    assert str(done.exception).endswith("/\\xd7\\xca cannot be indexed: its name is no Unicode; rename it.")
+    assert not (tmp_path / "kb").exists()
 
 
 @pytest.fixture
@@ -276,7 +291,7 @@ def terminal(monkeypatch):
 
 def test_a_person_sees_what_is_going_on_and_how_far_it_is(home, terminal):
     run("index", home / "笔记", "--store", home / "kb")
-    assert "passages · files" in terminal.getvalue()
+    assert "3 passages · files" in terminal.getvalue()
     assert "3/3" in terminal.getvalue()
 
     run("search", home / "kb", "lease", "--top-k", "2")

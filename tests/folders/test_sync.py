@@ -250,7 +250,7 @@ def test_what_cannot_be_looked_into_has_not_vanished(store, folder, monkeypatch,
 
     started = []
     monkeypatch.setattr(os, call, away)
-    monkeypatch.setattr(sync, "resolve_paths", lambda paths: started.append(1) or list(paths))
+    monkeypatch.setattr(sync, "paths_to_record", lambda paths: started.append(1) or list(paths))
     report = sync_folder(store, [folder])
 
     assert (report.counts["deleted"], len(store)) == (0, 2)

@@ -74,21 +74,21 @@ def index(
 
     What a folder was last indexed with is remembered; only what is given anew changes.
     """
-    from qwen_rerank.cli.show import errors
+    from qwen_rerank.cli.show import counted, errors
     from qwen_rerank.errors import InvalidInputError
     from qwen_rerank.folders import forget_folder, sync_folder
-    from qwen_rerank.folders.records import resolve_paths
+    from qwen_rerank.folders.records import paths_to_record
     from qwen_rerank.models.names import SHIPPED
     from qwen_rerank.store.opening import built_with, holds_nothing
 
     is_new = holds_nothing(store)
     if remove is not None:
         with _opened(store, embedder, index_kind, is_new=False) as opened:
-            errors.print(f"{forget_folder(opened, remove)} passages removed.", highlight=False)
+            errors.print(f"{counted(forget_folder(opened, remove), 'passage')} removed.", highlight=False)
         return
     if not source:
         raise InvalidInputError("no folder was named; give at least one folder or file to index.")
-    resolve_paths(source)  # before a store is made, which a misspelt folder would leave behind, empty
+    paths_to_record(source)  # before a store is made, which a misspelt folder would leave behind, empty
     settings: dict[str, Any] = {
         "tokens": tokens,
         "overlap": overlap,
@@ -112,7 +112,7 @@ def index(
             f"no document found in {', '.join(map(str, source))}; what was left out is listed above."
         )
     if not dry_run:
-        errors.print(f"{store} now holds {n_documents} passages. Next:", highlight=False)
+        errors.print(f"{store} now holds {counted(n_documents, 'passage')}. Next:", highlight=False)
         # With a shipped embedder the shipped reranker too: the default would go to the model hub.
         own = f" --model {name}" if (name := built_with(store)) in SHIPPED else ""
         errors.print(
@@ -125,14 +125,14 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a store holds: its folders, how each is read, files and passages, and the embedder."""
-    from qwen_rerank.cli.show import console, json_line
+    from qwen_rerank.cli.show import console, counted, json_line
     from qwen_rerank.folders.records import folders_of
     from qwen_rerank.store import FaissStore
 
     with FaissStore.open(store, None, read_only=True) as opened:
         inventory, folders = folders_of(opened)
         facts = opened.statistics()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "folder": one.label,
             "path": str(one.path) if one.path else None,
@@ -148,12 +148,12 @@ def status(
     if as_json:
         json_line(whole)
         return
-    console.print(f"{facts.documents} documents, embedder {facts.embedder or '(none)'}", highlight=False)
+    console.print(f"{counted(facts.documents, 'document')}, embedder {facts.embedder or '(none)'}", highlight=False)
     for row in rows:
         gone = "" if row["there"] else " (not there now)"
         console.print(
-            f"  {row['folder']}: {row['files']} files, {row['passages']} passages of up to {row['tokens']} tokens, "
-            f"from {row['path'] or 'an unknown place'}{gone}",
+            f"  {row['folder']}: {counted(row['files'], 'file')}, {counted(row['passages'], 'passage')} of up to "
+            f"{row['tokens']} tokens, from {row['path'] or 'an unknown place'}{gone}",
             highlight=False,
             markup=False,
         )
@@ -191,7 +191,7 @@ def _discard(store: Path) -> None:
 @contextmanager
 def _bar() -> Iterator[Callable[[Progress], None] | None]:
     """Give what shows how far a run is, and how long it will take; nothing where nobody looks."""
-    from qwen_rerank.cli.show import errors
+    from qwen_rerank.cli.show import counted, errors
 
     if not errors.is_terminal:
         yield None
@@ -201,10 +201,12 @@ def _bar() -> Iterator[Callable[[Progress], None] | None]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("files")
+        task = bar.add_task("files", total=None)
 
         def show(at: Progress) -> None:
-            bar.update(task, completed=at.files, total=at.n_files, description=f"{at.passages} passages · files")
+            bar.update(
+                task, completed=at.files, total=at.n_files, description=f"{counted(at.passages, 'passage')} · files"
+            )
 
         yield show
 
@@ -216,16 +218,19 @@ def _print_report(report: SyncReport, *, verbose: bool) -> None:
     changed = [one for one in report.files if verbose or one.change != "unchanged"]
     for one in changed if verbose else changed[:_LINES]:
         notes = f" ({', '.join(one.notes)})" if one.notes else ""
-        show.say(f"  {one.change:9}  {one.source}" + (f"  {one.passages} passages{notes}" if one.kind else ""))
+        show.say(
+            f"  {one.change:9}  {one.source}"
+            + (f"  {show.counted(one.passages, 'passage')}{notes}" if one.kind else "")
+        )
     if len(changed) > _LINES and not verbose:
-        show.say(f"  … and {len(changed) - _LINES} more files; --verbose lists them")
+        show.say(f"  … and {show.counted(len(changed) - _LINES, 'more file')}; --verbose lists them")
     for label, (before, after) in report.moved.items():
         show.say(f"{label} moved: {before} → {after}")
     for label in report.replaced:
         show.say(f"{label} lies in a folder that is indexed now, and went into it")
     show.left_out(report.skipped, verbose=verbose)
     counts = ", ".join(f"{count} {name}" for name, count in report.counts.items() if count) or "no files"
-    passages = f"{report.embedded} passages embedded, {report.reused} kept their vector, {report.deleted} removed"
+    passages = f"{show.counted(report.embedded, 'passage')} embedded, {report.reused} kept their vector, {report.deleted} removed"
     would = "Nothing was written; a run would give: " if report.dry_run else ""
     show.errors.print(escape(f"{would}{counts}; {passages}; {len(report.skipped)} skipped"), highlight=False)
 

@@ -108,7 +108,9 @@ def search(
                 )
             # All are ranked: the table also shows where those went that are not among the best.
             retriever = TwoStageRetriever(opened, reranker, top_k=top_k, top_n=top_k)
-            with show.waiting(f"searching {len(opened)} passages, reranking up to {min(top_k, len(opened))} …"):
+            with show.waiting(
+                f"searching {show.counted(len(opened), 'passage')}, reranking up to {min(top_k, len(opened))} …"
+            ):
                 rounds = retriever.retrieve_rounds(query, filter=kept)
             hits = [
                 show_passages.Answer(hit, rounds.candidates[hit.index].rank, *around(opened, hit.document, context))
@@ -202,7 +204,7 @@ def rerank(
         long_documents=long_documents,
         on_error="last",
     )
-    with show.waiting(f"reranking {len(documents)} documents …"):
+    with show.waiting(f"reranking {show.counted(len(documents), 'document')} …"):
         results = reranker.rerank(query, documents, top_n=top_n)
     if as_json:
         show.as_json(results)
@@ -215,7 +217,8 @@ def _from_files(source: list[Path], text_column: str | None) -> list[Document]:
     from qwen_rerank.folders import read_files
 
     reading = read_files(source, text_column=text_column)
-    show.say(f"{reading.n_files} files, {len(reading.documents)} documents, {len(reading.skipped)} skipped")
+    files, documents = show.counted(reading.n_files, "file"), show.counted(len(reading.documents), "document")
+    show.say(f"{files}, {documents}, {len(reading.skipped)} skipped")
     show.left_out(reading.skipped)
     if not reading.documents:
         raise InvalidInputError(

@@ -47,6 +47,11 @@ def snippet(text: str) -> str:
     return escape(line if len(line) <= _SNIPPET_CHARS else line[: _SNIPPET_CHARS - 1].rstrip() + "…")
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number and what it counts, as "1 file" and "2 files"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """Return a text on one line, without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -73,7 +78,7 @@ def left_out(skipped: Sequence[Skipped], *, verbose: bool = False) -> None:
         say(f"  skipped {count}{reason}: {', '.join(names if verbose else names[:_NAMES])}{more}")
     for name, rows in by_file.items():
         row, reason = rows[0]
-        say(f"  skipped {len(rows)} rows of {name}; the first is {row}: {reason}")
+        say(f"  skipped {counted(len(rows), 'row')} of {name}; the first is {row}: {reason}")
         for row, reason in rows[1:] if verbose else ():
             say(f"    {row}: {reason}")
 
@@ -91,7 +96,7 @@ def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True, 
         right: Id of the document that is known to answer the question; it carries a mark.
     """
     candidates, results = rounds.candidates, rounds.ranked
-    table = _rounds_table(query, f"{len(candidates)} candidates", ["round 1", "round 2"], ids=ids)
+    table = _rounds_table(query, counted(len(candidates), "candidate"), ["round 1", "round 2"], ids=ids)
     shown, later = results[:n_rows], {hit.index: hit for hit in results[n_rows:]}
     for hit in shown:
         before = candidates[hit.index].rank
@@ -111,7 +116,7 @@ def two_rounds(query: str, rounds: TwoRounds, *, n_rows: int, ids: bool = True, 
 
 def one_round(query: str, results: Sequence[RankedDocument], *, n_candidates: int) -> Table:
     """Return a table of reranked documents that no first stage had put in order."""
-    table = _rounds_table(query, f"{n_candidates} documents", ["rank"], ids=True)
+    table = _rounds_table(query, counted(n_candidates, "document"), ["rank"], ids=True)
     for hit in results:
         table.add_row(f"[bold]{hit.rank}[/]", *_verdict(hit, ids=True), _text(hit))
     return table

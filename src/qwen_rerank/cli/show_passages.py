@@ -64,7 +64,7 @@ def as_markdown(query: str, answers: Sequence[Answer]) -> None:
 def as_blocks(query: str, answers: Sequence[Answer], *, n_candidates: int) -> None:
     """Print the answers for people."""
     console = show.console
-    title = Text.assemble((query, "bold"), (f"  {n_candidates} candidates", "dim"))
+    title = Text.assemble((query, "bold"), (f"  {show.counted(n_candidates, 'candidate')}", "dim"))
     console.print(title)
     for one in answers:
         document, hit = one.hit.document, one.hit

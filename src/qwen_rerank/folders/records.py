@@ -16,7 +16,7 @@ from qwen_rerank.checks import check_text
 from qwen_rerank.documents import write_whole
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.folders.cutting import CutSettings
-from qwen_rerank.folders.walk import Selection
+from qwen_rerank.folders.walk import Selection, is_unicode, shown
 from qwen_rerank.regular_files import read_regular
 from qwen_rerank.store import FaissStore
 from qwen_rerank.types import Document
@@ -228,6 +228,20 @@ def resolve_paths(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     if not found:
         raise InvalidInputError("paths is empty; give at least one folder or file.")
     return [one for one in dict.fromkeys(found) if not any(other in one.parents for other in found)]
+
+
+def paths_to_record(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return absolute paths as `resolve_paths` does, of which a store can keep the names.
+
+    Raises:
+        InvalidInputError: If one does not exist, or a name in it is no Unicode.
+    """
+    found = resolve_paths(paths)
+    for path in found:
+        for one in (path, *path.parents):
+            if not is_unicode(one.name):
+                raise InvalidInputError(f"{shown(str(one))} cannot be indexed: its name is no Unicode; rename it.")
+    return found
 
 
 def scopes(

@@ -24,7 +24,7 @@ from qwen_rerank.folders.records import (
     Scope,
     digest,
     folders_of,
-    resolve_paths,
+    paths_to_record,
     scopes,
     text_key,
     write_folders,
@@ -153,7 +153,7 @@ def sync_folder(
         "gitignore": gitignore,
         "hidden": hidden,
     }
-    wanted, replaced = scopes(resolve_paths(paths), folders, inventory, given)
+    wanted, replaced = scopes(paths_to_record(paths), folders, inventory, given)
     report = SyncReport(dry_run=dry_run, moved=_moves(before, folders))
     if not dry_run:
         store.delete([])  # a store that cannot be written is an error before its folders are
@@ -221,14 +221,16 @@ class _Run:
         self._gone: list[str] = []  # removed at the end, so that a file that was renamed finds its vectors
         self._touched: dict[str, dict[str, Any]] = {}
         self._unread: list[Path] = []  # what could not be looked into now
+        self._looked_at = 0
 
     def read(self, scope: Scope) -> None:
         """Bring one folder, or a part of it, in step."""
         known = self._inventory.files.get(scope.folder.label, {})
         seen: set[str] = set()
         found = list(walk(scope.root, scope.start, scope.folder.settings.selection))
+        n_files = self._looked_at + len(found)
         with Converter(text_column=scope.folder.settings.text_column) as converter:
-            for number, one in enumerate(found):
+            for one in found:
                 if one.reason is not None:
                     self._skip(scope, one.name, one.reason)
                     if one.unknown:
@@ -237,7 +239,8 @@ class _Run:
                         seen |= {name for name in known if one.holds(name)}
                 elif self._read_file(scope, one, known.get(one.name), converter):
                     seen.add(one.name)
-                self._say(number + 1, len(found))
+                self._looked_at += 1
+                self._say(n_files)
         self.forget(
             scope.folder.label,
             {name: record for name, record in known.items() if name not in seen and scope.covers(name)},
@@ -258,6 +261,7 @@ class _Run:
     def finish(self) -> None:
         """Write what is left, and remove what vanished."""
         self._flush()
+        self._say(self._looked_at)
         self._report.deleted += len(self._gone)
         if self._report.dry_run:
             return
@@ -369,9 +373,9 @@ class _Run:
     def _skip(self, scope: Scope, name: str, reason: str) -> None:
         self._report.skipped.append(Skipped(f"{scope.folder.label}/{shown(name)}", reason))
 
-    def _say(self, files: int, n_files: int) -> None:
+    def _say(self, n_files: int) -> None:
         if self._progress is not None:
-            self._progress(Progress(files, n_files, self._report.embedded + self._report.reused))
+            self._progress(Progress(self._looked_at, n_files, self._report.embedded + self._report.reused))
 
 
 def passages_of(label: str, name: str, passages: Sequence[Passage], file: dict[str, Any]) -> list[Document]:

@@ -129,7 +129,7 @@ def _reason(
     path: Path, root: Path, selection: Selection, rules: Sequence[tuple[Path, Any]], *, folder: bool
 ) -> str | None:
     name = _name(path, root)
-    if name != _printable(name):
+    if not is_unicode(name):
         return "its name is no Unicode; rename it"
     if not selection.hidden and path.name.startswith("."):
         return "hidden"
@@ -209,9 +209,9 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _printable(name: str) -> str:
-    """Return a name as UTF-8 can carry it; bytes of another encoding are replaced."""
-    return name.encode("utf-8", "replace").decode()
+def is_unicode(name: str) -> bool:
+    """Return whether UTF-8 can carry a name; bytes of another encoding it cannot."""
+    return name == name.encode("utf-8", "replace").decode()
 
 
 def shown(name: str) -> str:
