@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from qwen_rerank import Calibration, Reranker, __version__
 from qwen_rerank.cli import app, main, options, show
-from qwen_rerank.cli.demo import DEMO_EMBEDDER, DEMO_MODEL
+from qwen_rerank.cli.demo import DEMO_EMBEDDER, DEMO_MODEL, as_typed
 from qwen_rerank.errors import InvalidInputError, ScorerError
 from qwen_rerank.pipeline import TwoRounds
 from qwen_rerank.samples import LANGUAGES, load_demo_results
@@ -202,6 +202,20 @@ def test_the_demo_shows_its_cases_with_the_right_passage_and_the_whole_count():
             f"in {counts['before']} → {counts['after']} of 60 questions, by the first round → by both, with {DEMO_MODEL}"
             in text
         )
+
+
+def test_the_demo_names_the_program_as_it_can_be_typed(tmp_path, monkeypatch):
+    program = tmp_path / ".venv" / "bin" / "qwen-rerank"
+    program.parent.mkdir(parents=True)
+    program.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    typed = []
+    for path in ("/nowhere", str(program.parent)):
+        monkeypatch.setenv("PATH", path)
+        typed.append(as_typed())
+
+    assert typed == [".venv/bin/qwen-rerank", "qwen-rerank"]
 
 
 def test_the_demos_counts_are_those_of_the_model_that_ships():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -150,10 +153,22 @@ def _introduction(model: str, embedder: str) -> str:
 
 
 def _next_steps(model: str, embedder: str) -> str:
+    name = as_typed()
     return (
-        "Count all questions yourself:  qwen-rerank demo --all\n"
-        "The real model:                qwen-rerank demo --model Qwen/Qwen3-Reranker-0.6B   (needs the extra `local`)\n"
-        f"Your own files:                qwen-rerank index FOLDER --store my-store --embedder {embedder}\n"
-        f'                               qwen-rerank search my-store "your question" --model {model}\n'
-        "What this machine can run:     qwen-rerank doctor"
+        f"Count all questions yourself:  {name} demo --all\n"
+        f"The real model:                {name} demo --model Qwen/Qwen3-Reranker-0.6B   (needs the extra `local`)\n"
+        f"Your own files:                {name} index FOLDER --store my-store --embedder {embedder}\n"
+        f'                               {name} search my-store "your question" --model {model}\n'
+        f"What this machine can run:     {name} doctor"
     )
+
+
+def as_typed() -> str:
+    """Return this program as it can be typed here: by its name, or by its path where PATH leads to none or another."""
+    own = Path(sys.executable).with_name("qwen-rerank")  # on Windows its suffix may be left out
+    on_path = shutil.which("qwen-rerank")
+    if (on_path and Path(on_path).parent == own.parent) or not shutil.which(str(own)):
+        return "qwen-rerank"
+    if own.is_relative_to(Path.cwd()):
+        own = own.relative_to(Path.cwd())
+    return f'"{own}"' if sys.platform == "win32" else shlex.quote(str(own))
