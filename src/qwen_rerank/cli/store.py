@@ -160,9 +160,11 @@ def tune(
 @app.command()
 def compact(store: Folder) -> None:
     """Build the indexes again without deleted documents, and give their space back."""
+    from qwen_rerank.cli.show import counted
+
     with _open(store) as opened:
         opened.compact()
-        _say(f"{store} holds {len(opened)} documents.")
+        _say(f"{store} holds {counted(len(opened), 'document')}.")
 
 
 @app.command()
@@ -181,11 +183,12 @@ def delete(
 @app.command(name="export")
 def export_(store: Folder, target: Annotated[Path, typer.Argument(help="Folder for the export.")]) -> None:
     """Write index.faiss and documents.jsonl, which FAISS and LangChain's store load."""
+    from qwen_rerank.cli.show import counted
     from qwen_rerank.store import export_store
 
     with _open(store, read_only=True) as opened:
         count = export_store(opened, target)
-    _say(f"{count} documents with their vectors are in {target}.")
+    _say(f"{counted(count, 'document')} and their vectors are in {target}.")
 
 
 @app.command(name="import")
@@ -199,6 +202,7 @@ def import_(
     """Take documents with their vectors from an export, or from a folder of LangChain's FAISS store (nothing is unpickled)."""
     from tqdm import tqdm
 
+    from qwen_rerank.cli.show import counted
     from qwen_rerank.store import FaissStore, read_export
     from qwen_rerank.store.opening import holds_nothing
 
@@ -209,7 +213,7 @@ def import_(
         for start in tqdm(range(0, len(read.documents), _BATCH), desc="import", disable=None):
             some = slice(start, start + _BATCH)
             opened.upsert(read.documents[some], vectors=read.vectors[some])
-        _say(f"{len(read.documents)} documents imported; {store} holds {len(opened)}.")
+        _say(f"{counted(len(read.documents), 'document')} imported; {store} holds {len(opened)}.")
 
 
 def _open(store: Path, *, embedder: Embedder | None = None, read_only: bool = False) -> FaissStore:
