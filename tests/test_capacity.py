@@ -73,6 +73,19 @@ def test_a_wrong_number_is_named(wrong, message):
         make_plan(SPEED, **{"requests_per_s": 1, "documents": 1, "tokens": 1, **wrong})
 
 
+@pytest.mark.parametrize("model", ["simulated", "plan"])
+def test_the_page_says_of_the_real_server_what_was_measured(model):
+    """The page: at all three loads median and throughput agreed within 20 %, the 99th percentile within the runs."""
+    loads = json.loads((ROOT / "eval/serving/results/capacity.json").read_text())["figures"]["loads"]
+
+    assert [one["load"] for one in loads] == [0.3, 0.6, 0.8]
+    for one in loads:
+        for figure in ("p50", "throughput_per_s"):
+            assert one[model][figure] == pytest.approx(one["measured"][figure], rel=0.2)
+        lowest, highest = one["p99_of_the_runs_ms"]
+        assert lowest <= one[model]["p99"] <= highest
+
+
 def test_the_shipped_speeds_are_those_that_were_measured():
     """Users have no eval folder; what ships is a copy of its figures."""
     shipped = {speed.name: speed.documents_per_s for speed in shipped_speeds()}
