@@ -119,7 +119,7 @@ def killed_again_and_again(
     return {**counts, "seconds": round(time.monotonic() - began, 1)}
 
 
-def scaling(corpus: Path, folder: Path) -> list[dict[str, Any]]:
+def scaling(corpus: Path, folder: Path, *, embedder: str) -> list[dict[str, Any]]:
     """Return the speed of embedding with one and with two raylets of one CPU each."""
     found = []
     for raylets in (1, 2):
@@ -129,7 +129,7 @@ def scaling(corpus: Path, folder: Path) -> list[dict[str, Any]]:
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         output = folder / f"raylets-{raylets}"
         began = time.monotonic()
-        status = embed_corpus(corpus, output, workers=raylets, embedder="pocket", block_rows=20)
+        status = embed_corpus(corpus, output, workers=raylets, embedder=embedder, block_rows=20)
         seconds = time.monotonic() - began
         times = sorted(entry.stat().st_mtime for entry in (output / "manifest").iterdir())
         nodes = len(ray.nodes())
@@ -154,6 +154,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=400, help="after which no further driver is killed")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--embedder", default="pocket", help="of the scaling; a slow one shows the workers, not the driver"
+    )
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -175,7 +178,8 @@ def main() -> None:
             "one_process_seconds": round(alone_seconds, 1),
             "asked_driver_kills": given.kills,
             "killed": killed,
-            "scaling": scaling(corpus, folder),
+            "scaling": scaling(corpus, folder, embedder=given.embedder),
+            "scaling_embedder": given.embedder,
             "ray": ray.__version__,
             "load_average": os.getloadavg(),
             "environment": environment(),
