@@ -279,13 +279,6 @@ def _json(metadata: Mapping[str, Any]) -> str:
         raise InvalidInputError(f"metadata cannot be written as JSON ({exc}).") from exc
 
 
-def _is_finite(value: object) -> bool:
-    try:
-        return is_finite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
-
-
 def _candidates(row: Row, number: int, query_id: str, rejects: list[Reject]) -> list[Candidate]:
     """Return the candidates of a row; one that is none is added to `rejects`, and the others stay."""
     found: list[Candidate] = []
@@ -297,7 +290,7 @@ def _candidates(row: Row, number: int, query_id: str, rejects: list[Reject]) -> 
                 )
             values = {name: value for name, value in given.items() if value is not None}
             score = values.pop("score", None)
-            if score is not None and not _is_finite(score):
+            if score is not None and not is_finite(score):
                 told = repr(score)[:40]
                 raise InvalidInputError(f"candidates[{rank - 1}] has the score {told}; give a finite number or none.")
             document = document_of(values)
