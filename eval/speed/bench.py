@@ -16,6 +16,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,16 +75,21 @@ def main() -> int:
     engine = contestants["engine"]
     report = {**header(options, model, contestants, dtype), "not_run": not_run}
     encoder = PromptEncoder(PromptTokenizer((options.tokenizer / "tokenizer.json").read_text()))
-    report["peak_flops_before"] = report["peak_flops_after"] = peaks(contestants, options.device, dtype)
+    formats = sorted({str(dtype).removeprefix("torch."), *(FORMATS[name] for name in contestants if name in FORMATS)})
+    report["peak_flops_before"] = report["peak_flops_after"] = peaks(formats, options.device)
     for workload in workloads:
         report["workloads"][workload.name] = run(workload, contestants, engine, encoder, options)
+        if workload.name == ONE_QUERY and options.formats:
+            for name in ONCE:  # not needed again, and the machine's memory is
+                if name in contestants:
+                    contestants.pop(name).scorer.close()
         finish(report)
         save(report, options.out)
     if not options.quick and not options.formats:
         report["callers"] = callers(engine, words, small=options.device == "cpu")
         if options.device.startswith("cuda"):
             report["queue"] = asyncio.run(queue(engine, words))
-    report["peak_flops_after"] = peaks(contestants, options.device, dtype)
+    report["peak_flops_after"] = peaks(formats, options.device)
     finish(report)
     save(report, options.out)
     print(table(report))
@@ -227,10 +233,9 @@ def header(options: argparse.Namespace, model: Any, contestants: dict[str, Any],
     }
 
 
-def peaks(contestants: dict[str, Contestant], device: str, dtype: torch.dtype) -> dict[str, float]:
+def peaks(formats: Sequence[str], device: str) -> dict[str, float]:
     """Return the matmul peak of every number format that a contestant computes in."""
-    formats = {str(dtype).removeprefix("torch."), *(FORMATS[name] for name in contestants if name in FORMATS)}
-    return {name: matmul_peak(device, getattr(torch, name)) for name in sorted(formats)}
+    return {name: matmul_peak(device, getattr(torch, name)) for name in formats}
 
 
 def run(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from contestants import NO, YES, Contestant, as_checkpoint
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention, silu
+from transformers import AutoModelForCausalLM
 
 from qwen_rerank.prompt import DEFAULT_INSTRUCTION, PREFIX, SUFFIX, PromptEncoder, PromptTokenizer
 from qwen_rerank.scorers.qwen.model import rotary_table
@@ -131,7 +134,11 @@ class PaddedModel(torch.nn.Module):
         super().__init__()
         checkpoint = as_checkpoint(model, tokenizer)
         self.shape, self.head = checkpoint.config, checkpoint.head
-        self._weights = {name: weight.detach().float() for name, weight in checkpoint.weights.items()}
+        # Buffers, and matrices as ONNX multiplies them, `(in, out)`: ONNX Runtime quantises neither constants of the
+        # graph nor what is behind a transposition.
+        for name, weight in checkpoint.weights.items():
+            exact = weight.detach().float()
+            self.register_buffer(name.replace(".", "_"), exact.t().contiguous() if "_proj" in name else exact)
         half = rotary_table(self.shape, longest)
         self._cosine, self._sine = (torch.cat([part, part], dim=1) for part in half)
 
@@ -142,7 +149,7 @@ class PaddedModel(torch.nn.Module):
         order = torch.ones_like(mask[:1]).cumsum(1)
         seen = (order[:, None, None, :] <= order[:, None, :, None]) & (mask[:, None, None, :] > 0)
         bias = torch.where(seen, 0.0, -1e4)
-        hidden = self._weights["model.embed_tokens.weight"][ids]
+        hidden = self._weight("model.embed_tokens")[ids]
         for i in range(self.shape.n_layers):
             hidden = hidden + self._attention(f"model.layers.{i}.", hidden, cosine, sine, bias)
             at = f"model.layers.{i}."
@@ -179,10 +186,13 @@ class PaddedModel(torch.nn.Module):
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         # Written out: ONNX's operator set 17 has no such operation.
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.shape.rms_norm_eps)
-        return x * scale * self._weights[f"{name}.weight"]
+        return x * scale * self._weight(name)
+
+    def _weight(self, name: str) -> torch.Tensor:
+        return self.get_buffer(f"{name}.weight".replace(".", "_"))
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return linear(x, self._weights[f"{name}.weight"])
+        return x @ self._weight(name)
 
 
 class PaddedPeer(Contestant):
@@ -227,31 +237,80 @@ class PaddedPeer(Contestant):
         return {str(size): round(seconds, 4) for size, seconds in tried.items()}
 
 
+def converted(convert: Callable[[Path, Path], None], model: Any, tokenizer: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder with what `convert` wrote, in a process of its own: float32 copies must not stay beside the contestants."""
+    folder = tempfile.TemporaryDirectory()
+    model.save_pretrained(folder.name)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(convert, Path(folder.name), tokenizer).result()
+    return folder
+
+
+def saved_model(folder: Path, tokenizer: Path) -> PaddedModel:
+    """Return a saved model as converters read it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    return PaddedModel(model, tokenizer, longest=4096)
+
+
+EXAMPLE = (torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64))
+
+
+@torch.no_grad()
+def convert_for_openvino(folder: Path, tokenizer: Path) -> None:
+    """Write `small.xml`: weights in 8 bits by NNCF."""
+    import nncf
+    import openvino
+
+    found = openvino.convert_model(saved_model(folder, tokenizer), example_input=EXAMPLE, input=[[-1, -1], [-1, -1]])
+    openvino.save_model(nncf.compress_weights(found, mode=nncf.CompressWeightsMode.INT8_SYM), folder / "small.xml")
+
+
 class OpenVino(PaddedPeer):
     """OpenVINO with 8-bit weights of NNCF, and rows that its CPU plugin quantises as they come."""
 
     def __init__(self, model: Any, tokenizer: Path, *, threads: int, **options: Any) -> None:
         super().__init__(tokenizer, **options)
-        import nncf
         import openvino
 
-        example = (torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64))
-        with torch.no_grad():
-            found = openvino.convert_model(
-                PaddedModel(model, tokenizer, longest=4096), example_input=example, input=[[-1, -1], [-1, -1]]
-            )
-        found = nncf.compress_weights(found, mode=nncf.CompressWeightsMode.INT8_SYM)
+        self._folder = converted(convert_for_openvino, model, tokenizer)
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
         }
-        self._compiled = openvino.Core().compile_model(found, "CPU", settings)
+        self._compiled = openvino.Core().compile_model(Path(self._folder.name) / "small.xml", "CPU", settings)
 
     def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return log-odds `(n,)`."""
         found: np.ndarray = self._compiled([ids, mask])[0]
         return found
+
+
+@torch.no_grad()
+def convert_for_onnxruntime(folder: Path, tokenizer: Path) -> None:
+    """Write `small.onnx`: weights in 8 bits, one scale an output row."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    axes = {0: "prompts", 1: "length"}
+    torch.onnx.export(
+        saved_model(folder, tokenizer),
+        EXAMPLE,
+        folder / "exact.onnx",
+        input_names=["ids", "mask"],
+        output_names=["scores"],
+        dynamic_axes={"ids": axes, "mask": axes, "scores": {0: "prompts"}},
+        dynamo=False,
+        opset_version=17,
+        external_data=True,
+    )
+    quantize_dynamic(
+        folder / "exact.onnx",
+        folder / "small.onnx",
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+    )
 
 
 class OnnxRuntime(PaddedPeer):
@@ -260,35 +319,12 @@ class OnnxRuntime(PaddedPeer):
     def __init__(self, model: Any, tokenizer: Path, *, threads: int, **options: Any) -> None:
         super().__init__(tokenizer, **options)
         import onnxruntime
-        from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        self._folder = tempfile.TemporaryDirectory()
-        exact, small = (str(Path(self._folder.name) / name) for name in ("exact.onnx", "int8.onnx"))
-        example = (torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64))
-        axes = {0: "prompts", 1: "length"}
-        with torch.no_grad():
-            torch.onnx.export(
-                PaddedModel(model, tokenizer, longest=4096),
-                example,
-                exact,
-                input_names=["ids", "mask"],
-                output_names=["scores"],
-                dynamic_axes={"ids": axes, "mask": axes, "scores": {0: "prompts"}},
-                dynamo=False,
-                opset_version=17,
-                external_data=True,
-            )
-        quantize_dynamic(
-            exact,
-            small,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=True,
-        )
+        self._folder = converted(convert_for_onnxruntime, model, tokenizer)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(small, settings, providers=["CPUExecutionProvider"])
+        path = str(Path(self._folder.name) / "small.onnx")
+        self._session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
     def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return log-odds `(n,)`."""

@@ -43,6 +43,7 @@ def fetch(work: Path) -> None:
             subprocess.run(["apt-get", "download", name], cwd=download, check=True)
         unfinished = folder.with_name(f"{name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         subprocess.run(["dpkg", "-x", *download.glob(f"{name}_*.deb"), unfinished], check=True)
         unfinished.rename(folder)
 

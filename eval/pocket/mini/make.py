@@ -61,7 +61,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
     texts = [f"texts/{kind}.{language}.jsonl.xz" for kind in ("passages", "queries") for language in ("en", "zh")]
     results = ("--cache", work / "scores", "--output", work / "results")
     every = ("--every", options.every)
-    batch = ("--batch", max(2, round(BATCH * options.scale)))
+    batch = ("--batch", options.batch or max(2, round(BATCH * options.scale)))
 
     def training(name: str, run: dict) -> Step:
         count = options.steps or max(4, round(run["steps"] * options.scale))
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of a CPU; another number gives other last bits")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=["one"], help="more than one: averages too")
     parser.add_argument("--steps", type=int, help="of each run, in place of those that the shipped model took")
+    parser.add_argument("--batch", type=int, help="lists of a step, in place of 96")
     parser.add_argument("--scale", type=float, default=1.0, help="share of texts, steps and questions, for a rehearsal")
     parser.add_argument("--every", type=float, default=600, help="seconds between a training's checkpoints")
     parser.add_argument("--whole", action="store_true", help="measure the weights as trained as well, in torch")
