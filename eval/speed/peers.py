@@ -291,11 +291,12 @@ def convert_for_onnxruntime(folder: Path, tokenizer: Path) -> None:
     """Write `small.onnx`: weights in 8 bits, one scale an output row."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    exact, small = (str(folder / name) for name in ("exact.onnx", "small.onnx"))  # above 2 GiB no Path is taken
     axes = {0: "prompts", 1: "length"}
     torch.onnx.export(
         saved_model(folder, tokenizer),
         EXAMPLE,
-        folder / "exact.onnx",
+        exact,
         input_names=["ids", "mask"],
         output_names=["scores"],
         dynamic_axes={"ids": axes, "mask": axes, "scores": {0: "prompts"}},
@@ -304,8 +305,8 @@ def convert_for_onnxruntime(folder: Path, tokenizer: Path) -> None:
         external_data=True,
     )
     quantize_dynamic(
-        folder / "exact.onnx",
-        folder / "small.onnx",
+        exact,
+        small,
         op_types_to_quantize=["MatMul"],
         per_channel=True,
         weight_type=QuantType.QInt8,

@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import silu
 
 from qwen_rerank import QwenScorer
 from qwen_rerank.errors import InvalidInputError
-from qwen_rerank.scorers.qwen.quantization import MAX_ERROR, Int8Matrix, Trial, check_int8, int8_works
+from qwen_rerank.scorers.qwen.quantization import (
+    MAX_ERROR,
+    GroupedInt8Matrix,
+    Int8Matrix,
+    Trial,
+    check_int8,
+    int8_works,
+)
 
 TEXTS = ["Beijing is the capital of China.", "北京是中华人民共和国的首都。" * 6, "", "no " * 300]
 
@@ -54,8 +62,24 @@ def test_an_int8_product_is_the_slow_one(n_rows, dtype, allowed):
 
 @works
 @torch.inference_mode()
-def test_an_int8_product_is_added_in_place_to_some_rows():
-    total, rows, matrix = draw(9, 24), draw(4, 72), Int8Matrix(draw(24, 72))
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
+def test_a_product_in_groups_is_the_sum_of_the_slow_ones(dtype, allowed):
+    weight, rows = draw(5, 1536).to(dtype), draw(6, 1536).to(dtype)
+    weight[3, :512], rows[:2, 512:1024] = 0, 0
+    groups = [slice(start, start + 512) for start in (0, 512, 1024)]
+
+    found = GroupedInt8Matrix(weight)(rows)
+
+    assert found.dtype == dtype
+    expected = sum(slow_product(rows[:, group], weight[:, group]) for group in groups)
+    np.testing.assert_allclose(found.double().numpy(), expected, rtol=allowed, atol=1e-4)
+
+
+@works
+@torch.inference_mode()
+@pytest.mark.parametrize(("kind", "size"), [(Int8Matrix, 72), (GroupedInt8Matrix, 1024)])
+def test_an_int8_product_is_added_in_place_to_some_rows(kind, size):
+    total, rows, matrix = draw(9, 24), draw(4, size), kind(draw(24, size))
     expected = total.clone()
     expected[3:7] += matrix(rows)
     matrix.add_to(total[3:7], rows)
@@ -65,18 +89,20 @@ def test_an_int8_product_is_added_in_place_to_some_rows():
 
 @works
 @torch.inference_mode()
-@pytest.mark.parametrize("n_rows", [1, 130])
-def test_the_same_row_gives_the_same_bits_whatever_lies_beside_it(n_rows):
-    matrix, rows = Int8Matrix(draw(192, 64)), draw(600, 64)
+@pytest.mark.parametrize(("kind", "size"), [(Int8Matrix, 64), (GroupedInt8Matrix, 1024)])
+@pytest.mark.parametrize("n_rows", [0, 1, 130])
+def test_the_same_row_gives_the_same_bits_whatever_lies_beside_it(n_rows, kind, size):
+    matrix, rows = kind(draw(192, size)), draw(600, size)
 
     assert torch.equal(matrix(rows)[:n_rows], matrix(rows[:n_rows]))
 
 
 @works
 @torch.inference_mode()
+@pytest.mark.parametrize(("kind", "size"), [(Int8Matrix, 64), (GroupedInt8Matrix, 1024)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_row_that_is_no_number_stays_none_and_disturbs_no_other(value):
-    rows, matrix = draw(3, 64), Int8Matrix(draw(32, 64))
+def test_a_row_that_is_no_number_stays_none_and_disturbs_no_other(value, kind, size):
+    rows, matrix = draw(3, size), kind(draw(32, size))
     expected = matrix(rows)
     rows[1, 5] = value
     found = matrix(rows)
@@ -98,6 +124,19 @@ def test_a_matrix_with_outlier_channels_stays_exact(outlier, stays):
     torch.testing.assert_close(trial(rows), rows @ weight.T, rtol=1e-4, atol=1e-4)
     assert (trial.error > MAX_ERROR) == stays
     assert isinstance(trial.chosen, Int8Matrix) != stays
+
+
+@works
+@torch.inference_mode()
+def test_a_matrix_behind_a_gate_gets_a_scale_for_every_group_of_columns():
+    """`silu(gate) * up` is large here and there: one scale a row is too coarse, one a group is not."""
+    rows, weight = silu(draw(50, 3072)) * draw(51, 3072)[:50], draw(64, 3072)
+    trial, coarse = Trial("down", weight), Int8Matrix(weight)
+    exact = trial(rows)
+
+    error = (coarse(rows) - exact).norm(dim=1) / exact.norm(dim=1)
+    assert trial.error <= MAX_ERROR < error.mean()
+    assert isinstance(trial.chosen, GroupedInt8Matrix)
 
 
 @pytest.fixture(scope="module")

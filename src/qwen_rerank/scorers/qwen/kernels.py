@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import rms_norm, silu
 
 KV = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
 CosSin = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's position, each (n_rows, head_dim // 2)
@@ -54,12 +54,31 @@ class EagerOps:
         return silu(gate).mul_(up)
 
 
+def norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return the RMS norm of rows `(n_rows, size)` in their dtype, computed in float32 and rounded once.
+
+    On a CPU in bfloat16 PyTorch's own takes twice as long.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        normed: torch.Tensor = rms_norm(x, (x.shape[-1],), weight, eps)
+        return normed
+    out, step = torch.empty_like(x), max(1, _BLOCK // x.shape[-1])
+    for start in range(0, len(x), step):
+        rows = x[start : start + step].float()
+        out[start : start + step] = rows.mul_(_inverse_rms(rows, eps)).mul_(weight.float())
+    return out
+
+
+def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return what normalises the last dimension, `(..., 1)`."""
+    length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
 def _norm_rotate(x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float) -> torch.Tensor:
     """Return heads `(n_rows, heads, head_dim)`, normalised and rotated, all float32."""
     half, (cosine, sine) = x.shape[-1] // 2, cos_sin
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    normed = (x * scale).mul_(weight)
+    normed = (x * _inverse_rms(x, eps)).mul_(weight)
     first, second = normed.chunk(2, dim=-1)
     out = torch.empty_like(normed)
     torch.mul(first, cosine, out=out[..., :half]).addcmul_(second, sine, value=-1)
