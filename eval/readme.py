@@ -10,12 +10,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = "eval/speed/results/cpu-2-cores.json"
-# Every format, and peers in 8 bits; of the whole model where it has been measured, else of its first layers.
-FORMATS = next(
-    path
-    for path in ("eval/speed/results/formats-28-layers.json", "eval/speed/results/formats-8-layers.json")
-    if (ROOT / path).exists()
-)
+FORMATS = "eval/speed/results/formats-28-layers.json"  # every format, and peers in 8 bits
+LONG = "eval/speed/results/float32-28-layers-2000-tokens.json"
 GPU = "eval/speed/results/gpu-0.6B.json"
 PUBLISHED = "eval/published/qwen3-reranker.json"
 PICTURES = ROOT / "docs" / "pictures"
@@ -44,16 +40,17 @@ _COLOURS = {
 
 SPEED_TEXT = {
     "en": (
-        "On {threads} CPU cores the engine scores {recipe:.1f} times as many documents a second as the model card's code, {st:.1f} times as many as "
-        "sentence-transformers at its best batch size and {vllm:.2f} times vLLM, which is ahead on 2,000 tokens ({long:.2f} times); on one {gpu} {gpu_st:.1f} times "
-        "sentence-transformers (128 tokens a document, the 0.6B shape with random weights; [CPU]({cpu_path}), [GPU]({gpu_path}), [what was tried](eval/speed/LOG.md)). In bfloat16, as checkpoints come, it scores {bf16_st:.2f} times as many as "
-        'sentence-transformers and {bf16_vllm:.2f} times vLLM, and `quantize="int8"` {int8:.2f} times its own bfloat16 ([formats]({formats_path})).'
+        "In bfloat16, as checkpoints come, the engine scores on {threads} CPU cores {st_low:.1f} to {st_high:.1f} times as many documents a second as "
+        "sentence-transformers at its best batch size and {vllm_low:.2f} to {vllm_high:.2f} times as many as vLLM (20 to 2,000 tokens a document), and "
+        '`quantize="int8"` {int8_low:.1f} to {int8_high:.1f} times its own bfloat16 ([formats]({formats_path})); in float32 {recipe:.1f} times as many as the model card\'s code, {st:.1f} times '
+        "sentence-transformers and {vllm:.2f} times vLLM (128 tokens, [figures]({cpu_path}); {long:.2f} times at 2,000, [later]({long_path})); on one {gpu} {gpu_st:.1f} times "
+        "sentence-transformers (128 tokens, [GPU]({gpu_path})). All with random weights of the 0.6B shape; [what was tried](eval/speed/LOG.md)."
     ),
     "zh": (
-        "在 {threads} 个 CPU 核上，引擎每秒打分的文档数是模型卡代码的 {recipe:.1f} 倍、sentence-transformers（取其最佳批大小）的 {st:.1f} 倍、vLLM 的 {vllm:.2f} 倍（2,000 token 时 vLLM 更快，是引擎的 {long:.2f} 倍）；"
-        "在一块 {gpu} 上是 sentence-transformers 的 {gpu_st:.1f} 倍（每篇 128 token，0.6B 的形状、随机权重；"
-        "[CPU 数据]({cpu_path})、[GPU 数据]({gpu_path})、[试过什么](eval/speed/LOG.md)）。检查点通常以 bfloat16 发布，此时是 sentence-transformers 的 {bf16_st:.2f} 倍、vLLM 的 {bf16_vllm:.2f} 倍；"
-        '`quantize="int8"` 是自身 bfloat16 的 {int8:.2f} 倍（[各格式]({formats_path})）。'
+        "检查点通常以 bfloat16 发布：此时在 {threads} 个 CPU 核上，引擎每秒打分的文档数是 sentence-transformers（取其最佳批大小）的 {st_low:.1f} 到 {st_high:.1f} 倍、vLLM 的 {vllm_low:.2f} 到 "
+        '{vllm_high:.2f} 倍（每篇 20 到 2,000 token），`quantize="int8"` 又是自身 bfloat16 的 {int8_low:.1f} 到 {int8_high:.1f} 倍（[各格式]({formats_path})）；'
+        "float32 是模型卡代码的 {recipe:.1f} 倍、sentence-transformers 的 {st:.1f} 倍、vLLM 的 {vllm:.2f} 倍（128 token，[数据]({cpu_path})；2,000 token 时 {long:.2f} 倍，[后来测的]({long_path})）；"
+        "在一块 {gpu} 上是 sentence-transformers 的 {gpu_st:.1f} 倍（128 token，[GPU 数据]({gpu_path})）。都用 0.6B 的形状、随机权重；[试过什么](eval/speed/LOG.md)。"
     ),
 }
 PUBLISHED_TEXT = {
@@ -83,7 +80,6 @@ PUBLISHED_HEADS = {
 }
 ALONE = {"en": "{} alone", "zh": "只用 {}"}
 CORES = {"en": "{threads} cores of an {cpu}", "zh": "{cpu} 的 {threads} 个核"}
-LAYERS = {"en": ", {} layers", "zh": "，{} 层"}
 UNITS = {"en": "documents a second", "zh": "每秒打分的文档数"}
 
 
@@ -98,19 +94,25 @@ def speed(language: str) -> str:
     over, gpu_over = (
         report["workloads"][_ONE_QUERY[path]]["engine_over"] for path, report in ((SPEED, cpu), (GPU, gpu))
     )
-    formats_over = read(FORMATS)["workloads"][_ONE_QUERY[FORMATS]]["engine_over"]
+    formats = [workload["engine_over"] for workload in read(FORMATS)["workloads"].values()]
+    st, vllm = ([ratios[name] for ratios in formats] for name in ("sentence-transformers", "vllm"))
+    int8 = [1 / ratios["engine-int8"] for ratios in formats]
     sentence = SPEED_TEXT[language].format(
         threads=cpu["hardware"]["threads"],
         recipe=over["recipe"],
         st=over["sentence-transformers"],
         vllm=over["vllm"],
-        long=1 / cpu["workloads"]["1x2x2000"]["engine_over"]["vllm"],
+        long=read(LONG)["workloads"]["1x2x2000"]["engine_over"]["vllm"],
         gpu=gpu["hardware"]["gpu"].split()[1],
         gpu_st=gpu_over["sentence-transformers"],
-        bf16_st=formats_over["sentence-transformers"],
-        bf16_vllm=formats_over["vllm"],
-        int8=1 / formats_over["engine-int8"],
+        st_low=min(st),
+        st_high=max(st),
+        vllm_low=min(vllm),
+        vllm_high=max(vllm),
+        int8_low=min(int8),
+        int8_high=max(int8),
         formats_path=FORMATS,
+        long_path=LONG,
         cpu_path=SPEED,
         gpu_path=GPU,
     )
@@ -142,12 +144,7 @@ def speed_picture(language: str, scheme: str) -> str:
         rates = {name: contestants[name]["documents_per_s"] for name in _NAMES if name in contestants}
         hardware = report["hardware"]
         title = hardware.get("gpu") or CORES[language].format(**hardware)
-        few = (
-            LAYERS[language].format(*found)
-            if (found := re.findall(r", (\d+) layers", report["model"])) != ["28"]
-            else ""
-        )
-        parts.append(_words(16, y, f"{title}, {report['dtype']}{few}: {UNITS[language]}", colours["faint"]))
+        parts.append(_words(16, y, f"{title}, {report['dtype']}: {UNITS[language]}", colours["faint"]))
         for name, rate in sorted(rates.items(), key=lambda item: -item[1]):
             y += 24
             width = 380 * rate / max(rates.values())

@@ -186,7 +186,7 @@ class Engine(Contestant):
 class Vllm(Contestant):
     """vLLM's scoring with prefix caching, its model in a process of its own, where it is installed.
 
-    With `int8` its W8A8: weights of one scale an output row, activations of one a token, as the engine has them.
+    With `int8` its W8A8: weights of one scale an output row, activations of one a token, and no matrix left out.
     """
 
     def __init__(

@@ -47,36 +47,35 @@ AXES = {
 def main() -> None:
     """Measure each curve, and write what was found."""
     options = parse()
+    machine = hardware("cpu")  # now: its load is that of others
     words = Words(options.tokenizer)
     model = random_model(model_config("0.6B", layers=options.layers), dtype=torch.bfloat16, device="cpu")
     engine = Engine(model, options.tokenizer, device="cpu", max_length=16_384, quantize=options.quantize)
     scorer = engine.scorer
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": f"Qwen3-Reranker-0.6B shape, {options.layers} layers, random weights, bfloat16",
+        "model": f"Qwen3-Reranker-0.6B shape, {options.layers} layers, random weights, {scorer.dtype}",
         "quantize": options.quantize,
-        "hardware": hardware("cpu"),
+        "hardware": machine,
         "versions": versions(),
         "token_budget": scorer.token_budget,
         "rounds": options.rounds,
     }
     scorer.score("warm", words.texts(16, 24))
 
-    def measured(n_documents: int, work: Callable[[], Any]) -> dict[str, float]:
+    def measured(n_documents: int, work: Callable[[], float]) -> dict[str, float]:
         with PeakMemory("cpu") as peak:
-            seconds = min(_seconds(work) for _ in range(options.rounds))
+            seconds = min(work() for _ in range(options.rounds))
         found = {"documents_per_s": n_documents / seconds, "seconds": seconds, "peak_bytes": float(peak.bytes)}
         print(f"{n_documents} documents: {found}", file=sys.stderr, flush=True)
         return found
 
     report["document_tokens"] = {
-        str(length): measured(n, lambda n=n, length=length: scorer.score(words.text(12), words.texts(*[length] * n)))
+        str(length): measured(n, lambda n=n, length=length: score_once(scorer, words, n, length))
         for length in LENGTHS
         for n in [max(1, 2000 // length)]
     }
-    report["documents"] = {
-        str(n): measured(n, lambda n=n: scorer.score(words.text(12), words.texts(*[64] * n))) for n in COUNTS
-    }
+    report["documents"] = {str(n): measured(n, lambda n=n: score_once(scorer, words, n, 64)) for n in COUNTS}
     report["callers"] = {str(n): measured(4 * 2 * n, lambda n=n: call_from_threads(scorer, words, n)) for n in CALLERS}
     report["server_requests"] = {
         str(n): measured(4 * 2 * n, lambda n=n: asyncio.run(ask_server(scorer, words, n))) for n in CALLERS
@@ -96,15 +95,25 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def call_from_threads(scorer: Any, words: Words, n: int) -> None:
-    """Score two calls of each of `n` callers, each with its own query."""
+def score_once(scorer: Any, words: Words, n: int, length: int) -> float:
+    """Return the seconds of one call with `n` documents of so many tokens."""
+    query, documents = words.text(12), words.texts(*[length] * n)
+    start = time.perf_counter()
+    scorer.score(query, documents)
+    return time.perf_counter() - start
+
+
+def call_from_threads(scorer: Any, words: Words, n: int) -> float:
+    """Return the seconds of two calls of each of `n` callers, each with its own query."""
     requests = [(words.text(12), words.texts(*[64] * 4)) for _ in range(2 * n)]
     with ThreadPoolExecutor(n) as pool:
+        start = time.perf_counter()
         list(pool.map(lambda request: scorer.score(*request), requests))
+        return time.perf_counter() - start
 
 
-async def ask_server(scorer: Any, words: Words, n: int) -> None:
-    """Send two requests of each of `n` clients to the server, in this process."""
+async def ask_server(scorer: Any, words: Words, n: int) -> float:
+    """Return the seconds of two requests of each of `n` clients to the server, in this process."""
     bodies = [{"query": words.text(12), "documents": words.texts(*[64] * 4)} for _ in range(2 * n)]
     app = create_app(scorer, settings=ServeSettings(max_queue_wait_s=600.0, request_timeout_s=600.0))
     transport = httpx2.ASGITransport(app)
@@ -116,7 +125,9 @@ async def ask_server(scorer: Any, words: Words, n: int) -> None:
             async with gate:
                 (await client.post("/v1/rerank", json=body, timeout=600)).raise_for_status()
 
+        start = time.perf_counter()
         await asyncio.gather(*map(ask, bodies))
+        return time.perf_counter() - start
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -130,7 +141,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for place, (name, label) in zip(places.flat, AXES.items(), strict=True):
         points = {int(n): found for n, found in report[name].items()}
         place.plot(list(points), [found["documents_per_s"] for found in points.values()], "o-", color="C0")
-        place.set(xscale="log", yscale="log", xlabel=label, ylabel="documents/s")
+        place.set(xscale="log", xlabel=label, ylabel="documents/s")
+        place.set_yscale("log") if name == "document_tokens" else place.set_ylim(bottom=0)
+        place.set_xticks(list(points), [f"{n:,}" for n in points], minor=False)
+        place.minorticks_off()
         memory = place.twinx()
         memory.plot(list(points), [found["peak_bytes"] / 2**20 for found in points.values()], "s--", color="C1")
         memory.set_ylabel("MiB beside what was held before", color="C1")
@@ -138,12 +152,6 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.suptitle(f"{report['model']}, {report['quantize'] or 'no quantization'}", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -103,6 +104,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         else:
+            # What the allocator keeps of earlier work would hide what this work takes.
+            getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)  # glibc has it
             _reset_peak()
             self._before = _status("VmRSS")
         return self

@@ -196,7 +196,7 @@ class PaddedModel(torch.nn.Module):
 
 
 class PaddedPeer(Contestant):
-    """A runtime that takes padded batches, at its best batch size; prompts of similar length share a batch."""
+    """A runtime that takes padded batches, at the best of a few batch sizes; prompts of similar length share a batch."""
 
     def __init__(self, tokenizer: Path, *, batch_sizes: Sequence[int]) -> None:
         self._encoder = PromptEncoder(PromptTokenizer((tokenizer / "tokenizer.json").read_text()))
@@ -243,6 +243,9 @@ def converted(convert: Callable[[Path, Path], None], model: Any, tokenizer: Path
     model.save_pretrained(folder.name)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         pool.submit(convert, Path(folder.name), tokenizer).result()
+    for path in Path(folder.name).iterdir():
+        if not path.name.startswith("small"):  # gigabytes that nobody reads again
+            path.unlink()
     return folder
 
 

@@ -41,7 +41,7 @@ def write_plot(report: dict[str, Any], path: Path) -> None:
     except ImportError:
         return  # a bare machine still gets the figures
     names = sorted({name for workload in report["workloads"].values() for name in workload["contestants"]})
-    figure, axis = pyplot.subplots(figsize=(9, 0.9 + 0.75 * len(report["workloads"])))
+    figure, axis = pyplot.subplots(figsize=(11, 0.9 + 0.75 * len(report["workloads"])))
     height = 0.8 / max(1, len(names))
     for row, workload in enumerate(report["workloads"].values()):
         results = workload["contestants"]
@@ -55,6 +55,6 @@ def write_plot(report: dict[str, Any], path: Path) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("documents/s, sentence-transformers = 1 (where it ran)")
     axis.set_title(f"{report['model']}, {report['dtype']}", fontsize=9)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=120)

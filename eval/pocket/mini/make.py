@@ -2,7 +2,7 @@
 
     python eval/pocket/mini/make.py --data COLLECTIONS --work build/mini
 
-It needs `pip install '.[dev]'` and, for what Debian ships, `apt-get` and `dpkg`. Steps that are done are not done again; a
+It needs `pip install '.[dev]' opencc nltk` and, for what Debian ships, `apt-get` and `dpkg`. Steps that are done are not done again; a
 run that was killed goes on, a training from its last checkpoint. `made.json` in `--work` has each step's command, seconds
 and the sums of what it wrote. The pair is written to `--work`/pair, never into the package. `--scale 0.001` rehearses all of
 it on a share of the texts, steps and questions; its model is worth nothing.
@@ -70,7 +70,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
         return Step(f"train {name}", "train.py", arguments, tuple(f"{name}.{i}.npz" for i in range(3)), every)
 
     return [
-        Step("fetch", "fetch.py", ("--work", work), ()),
+        Step("fetch", "fetch.py", ("--work", work), ("sources.json",)),
         Step(
             "texts", "texts.py",
             ("--data", options.data, "--documentation", work / "doc", "--output", work / "texts", *scale), tuple(texts),
@@ -101,7 +101,7 @@ def steps(options: argparse.Namespace) -> list[Step]:
         Step("check", "check.py", ("--work", work, "--pair", work / "pair"), ("check.json",)),
         Step(
             "measure", "measure.py",
-            ("--data", options.data, "--model", work / "pair", *results, "--threads", options.threads, *scale), (),
+            ("--data", options.data, "--model", work / "pair", *results, "--threads", options.threads, *scale), ("results/results.json",),
         ),
         Step("table", "table.py", ("--results", work / "results"), ("results/results.md", "results/card.md")),
     ]  # fmt: skip
@@ -139,9 +139,12 @@ def make(options: argparse.Namespace) -> None:
         made["steps"] = {name: done for name, done in made["steps"].items() if name in before}
         write(record, made)
         started = time.time()
-        if step.script != "train.py" or step.arguments[0] != "train":
-            for stale in options.work.glob("*.checkpoint"):  # of a training before this step, done or of other inputs
+        if made.get("under way") != step.command:
+            # Checkpoints are of a training that is done, or that was asked for with other inputs or settings.
+            for stale in options.work.glob("*.checkpoint"):
                 stale.unlink()
+            made["under way"] = step.command
+            write(record, made)
         # A cuBLAS that keeps its workspace gives the same bits again.
         env = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TOKENIZERS_PARALLELISM": "true"}
         script = [sys.executable, str(HERE / step.script), *step.command[1:], *map(str, step.aside)]

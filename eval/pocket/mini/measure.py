@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +48,31 @@ class Kept:
                 values = score(collection.queries[query], [texts[d] for d in missing])
                 have.update(zip(missing, map(float, values), strict=True))
             if n % 20 == 19:
-                self._path.write_text(json.dumps(self.scores))
-        self._path.write_text(json.dumps(self.scores))
+                self._write()
+        self._write()
+
+    def _write(self) -> None:
+        unfinished = self._path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(self.scores))
+        os.replace(unfinished, self._path)
+
+
+def kept_for(collection: Collection, files: dict[str, str], folder: Path) -> Path:
+    """Return the folder for what these files say of these documents; another model's scores, or other texts', are not theirs."""
+    texts = [[document.id, document.text] for document in collection.documents]
+    key = json.dumps([files, onnxruntime.__version__, texts])
+    cache = folder / hashlib.sha256(key.encode()).hexdigest()[:12]
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
 
 
 def hybrid(collection: Collection, lexical: dict, embedder, cache: Path) -> tuple[dict, dict]:
     """Return the embedder's run and its reciprocal rank fusion with BM25's."""
     path = cache / f"{collection.name}.npy"
     if not path.exists():
-        np.save(path, embedder.embed_documents([document.text for document in collection.documents]))
+        unfinished = cache / "vectors.unfinished.npy"
+        np.save(unfinished, embedder.embed_documents([document.text for document in collection.documents]))
+        os.replace(unfinished, path)
     vectors, dense = np.load(path), {}
     for query, asked in zip(collection.queries, embedder.embed_queries(list(collection.queries.values())), strict=True):
         alike = vectors @ asked
@@ -96,8 +113,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scale", type=float, default=1.0, help="share of queries and documents, for a rehearsal")
     options = parser.parse_args()
-    options.cache.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(options.model.iterdir())}
     reranker = CrossEncoderScorer(str(options.model), backend="onnx", threads=options.threads)
     embedder = load_embedder(str(options.model)) if "hybrid" in options.stages else None
     pocket = QwenScorer("pocket", max_length=1024) if options.pocket else None
@@ -105,18 +122,19 @@ def main() -> None:
         **environment(),
         "onnxruntime": onnxruntime.__version__,
         "threads": options.threads,
-        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(options.model.iterdir())},
+        "files": files,
         "rows": [],
     }
     for name in options.only:
         collection = measured(options.data / name, "test", queries=options.queries, scale=options.scale)
+        cache = kept_for(collection, files, options.cache)
         lexical = recall(BM25Index(collection.documents), collection, top_k=DEPTH, name="bm25").run
         runs = {"bm25": lexical}
         if embedder is not None:
-            runs["embedder"], runs["hybrid"] = hybrid(collection, lexical, embedder, options.cache)
-        scores = {"mini": Kept(options.cache / f"{name}.mini.json")}
+            runs["embedder"], runs["hybrid"] = hybrid(collection, lexical, embedder, cache)
+        scores = {"mini": Kept(cache / f"{name}.mini.json")}
         if pocket is not None:
-            scores["pocket"] = Kept(options.cache / f"{name}.pocket.json")
+            scores["pocket"] = Kept(cache / f"{name}.pocket.json")
         for stage, run in runs.items():
             if stage != "embedder":
                 scores["mini"].fill(collection, run, reranker.score)

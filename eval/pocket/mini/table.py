@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 OVER = {
     "over BM25": ("bm25", "first stage"),
     "over the hybrid first stage": ("hybrid", "first stage"),
@@ -87,7 +87,7 @@ def main() -> None:
     """Write both pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    folder = parser.parse_args().results
+    folder = parser.parse_args().results.resolve()
     report = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     most = max(row["queries"] for row in report["rows"])
     lines = [

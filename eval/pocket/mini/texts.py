@@ -321,6 +321,8 @@ SKIPPED_PAGES = re.compile(
 def documentation_rows(pool: Pool, folder: Path, source: str, *, pages: int) -> None:
     """Add the sections of a documentation package: asked for by headings, sentences, keywords and spans."""
     found = sorted(path for path in folder.rglob("*.html") if not SKIPPED_PAGES.search(str(path)))
+    if not found:
+        raise SystemExit(f"{folder} holds no pages; fetch.py unpacks them there, and so does dpkg -x.")
     for path in pool.generator.sample(found, min(pages, len(found))):
         for titles, body in html_sections(path)[:25]:
             chars = pool.generator.choice(SCALES[pool.language][1:])

@@ -57,7 +57,7 @@ def test_gathered_and_padded_attention_equals_the_loop(shapes, n_at_hand, shared
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight_bytes", [1 << 20, 1])
-@pytest.mark.parametrize(("n_past", "n_rows"), [(0, 1), (75, 64), (0, 130), (75, 67), (600, 70)])
+@pytest.mark.parametrize(("n_past", "n_rows"), [(0, 1), (75, 64), (0, 130), (75, 67), (600, 70), (2000, 300)])
 def test_attention_on_the_cpu_is_causal_and_about_as_exact_as_pytorchs_own(
     monkeypatch, dtype, weight_bytes, n_past, n_rows
 ):

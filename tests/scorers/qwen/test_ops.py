@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
-from qwen_rerank.scorers.qwen.kernels import EagerOps
+from qwen_rerank.scorers.qwen.kernels import EagerOps, norm_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -37,6 +37,23 @@ def test_norm_and_rotation_are_as_exact_as_transformers(dtype):
 
     assert ours.dtype == dtype
     assert (ours.double() - exact()).abs().mean() <= 1.05 * (theirs(dtype) - exact()).abs().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_rows", [0, 1, 300])
+def test_the_norm_of_rows_is_as_exact_as_transformers(dtype, n_rows):
+    """Also of so many rows that they are taken in blocks; nothing else decides a row's bits."""
+    draw = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(n_rows, 1024, generator=draw)).to(dtype)
+    norm = Qwen3RMSNorm(1024, eps=1e-6).to(dtype)
+    norm.weight.data = (1 + 0.2 * torch.randn(1024, generator=draw)).to(dtype)
+    exact = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norm.weight.double()
+
+    ours = norm_rows(x, norm.weight, 1e-6)
+
+    assert ours.dtype == dtype
+    assert (ours.double() - exact).abs().sum() <= 1.05 * (norm(x).double() - exact).abs().sum()
+    assert torch.equal(ours[-1:], norm_rows(x[-1:], norm.weight, 1e-6))
 
 
 _INTERPRETED = """

@@ -15,6 +15,7 @@ from qwen_rerank.scorers.qwen.quantization import (
     MAX_ERROR,
     GroupedInt8Matrix,
     Int8Matrix,
+    Quantization,
     Trial,
     check_int8,
     int8_works,
@@ -169,6 +170,37 @@ def test_planted_outliers_stay_exact_and_are_reported(with_outliers, caplog):
     )
     assert "layers.0.gate_up" in caplog.text
     assert 0 < difference < 0.5
+
+
+@works
+@torch.inference_mode()
+def test_rows_that_lie_apart_in_memory_are_multiplied_as_those_that_do_not():
+    wide = draw(7, 2048)
+    for matrix, rows in ((Int8Matrix(draw(24, 72)), wide[:, :72]), (GroupedInt8Matrix(draw(24, 1024)), wide[:, :1024])):
+        assert torch.equal(matrix(rows), matrix(rows.contiguous()))
+
+
+@works
+@torch.inference_mode()
+def test_a_width_that_is_no_multiple_of_a_group_has_one_scale_a_row_or_none():
+    rows, weight = silu(draw(50, 600)) * draw(51, 600)[:50], draw(64, 600)
+    rows[:, 9] *= 300
+    weight[:, 9] /= 300
+    trial = Trial("down", weight)
+    trial(rows)
+
+    assert not isinstance(trial.chosen, Int8Matrix | GroupedInt8Matrix)
+
+
+def test_which_matrices_have_groups_is_reported_and_told_apart():
+    one, other = (
+        Quantization(errors={}, grouped=names, exact=(), exact_share=0.0) for names in ((), ("layers.0.down",))
+    )
+
+    assert one.fingerprint != other.fingerprint
+    assert (
+        other.fingerprint != Quantization(errors={}, grouped=(), exact=("layers.0.down",), exact_share=0.2).fingerprint
+    )
 
 
 @works

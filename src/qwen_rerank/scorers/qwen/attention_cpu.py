@@ -12,7 +12,11 @@ from qwen_rerank.scorers.qwen.packing import Layout, Segment
 
 CpuPlan = tuple[Sequence[Segment], Sequence[Segment]]  # segments in the order of their rows; documents
 
-_BLOCK = 64  # query rows of one pair of products: fewer skip more keys that causality hides, and multiply slower
+# Query rows of one pair of products. Fewer skip more keys that causality hides, and multiply slower; for every number of
+# keys oneDNN also makes and keeps a kernel, half a gigabyte of them for one document of 8,000 tokens in blocks of 64.
+_BLOCK = {torch.float32: 64}
+_LARGER_BLOCK = 128  # in formats whose products are faster
+_LONG = 2048  # keys of a segment above which blocks are twice as large
 _STRIDED_KEYS = 512  # float32 keys of a segment that are not worth a copy in the order of the products
 _WEIGHT_BYTES = (
     4 << 20
@@ -29,7 +33,8 @@ class CpuAttention:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._mask = torch.full((_BLOCK, _BLOCK), float("-inf"), dtype=dtype).triu_(1)
+        self._block_rows = _BLOCK.get(dtype, _LARGER_BLOCK)
+        self._mask = torch.full((2 * self._block_rows,) * 2, float("-inf"), dtype=dtype).triu_(1)
 
     def prepare(self, layout: Layout) -> CpuPlan:
         """Return the segments in the order of their rows, and the documents."""
@@ -77,12 +82,14 @@ class CpuAttention:
             out.copy_(_fused(query, key, value))
             return
         query, out = (rows.view(n_rows, n_kv_heads, per_kv_head, size).permute(1, 2, 0, 3) for rows in (query, out))
-        # Chosen by the shape alone, so that a segment has the same bits in every batch.
-        step = max(1, _WEIGHT_BYTES * torch.get_num_threads() // (_BLOCK * per_kv_head * n_keys * key.element_size()))
+        # Chosen by the shape and the threads, of which deterministic mode has one: there a segment has the same bits in
+        # every batch.
+        block = self._block_rows * (2 if n_keys > _LONG else 1)
+        step = max(1, _WEIGHT_BYTES * torch.get_num_threads() // (block * per_kv_head * n_keys * key.element_size()))
         for first in range(0, n_kv_heads, step):
             heads = slice(first, first + step)
-            for start in range(0, n_rows, _BLOCK):
-                rows, n_seen = slice(start, start + _BLOCK), n_prefix + min(start + _BLOCK, n_rows)
+            for start in range(0, n_rows, block):
+                rows, n_seen = slice(start, start + block), n_prefix + min(start + block, n_rows)
                 out[heads, :, rows] = self._block(query[heads, :, rows], key[heads, :n_seen], value[heads, :n_seen])
 
     def _block(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -182,14 +182,12 @@ def _tried(weights: Weights, shape: QwenModelConfig, trial: QueryGroup) -> tuple
     # All rows at once: a trial is run once.
     Forward(weights, shape, CpuAttention(weights.norm.dtype), EagerOps(), row_chunk=len(layout.ids))(layout, None)
     chosen, report = settle(weights)
+    n, n_exact, n_grouped = (len(names) for names in (report.errors, report.exact, report.grouped))
     logger.info(
-        "%d of %d matrices are in int8; %s (%.1f %% of the weights) stay in %s: their error is above %g.",
-        len(report.errors) - len(report.exact),
-        len(report.errors),
-        ", ".join(report.exact) or "none",
-        100 * report.exact_share,
-        name_of(weights.norm.dtype),
-        MAX_ERROR,
+        "%d of %d matrices are in int8, %d of them with a scale for every 512 columns; %s (%.1f %% of the weights) stay in "
+        "%s: their error is above %g.",
+        *(n - n_exact, n, n_grouped, ", ".join(report.exact) or "none", 100 * report.exact_share),
+        *(name_of(weights.norm.dtype), MAX_ERROR),
     )
     return chosen, report
 

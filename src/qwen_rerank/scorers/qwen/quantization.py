@@ -1,4 +1,4 @@
-"""8-bit products: weights per output row, activations per token, and the trial that says which matrices bear it."""
+"""8-bit products: a scale for every row of a matrix and of what it multiplies, or for 512 columns of them; the trial that chooses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ZERO_POINT = 128  # oneDNN's kernels for VNNI take unsigned activations
 _BLOCK = 1 << 18  # numbers of some rows in float32 that stay in the cores' own caches from one operation to the next
 _TINY = 1e-30  # a scale that keeps a row of zeros from 0 / 0
 # A scale is rounded to bfloat16, so that a bfloat16 product is scaled by what the row was divided by. Nearest rounding
-# is off by at most 2**-9; raised by twice that, no level exceeds 127.
+# takes at most a factor of 1 + 2**-8 off it; raised by as much, no level exceeds 127.
 _HEADROOM = 1 + 2**-8
 
 _TRIAL_QUERY = "What is the capital of China?"
@@ -141,21 +141,33 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @functools.cache
 def int8_works() -> bool:
-    """Whether this build and CPU multiply 8-bit integers exactly, also at the ends of their range.
+    """Whether this build and CPU multiply 8-bit integers exactly, also near the ends of their range, and round as asked for.
 
     Without VNNI some kernels add in 16 bits, which overflow.
     """
-    draw = torch.Generator().manual_seed(0)
-    weight = torch.randint(-1, 2, (48, 96), generator=draw).float() * _LEVELS
-    rows = torch.randint(-1, 2, (19, 96), generator=draw).float()
-    rows[:2], weight[:2] = 1.0, _LEVELS  # the largest sum
+    kinds: list[tuple[type[Int8Matrix | GroupedInt8Matrix], int]] = [
+        (Int8Matrix, 96),
+        (GroupedInt8Matrix, 2 * _GROUP_SIZE),
+    ]
     try:
-        found = Int8Matrix(weight)(rows)
+        return all(
+            _exact(kind, size, dtype, allowed)
+            for kind, size in kinds
+            for dtype, allowed in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7))
+        )
     except (AttributeError, RuntimeError, NotImplementedError):  # private operators: another version may lack them
         return False
+
+
+def _exact(kind: type[Int8Matrix | GroupedInt8Matrix], size: int, dtype: torch.dtype, allowed: float) -> bool:
+    """Return whether integers come out as float64 has them, up to the rounding of `dtype`."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randint(-1, 2, (48, size), generator=draw).float() * _LEVELS
+    rows = torch.randint(-1, 2, (19, size), generator=draw).to(dtype)
+    rows[:2], weight[:2] = 1.0, _LEVELS  # the largest sum
     levels, scale = quantize_rows(rows)
     exact = (levels.double() - _ZERO_POINT) @ weight.double().T * scale
-    return torch.allclose(found.double(), exact, rtol=1e-5, atol=1e-3)
+    return torch.allclose(kind(weight)(rows).double(), exact, rtol=allowed, atol=1e-3)
 
 
 def check_int8(device: torch.device, dtype: torch.dtype) -> None:
@@ -181,7 +193,7 @@ class Quantization:
 
     Attributes:
         errors: Name of every matrix to the error of its 8-bit product on the trial's prompts: mean over the rows of
-            |int8 - exact| / |exact|.
+            |int8 - exact| / |exact|. Of the kind that was chosen; of the finest where neither was.
         grouped: Names of those with a scale for every 512 columns, since one for the whole row was not good enough.
         exact: Names of those whose error is above `MAX_ERROR` either way; they stay in `dtype`.
         exact_share: Share of the weights that stay in `dtype`, embedding aside.

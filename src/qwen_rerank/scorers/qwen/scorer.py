@@ -52,7 +52,8 @@ class QwenScorer(BaseScorer):
         token_budget: Tokens of one forward pass; None takes it from the free memory.
         gpu_memory_gb: GiB of GPU memory that PyTorch may take in this process, weights included; None leaves it uncapped.
         quantize: "int8" multiplies in 8 bits on a CPU, made here from the plain checkpoint: weights per output row,
-            activations per token. A matrix whose product is off by more than 2 % on fixed prompts stays in `dtype`.
+            activations per token. A matrix whose product is off by more than 2 % on fixed prompts gets a scale for every
+            512 columns, and stays in `dtype` where that is not enough.
         threads: PyTorch's threads of a forward pass on a CPU; None leaves its own number. It stays what later threads of
             the process begin with.
 
