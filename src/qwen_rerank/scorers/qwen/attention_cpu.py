@@ -14,8 +14,7 @@ CpuPlan = tuple[Sequence[Segment], Sequence[Segment]]  # segments in the order o
 
 # Query rows of one pair of products. Fewer skip more keys that causality hides, and multiply slower; for every number of
 # keys oneDNN also makes and keeps a kernel, half a gigabyte of them for one document of 8,000 tokens in blocks of 64.
-_BLOCK = {torch.float32: 64}
-_LARGER_BLOCK = 128  # in formats whose products are faster
+_BLOCK, _FLOAT32_BLOCK = 128, 64
 _LONG = 2048  # keys of a segment above which blocks are twice as large
 _STRIDED_KEYS = 512  # float32 keys of a segment that are not worth a copy in the order of the products
 _WEIGHT_BYTES = (
@@ -33,7 +32,7 @@ class CpuAttention:
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._block_rows = _BLOCK.get(dtype, _LARGER_BLOCK)
+        self._block_rows = _FLOAT32_BLOCK if dtype == torch.float32 else _BLOCK
         self._mask = torch.full((2 * self._block_rows,) * 2, float("-inf"), dtype=dtype).triu_(1)
 
     def prepare(self, layout: Layout) -> CpuPlan:
