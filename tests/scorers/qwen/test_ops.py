@@ -91,3 +91,35 @@ def test_the_triton_kernels_compute_what_pytorchs_operations_do():
     )
 
     assert (done.stdout.strip(), done.returncode) == ("equal", 0), done.stderr[-2000:]
+
+
+_COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from qwen_rerank.scorers.qwen import kernels_triton
+
+for dtype in ("*bf16", "*fp16", "*fp32"):
+    rows = dict.fromkeys(("x", "out", "weight", "cosine", "sine"), dtype)
+    sizes = {"row_stride": "i32", "heads": "i32", "eps": "fp32", "half": "constexpr", "padded_heads": "constexpr"}
+    norm = ASTSource(kernels_triton._norm_rotate, {**rows, **sizes}, {(8,): 64, (9,): 16})
+    signature = {"x": dtype, "out": dtype, "size": "i32", "block": "constexpr"}
+    gate = ASTSource(kernels_triton._gate, signature, {(3,): 1024})
+    for source in (norm, gate):
+        print("ptx" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm)
+"""
+
+
+def test_the_triton_kernels_compile_for_a_cuda_device(tmp_path):
+    """What the interpreter lets pass, the compiler may not; it needs no GPU either."""
+    pytest.importorskip("triton")
+
+    found = subprocess.run(
+        [sys.executable, "-c", _COMPILED],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+        check=False,
+    )
+
+    assert found.stdout.split() == ["True"] * 6, found.stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -13,16 +11,17 @@ from qwen_rerank.scorers.qwen.kernels import CosSin, EagerOps
 _COLUMNS = 1024  # of a gate that one program computes
 
 
+# Triton looks up what parameters are annotated with, and knows only types of its own: the others have none.
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _norm_rotate(
-    x: Any,
-    out: Any,
-    weight: Any,
-    cosine: Any,
-    sine: Any,
-    row_stride: Any,
-    heads: Any,
-    eps: Any,
+def _norm_rotate(  # type: ignore[no-untyped-def]
+    x,
+    out,
+    weight,
+    cosine,
+    sine,
+    row_stride,
+    heads,
+    eps,
     half: tl.constexpr,
     padded_heads: tl.constexpr,
 ) -> None:
@@ -45,7 +44,7 @@ def _norm_rotate(
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _gate(x: Any, out: Any, size: Any, block: tl.constexpr) -> None:
+def _gate(x, out, size, block: tl.constexpr) -> None:  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
     inside = column < size
