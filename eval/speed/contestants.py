@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from qwen_rerank.scorers.qwen.config import QwenModelConfig
 from qwen_rerank.scorers.qwen.scorer import QwenScorer
 
 YES, NO = 9693, 2152
-# On a CPU vLLM takes one core of two for its scheduler where it is not told otherwise.
+# The environment of every contestant. On a CPU vLLM takes one core of two for its scheduler where it is not told otherwise.
 VLLM_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "4",  # GiB, room for every prompt of a workload
     "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, range(os.cpu_count() or 1))),
@@ -38,14 +38,26 @@ SHAPES = {
 
 
 class Contestant(Protocol):
-    """Scores in its own way."""
+    """Scores in its own way.
+
+    Attributes:
+        in_process: Whether its model is in this process, so that its memory can be read here.
+    """
+
+    in_process = True
 
     @abstractmethod
     def score(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """Return log-odds, one array for each query."""
 
-    def tune(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> dict[str, float]:
-        """Take the settings that are best for this work; return the seconds of what was tried."""
+    def tune(
+        self, queries: Sequence[str], documents: Sequence[Sequence[str]], known: dict[str, float]
+    ) -> dict[str, float]:
+        """Take the settings that are best for this work: by the seconds `known`, or by trying; return those seconds."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a reader has to know of it."""
         return {}
 
     def forget(self) -> None:
@@ -77,6 +89,12 @@ def random_model(config: Qwen3Config, *, dtype: torch.dtype, device: str) -> Qwe
     with torch.device(device):
         model = Qwen3ForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
     return model.eval()
+
+
+def tried(seconds: Callable[[int], float], batch_sizes: Sequence[int], n_documents: int) -> dict[str, float]:
+    """Return the seconds of each batch size, but for those that make the same single batch as the one before."""
+    useful = [size for i, size in enumerate(batch_sizes) if i == 0 or batch_sizes[i - 1] < n_documents]
+    return {str(size): round(seconds(size), 4) for size in useful}
 
 
 class Recipe(Contestant):
@@ -142,17 +160,20 @@ class SentenceTransformers(Contestant):
         scores = self._encoder.predict(pairs, batch_size=self._batch_size, show_progress_bar=False)
         return np.split(np.asarray(scores, dtype=np.float32), np.cumsum([len(texts) for texts in documents])[:-1])
 
-    def tune(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> dict[str, float]:
+    def tune(
+        self, queries: Sequence[str], documents: Sequence[Sequence[str]], known: dict[str, float]
+    ) -> dict[str, float]:
         """Take the fastest batch size, each tried once on the first queries."""
         some = next((i for i, n in enumerate(accumulate(map(len, documents)), 1) if n >= self._tried), len(queries))
-        n_documents, tried = sum(map(len, documents[:some])), {}
-        for size in self._batch_sizes:
-            if not tried or max(tried) < n_documents:  # a larger one makes the same single batch
-                self._batch_size, start = size, time.perf_counter()
-                self.score(queries[:some], documents[:some])
-                tried[size] = time.perf_counter() - start
-        self._batch_size = min(tried, key=tried.__getitem__)
-        return {str(size): round(seconds, 4) for size, seconds in tried.items()}
+
+        def seconds(size: int) -> float:
+            self._batch_size, start = size, time.perf_counter()
+            self.score(queries[:some], documents[:some])
+            return time.perf_counter() - start
+
+        found = known or tried(seconds, self._batch_sizes, sum(map(len, documents[:some])))
+        self._batch_size = int(min(found, key=found.__getitem__))
+        return found
 
 
 def chat_template() -> str:
@@ -172,6 +193,7 @@ class Engine(Contestant):
         if outliers:
             plant_outliers(checkpoint.weights, checkpoint.config)
         self.config = checkpoint.config
+        self.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         load, scorer_module.load_checkpoint = scorer_module.load_checkpoint, lambda *_, **__: checkpoint
         try:
             self.scorer = QwenScorer("random", **options)
@@ -182,6 +204,16 @@ class Engine(Contestant):
         """Return log-odds, one array for each query."""
         return self.scorer.score_many(queries, documents)
 
+    def settings(self) -> dict[str, Any]:
+        """Return the dtype, and of 8 bits how much of the weights is not in them."""
+        found: dict[str, Any] = {"dtype": str(self.scorer.dtype)}
+        if quantization := self.scorer.quantization:
+            found |= {
+                "exact_share_of_weights": quantization.exact_share,
+                "matrices_in_groups": len(quantization.grouped),
+            }
+        return found
+
 
 class Vllm(Contestant):
     """vLLM's scoring with prefix caching, its model in a process of its own, where it is installed.
@@ -189,20 +221,28 @@ class Vllm(Contestant):
     With `int8` its W8A8: weights of one scale an output row, activations of one a token, and no matrix left out.
     """
 
+    in_process = False
+
     def __init__(
-        self, model: Any, tokenizer: Path, *, dtype: str, max_length: int, int8: bool = False, **options: Any
+        self,
+        model: Any,
+        tokenizer: Path,
+        *,
+        folder: Path,
+        dtype: str,
+        max_length: int,
+        int8: bool = False,
+        **options: Any,
     ) -> None:
-        for name, value in VLLM_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         from vllm import LLM
 
-        self._folder = tempfile.TemporaryDirectory()
-        model.save_pretrained(self._folder.name)
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(self._folder.name)
-        if int8:
-            write_w8a8(Path(self._folder.name))
+        if not folder.exists():
+            model.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+            if int8:
+                write_w8a8(folder)
         self._llm = LLM(
-            model=self._folder.name,
+            model=str(folder),
             dtype=dtype,
             max_model_len=max_length,
             enable_prefix_caching=True,
@@ -275,9 +315,26 @@ def plant_outliers(weights: dict[str, torch.Tensor], config: QwenModelConfig) ->
             weights[f"{at}{name}.weight"] = changed
 
 
+def shape_of(config: Qwen3Config) -> QwenModelConfig:
+    """Return a shape as the engine reads it."""
+    return QwenModelConfig(
+        kind="causal",
+        tied=config.tie_word_embeddings,
+        hidden_size=config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_theta=1_000_000.0,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+    )
+
+
 def as_checkpoint(model: Any, tokenizer: Path) -> Checkpoint:
     """Return the model as an opened checkpoint, without writing files."""
-    shape = model.config
     weights = dict(model.state_dict())
     rows = weights.pop("lm_head.weight")
     text = (tokenizer / "tokenizer.json").read_text()
@@ -285,20 +342,7 @@ def as_checkpoint(model: Any, tokenizer: Path) -> Checkpoint:
         name="random",
         revision=None,
         path=tokenizer,
-        config=QwenModelConfig(
-            kind="causal",
-            tied=shape.tie_word_embeddings,
-            hidden_size=shape.hidden_size,
-            n_layers=shape.num_hidden_layers,
-            n_heads=shape.num_attention_heads,
-            n_kv_heads=shape.num_key_value_heads,
-            head_dim=shape.head_dim,
-            intermediate_size=shape.intermediate_size,
-            rms_norm_eps=shape.rms_norm_eps,
-            rope_theta=1_000_000.0,
-            vocab_size=shape.vocab_size,
-            max_positions=shape.max_position_embeddings,
-        ),
+        config=shape_of(model.config),
         weights=weights,
         head=(rows[YES].float() - rows[NO].float()).cpu(),
         tokenizer=PromptTokenizer(text),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import subprocess
-import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import NO, YES, Contestant, as_checkpoint
+from contestants import NO, YES, Contestant, as_checkpoint, tried
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import AutoModelForCausalLM
 
@@ -44,12 +43,17 @@ class LlamaCpp(Contestant):
     Its rankings are computed one after the other and share no prefix.
     """
 
-    def __init__(self, model: Any, tokenizer: Path, *, node_modules: Path | None, threads: int) -> None:
+    in_process = False
+
+    def __init__(self, model: Any, tokenizer: Path, *, folder: Path, node_modules: Path | None, threads: int) -> None:
         if node_modules is None:
             raise RuntimeError("--node-modules names no folder in which node-llama-cpp is installed")
-        self._folder = tempfile.TemporaryDirectory()
-        path = Path(self._folder.name) / "model.gguf"
-        write_gguf(model, tokenizer, path)
+        package = json.loads((node_modules / "node-llama-cpp" / "package.json").read_text(encoding="utf-8"))
+        self._version = package["version"]
+        path = folder / "model.gguf"
+        if not path.exists():
+            folder.mkdir()
+            write_gguf(model, tokenizer, path)
         script = Path(__file__).with_name("llama_rank.mjs")
         command = ["node", str(script), str(node_modules), str(path), _TEMPLATE, str(threads)]
         self._node = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -66,6 +70,10 @@ class LlamaCpp(Contestant):
         self._node.stdin.flush()  # type: ignore[union-attr]
         probabilities = [np.array(found) for found in json.loads(self._read())]
         return [np.log(found / (1 - found)).astype(np.float32) for found in probabilities]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the package's version."""
+        return {"node-llama-cpp": self._version}
 
 
 def write_gguf(model: Any, tokenizer: Path, path: Path) -> None:
@@ -225,27 +233,31 @@ class PaddedPeer(Contestant):
             scores[chosen] = self.batch(ids, mask)
         return np.split(scores, np.cumsum([len(texts) for texts in documents])[:-1])
 
-    def tune(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> dict[str, float]:
+    def tune(
+        self, queries: Sequence[str], documents: Sequence[Sequence[str]], known: dict[str, float]
+    ) -> dict[str, float]:
         """Take the fastest batch size, each tried once on some documents of the first query."""
-        some, tried = list(documents[0])[: max(self._batch_sizes)], {}
-        for size in self._batch_sizes:
-            if not tried or max(tried) < len(some):
-                self._batch_size, start = size, time.perf_counter()
-                self.score(queries[:1], [some])
-                tried[size] = time.perf_counter() - start
-        self._batch_size = min(tried, key=tried.__getitem__)
-        return {str(size): round(seconds, 4) for size, seconds in tried.items()}
+        some = list(documents[0])[: max(self._batch_sizes)]
+
+        def seconds(size: int) -> float:
+            self._batch_size, start = size, time.perf_counter()
+            self.score(queries[:1], [some])
+            return time.perf_counter() - start
+
+        found = known or tried(seconds, self._batch_sizes, len(some))
+        self._batch_size = int(min(found, key=found.__getitem__))
+        return found
 
 
-def converted(convert: Callable[[Path, Path], None], model: Any, tokenizer: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a folder with what `convert` wrote, in a process of its own: float32 copies must not stay beside the contestants."""
-    folder = tempfile.TemporaryDirectory()
-    model.save_pretrained(folder.name)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(convert, Path(folder.name), tokenizer).result()
-    for path in Path(folder.name).iterdir():
-        if not path.name.startswith("small"):  # gigabytes that nobody reads again
-            path.unlink()
+def converted(convert: Callable[[Path, Path], None], model: Any, tokenizer: Path, folder: Path) -> Path:
+    """Return the folder with what `convert` writes there, once, in a process of its own: its float32 copies are not the peer's."""
+    if not folder.exists():
+        model.save_pretrained(folder)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pool.submit(convert, folder, tokenizer).result()
+        for path in folder.iterdir():
+            if not path.name.startswith("small"):  # gigabytes that nobody reads again
+                path.unlink()
     return folder
 
 
@@ -271,17 +283,17 @@ def convert_for_openvino(folder: Path, tokenizer: Path) -> None:
 class OpenVino(PaddedPeer):
     """OpenVINO with 8-bit weights of NNCF, and rows that its CPU plugin quantises as they come."""
 
-    def __init__(self, model: Any, tokenizer: Path, *, threads: int, **options: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Path, *, folder: Path, threads: int, **options: Any) -> None:
         super().__init__(tokenizer, **options)
         import openvino
 
-        self._folder = converted(convert_for_openvino, model, tokenizer)
+        small = converted(convert_for_openvino, model, tokenizer, folder) / "small.xml"
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
         }
-        self._compiled = openvino.Core().compile_model(Path(self._folder.name) / "small.xml", "CPU", settings)
+        self._compiled = openvino.Core().compile_model(small, "CPU", settings)
 
     def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return log-odds `(n,)`."""
@@ -320,15 +332,14 @@ def convert_for_onnxruntime(folder: Path, tokenizer: Path) -> None:
 class OnnxRuntime(PaddedPeer):
     """ONNX Runtime with its dynamic quantisation: 8-bit weights of one scale an output row, activations of one a batch."""
 
-    def __init__(self, model: Any, tokenizer: Path, *, threads: int, **options: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Path, *, folder: Path, threads: int, **options: Any) -> None:
         super().__init__(tokenizer, **options)
         import onnxruntime
 
-        self._folder = converted(convert_for_onnxruntime, model, tokenizer)
+        small = converted(convert_for_onnxruntime, model, tokenizer, folder) / "small.onnx"
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
-        path = str(Path(self._folder.name) / "small.onnx")
-        self._session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(small), settings, providers=["CPUExecutionProvider"])
 
     def batch(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return log-odds `(n,)`."""

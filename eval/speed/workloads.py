@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from dataclasses import dataclass
@@ -108,3 +109,14 @@ def smoke_workloads(words: Words) -> list[Workload]:
         Workload("1x4x32", words.texts(12), [words.texts(*[32] * 4)], (*ALL, "engine-deterministic"), 2),
         Workload("2x4 mixed 20-80", words.texts(12, 12), [words.spread(4, 20, 80) for _ in range(2)], ALL, 1),
     ]
+
+
+def chosen(options: argparse.Namespace, words: Words) -> list[Workload]:
+    """Return the workloads of a run: those for its device, of them the ones whose names begin as asked."""
+    if options.quick:
+        found = smoke_workloads(words)
+    elif options.device == "cpu":
+        found = cpu_workloads(words)
+    else:
+        found = gpu_workloads(words, large=options.size in ("4B", "8B"))
+    return [w for w in found if options.workloads is None or any(w.name.startswith(name) for name in options.workloads)]
