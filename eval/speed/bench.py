@@ -64,7 +64,9 @@ def main() -> int:
     options = parse()
     torch.set_num_threads(options.threads) if options.threads else None
     machine = hardware(options.device)  # now: its load is that of others
+    encoder = PromptEncoder(PromptTokenizer((options.tokenizer / "tokenizer.json").read_text(encoding="utf-8")))
     workloads = chosen(options, Words(options.tokenizer))
+    sizes = {workload.name: sizes_of(workload, encoder, options) for workload in workloads}
     names = contestants(options)
     formats = sorted({options.dtype, *(FORMATS[name] for name in names if name in FORMATS)})
     report = header(options, machine)
@@ -75,7 +77,7 @@ def main() -> int:
                 theirs = [w.name for w in workloads if runs(name, w)]
                 if theirs and name not in report["not_run"]:
                     report["not_run"] |= taken_turn(name, theirs, Path(folder), options)
-                collect(report, workloads, Path(folder), options)
+                collect(report, sizes, Path(folder), options)
                 finish(report, options)
             print(f"turn {turn + 1} of {options.turns} is over", file=sys.stderr, flush=True)
     report["peak_flops_after"] = peaks(formats, options.device)
@@ -153,51 +155,51 @@ def taken_turn(name: str, workloads: Sequence[str], folder: Path, options: argpa
     return {name: reason}
 
 
-def collect(report: dict[str, Any], workloads: Sequence[Workload], folder: Path, options: argparse.Namespace) -> None:
+def collect(report: dict[str, Any], sizes: dict[str, dict], folder: Path, options: argparse.Namespace) -> None:
     """Write into the report what the contestants have found so far."""
     found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
              for name in contestants(options) if (folder / f"{name}.json").exists()}  # fmt: skip
     for name, one in found.items():
         report["settings"]["contestants"][name] = one["settings"]
         report |= one["engine"] if name == "engine" else {}
-    for workload in workloads:
-        ran = {
-            name: one["workloads"][workload.name] for name, one in found.items() if workload.name in one["workloads"]
-        }
+    for workload, size in sizes.items():
+        ran = {name: one["workloads"][workload] for name, one in found.items() if workload in one["workloads"]}
         if ran:
-            report["workloads"][workload.name] = figures(workload, ran, options)
+            report["workloads"][workload] = {**size, "contestants": figures(size, ran)}
 
 
-def figures(workload: Workload, ran: dict[str, dict], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of one workload."""
-    encoder = PromptEncoder(PromptTokenizer((options.tokenizer / "tokenizer.json").read_text(encoding="utf-8")))
+def sizes_of(workload: Workload, encoder: PromptEncoder, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a workload asks for: texts, tokens, and the floating-point work that its scores need."""
     shared_prefix = shared_prefix_of(encoder, None) if options.device == "cpu" else None
     groups = groups_of(encoder, workload.queries, workload.documents, shared_prefix=shared_prefix)
-    flops = useful_flops(groups, shape_of(model_config(options.size, layers=options.layers)))
-    first = np.array(next(iter(ran.values()))["scores"])
     return {
         "queries": len(workload.queries),
         "documents": workload.n_documents,
         "tokens": sum(len(group.prefix) * len(group.documents) + sum(map(len, group.documents)) for group in groups),
         "tokens_after_sharing": computed_tokens(groups),
-        "useful_flops": flops,
-        "contestants": {
-            name: {
-                "seconds": one["seconds"],
-                "documents_per_s": workload.n_documents / min(one["seconds"]),
-                "ms_p50": 1e3 * float(np.percentile(one["seconds"], 50)) / len(workload.queries),
-                **(
-                    {"ms_p95": 1e3 * float(np.percentile(one["seconds"], 95)) / len(workload.queries)}
-                    if len(one["seconds"]) >= 10
-                    else {}
-                ),
-                "peak_bytes_beside_weights": one["peak_bytes"],
-                "flops_per_s": flops / min(one["seconds"]),
-                "largest_difference": float(np.abs(np.array(one["scores"]) - first).max()),
-                **({"seconds_by_batch_size": one["tried"]} if one["tried"] else {}),
-            }
-            for name, one in ran.items()
-        },
+        "useful_flops": useful_flops(groups, shape_of(model_config(options.size, layers=options.layers))),
+    }
+
+
+def figures(size: dict[str, Any], ran: dict[str, dict]) -> dict[str, Any]:
+    """Return each contestant's figures of one workload."""
+    first = np.array(next(iter(ran.values()))["scores"])
+    return {
+        name: {
+            "seconds": one["seconds"],
+            "documents_per_s": size["documents"] / min(one["seconds"]),
+            "ms_p50": 1e3 * float(np.percentile(one["seconds"], 50)) / size["queries"],
+            **(
+                {"ms_p95": 1e3 * float(np.percentile(one["seconds"], 95)) / size["queries"]}
+                if len(one["seconds"]) >= 10
+                else {}
+            ),
+            "peak_bytes_beside_weights": one["peak_bytes"],
+            "flops_per_s": size["useful_flops"] / min(one["seconds"]),
+            "largest_difference": float(np.abs(np.array(one["scores"]) - first).max()),
+            **({"seconds_by_batch_size": one["tried"]} if one["tried"] else {}),
+        }
+        for name, one in ran.items()
     }
 
 
