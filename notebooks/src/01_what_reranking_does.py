@@ -164,7 +164,7 @@ for language, query in not_helped.items():
     print(f"  now first:    {sentence(rounds.ranked[0])}\n")
 
 # %% [markdown] lang="en"
-# Two kinds of failure, both common. *Today, this is known as the Miasma theory* is right, but torn out of its article it no longer says what *this* is: the reranker reads the article's title and this sentence, nothing around it, and the sentence with *bad air* in it looks better. That is our reading of one case; where *this* hides the answer, longer passages are worth a try.
+# Two kinds of failure, both common. *The most successful indicator was developed for … Charles Porter by Charles Richard* is right, but torn out of its article it no longer says what kind of indicator it speaks of: the reranker reads the article's title and this sentence, nothing around it, and the sentence with *steam engine indicator* in it looks better, though it names nobody. That is our reading of one case; where the sentence before holds what the answer speaks of, longer passages are worth a try.
 #
 # In the Chinese question the sentence that now stands first answers it as well (*ruled Đại Việt in Vietnam*), and the labels name another one alone. Read what you count as an error before you blame a model.
 #
@@ -183,7 +183,7 @@ for language, query in not_helped.items():
 # This is the text that a Qwen3-Reranker reads, the same for every size (`mini` reads the two texts as they are and has no prompt):
 
 # %% [markdown] lang="zh"
-# 两种失败，都很常见。*Today, this is known as the Miasma theory*（如今这被称为瘴气理论）是对的，可是从文章里单独摘出来，*这* 指什么就没了：重排模型只读到文章标题和这一句，前后文都没有，于是带着 *bad air* 字样的那句看起来更像答案。这只是我们对一个例子的解读；遇到这种情况，值得试试把段落切长一点。
+# 两种失败，都很常见。*The most successful indicator was developed for … Charles Porter by Charles Richard*（最成功的指示器由查尔斯·理查德为查尔斯·波特研制）是对的，可是从文章里单独摘出来，说的是哪种指示器就没了：重排模型只读到文章标题和这一句，前后文都没有，于是带着 *steam engine indicator* 字样的那句看起来更像答案，其实它谁也没提。这只是我们对一个例子的解读；答案说的是什么写在前一句里时，值得试试把段落切长一点。
 #
 # 中文那题，现在排第一的句子其实也答对了（“统治着越南大越”），只是标注里只认另一句。先读一读算成错误的例子，再怪模型。
 #

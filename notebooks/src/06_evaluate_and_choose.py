@@ -19,14 +19,14 @@ PRICE_PER_HOUR = 1.0  # of the machine this runs on, in your currency
 #
 # ## Labels: how many depends on how small a difference you want to see
 #
-# A label says: for this question, that document is right. The 506 English sentences of Wikipedia that ship with the package come with 60 of them. With 60 the interval around a gain is some ±0.04 wide, and a threshold stays a guess; the cell that draws the interval says how many questions ±0.02 takes. Labels of your own, `load_pairs` reads from a file with `{"query": …, "relevant": [ids]}` on each line.
+# A label says: for this question, that document is right. The 506 English sentences of Wikipedia that ship with the package come with 60 of them. With 60 the interval around a gain is some ±0.05 wide, and a threshold stays a guess; the cell that draws the interval says how many questions ±0.02 takes. Labels of your own, `load_pairs` reads from a file with `{"query": …, "relevant": [ids]}` on each line.
 
 # %% [markdown] lang="zh"
 # > 下面的数字都出自随包附带的小模型 `mini`，不代表 Qwen3-Reranker。要学的是方法。
 #
 # ## 标注：想看清多小的差别，就要多少条
 #
-# 一条标注就是：对这个问题，那篇文档是对的。随包附带的 506 个英文维基百科句子配了 60 条。60 条的时候，提升的区间约有 ±0.04，阈值也只能估个大概；想缩到 ±0.02 要多少条，后面画区间的那一格会算出来。自己的标注放进文件，每行一个 `{"query": …, "relevant": [文档 id]}`，用 `load_pairs` 读。
+# 一条标注就是：对这个问题，那篇文档是对的。随包附带的 506 个英文维基百科句子配了 60 条。60 条的时候，提升的区间约有 ±0.05，阈值也只能估个大概；想缩到 ±0.02 要多少条，后面画区间的那一格会算出来。自己的标注放进文件，每行一个 `{"query": …, "relevant": [文档 id]}`，用 `load_pairs` 读。
 
 # %%
 from pathlib import Path

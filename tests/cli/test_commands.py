@@ -194,7 +194,7 @@ def test_the_demo_shows_its_cases_with_the_right_passage_and_the_whole_count():
 
     assert result.exit_code == 0, result.output
     assert all(question in result.output for language in LANGUAGES for question in made["cases"][language])
-    assert all(why in text for why in ("does not help: the right sentence says", "帮不上忙：对的那一句只写了"))
+    assert all(why in text for why in ("does not help: in Chinese the sentence in front", "帮不上忙：中文那题"))
     assert result.output.count("✓") == 1 + sum(len(made["cases"][language]) for language in LANGUAGES)
     for language in LANGUAGES:
         counts = made["counts"][language]

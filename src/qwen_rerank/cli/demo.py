@@ -77,11 +77,13 @@ def demo(
     console.print(_next_steps(model, embedder), highlight=False, markup=False, soft_wrap=True)
 
 
-# Why the second round cannot help there: no model reads out of a sentence what it does not say.
+# What goes wrong there, read off the two questions that the shipped results have last.
 _NO_HELP = (
-    'The last question of each language is one where the second round does not help: the right sentence says "this" or "she" '
-    "and not what or who is meant, so read by itself it is no answer.\n"
-    "每种语言的最后一个问题，第二轮帮不上忙：对的那一句只写了“this”“她”，没写指的是什么、是谁，单独读这一句看不出是答案。"
+    "The last question of each language is one where mini's second round does not help: in Chinese the sentence in front "
+    'answers it as well, though the labels count another alone; in English a sentence that repeats "steam engine indicator" and '
+    "answers nothing passes the right one, by a hair.\n"
+    "每种语言的最后一个问题，mini 的第二轮帮不上忙：中文那题，排在前面的句子其实也答对了，只是标注里只认另一句；英文那题，"
+    "一个逐字写着“steam engine indicator”、却什么也没回答的句子，以微弱之差排到了对的那句前面。"
 )
 
 
