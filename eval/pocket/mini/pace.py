@@ -3,7 +3,7 @@
     python eval/pocket/mini/pace.py --work build/mini --output eval/pocket/mini/results/pace.json
 
 `--work` needs `e5/` and `texts/` (`make.py` has them after its third step). Lists are drawn at random: what counts is how
-long their texts are. The tokens of the whole are those that the shipped model's run took (`results/training.json`); what
+long their texts are. The tokens of the whole are those that the shipped model's run took (`results/made.json`); what
 reads texts once (teachers, lists, the comparison on development queries) is counted from the texts. Takes about a minute.
 """
 
@@ -90,7 +90,7 @@ def main() -> None:
     pace["the last with fused attention"] = trained(training)
     Layer.mixed_plainly = plain
     best = max(value for name, value in pace.items() if name.startswith("training"))
-    run = json.loads((Path(__file__).parent / "results" / "training.json").read_text(encoding="utf-8"))["runs"]["one"]
+    run = json.loads((Path(__file__).parent / "results" / "made.json").read_text(encoding="utf-8"))["training"]
     texts = sum(tokens for _, tokens in found.values())
     hours = {
         "train one": run["tokens"] / best / 3600,
