@@ -105,7 +105,7 @@ for axes, (language, query) in zip(panels, helped.items()):
     axes.spines[:].set_visible(False)
 
 # %% [markdown] lang="en"
-# The green line is the right sentence; *was* and *now* are places below those drawn. Look at what stood above it in the first stage, and why:
+# The green line is the right sentence; *was 10* says that it stood 10th before, too low to be drawn, and *now 11* that it is 11th now. Look at what stood above it in the first stage, and why:
 
 # %% [markdown] lang="zh"
 # 绿线是正确的那句；*was*、*now* 是画面之外的名次（原来第几、现在第几）。看看第一阶段把什么排在它上面，想想为什么：
@@ -120,16 +120,16 @@ for language, query in helped.items():
     print(f"  reranked    1. {sentence(hit)}   (was {hit.index + 1}{', right' if hit.index == right else ''})\n")
 
 # %% [markdown] lang="en"
-# The first sentences repeat the question's words: *Mongol Empire*, *expansion*. The right one shares a single word with it and says the rest in others: *the speed of expansion reached its peak* is *the most rapid expansion*, and *Genghis's successor Ögedei Khan* is *who*. Counting words cannot see that; a model that reads both texts together can.
+# The first sentences repeat the question's words: *Mongol Empire*, *expansion*. The right one shares a single content word with it and says the rest in others: *the speed of expansion reached its peak* is *the most rapid expansion*, and *Genghis's successor Ögedei Khan* is *who*. Counting words cannot see that; a model that reads both texts together can.
 #
-# In the Chinese question all the sentences in front speak of pharmacy technicians, word by word as it does; one alone says what is **new** about their work **now**.
+# In the Chinese question the sentences in front speak of pharmacy technicians, word by word as it does; of those three the right one alone says what is **new** about their work **now**.
 #
 # ## One question proves nothing: all of them
 
 # %% [markdown] lang="zh"
-# 英文那题，排在前面的句子重复了问题里的词：*Mongol Empire*、*expansion*。正确的那句只和问题共有一个词，其余换了说法：*扩张的速度达到顶峰* 就是 *最快的扩张*，*成吉思汗的继任者窝阔台* 就是 *谁*。数词看不出来，把两段放在一起读的模型看得出来。
+# 英文那题，排在前面的句子重复了问题里的词：*Mongol Empire*、*expansion*。正确的那句只和问题共有一个实词，其余换了说法：*扩张的速度达到顶峰* 就是 *最快的扩张*，*成吉思汗的继任者窝阔台* 就是 *谁*。只数共有的词看不出来，把两段放在一起读的模型看得出来。
 #
-# 中文那题，前面几句都逐字写着“药房技术员”，可只有一句讲的是他们**如今新的**职责。
+# 中文那题，前面几句都逐字写着“药房技术员”，可这三句里只有对的那句讲的是他们**如今新的**职责。
 #
 # ## 一个问题不算数：全部数一遍
 
@@ -146,7 +146,7 @@ for first_stage, counts in (("shared words", made["bm25"]["counts"]), ("words an
         )
 
 # %% [markdown] lang="en"
-# Better and worse: questions whose right sentence came to the first place, or lost it. *p* says how often so uneven a split comes about by tossing a coin for each question that changed, and the interval holds the gain in questions that such a split allows. So behind words *and* vectors this gain **cannot be told from chance**, and behind words alone it is a hint and no proof: most of these questions were easy, a better first stage leaves less to gain, and sixty are too few for a small gain. [The model's card](../../src/qwen_rerank/mini/README.md) has eight collections, large enough for narrower intervals.
+# Better and worse: questions whose right sentence came to the first place, or lost it. *p* says how often so uneven a split comes about by tossing a coin for each question that changed, and the 95 % interval says how large the true gain, in questions, may well be. So behind words *and* vectors this gain **cannot be told from chance**, and behind words alone it is a hint and no proof: most of these questions were easy, a better first stage leaves less to gain, and sixty are too few for a small gain. [The model's card](../../src/qwen_rerank/mini/README.md) has eight collections, large enough for narrower intervals.
 #
 # ## Where it does not help
 
@@ -164,7 +164,7 @@ for language, query in not_helped.items():
     print(f"  now first:    {sentence(rounds.ranked[0])}\n")
 
 # %% [markdown] lang="en"
-# Two kinds of failure, both common. *The most successful indicator was developed for … Charles Porter by Charles Richard* is right, but torn out of its article it no longer says what kind of indicator it speaks of: the reranker reads the article's title and this sentence, nothing around it, and the sentence with *steam engine indicator* in it looks better, though it names nobody. That is our reading of one case; where the sentence before holds what the answer speaks of, longer passages are worth a try.
+# Two kinds of failure. *The most successful indicator was developed for … Charles Porter by Charles Richard* is right, but torn out of its article it no longer says what kind of indicator it speaks of: the reranker reads the article's title and this sentence, nothing around it, and the sentence with *steam engine indicator* in it looks better, though it names nobody. That is our reading of one case; where the sentence before holds what the answer speaks of, longer passages are worth a try.
 #
 # In the Chinese question the sentence that now stands first answers it as well (*ruled Đại Việt in Vietnam*), and the labels name another one alone. Read what you count as an error before you blame a model.
 #
@@ -183,7 +183,7 @@ for language, query in not_helped.items():
 # This is the text that a Qwen3-Reranker reads, the same for every size (`mini` reads the two texts as they are and has no prompt):
 
 # %% [markdown] lang="zh"
-# 两种失败，都很常见。*The most successful indicator was developed for … Charles Porter by Charles Richard*（最成功的指示器由查尔斯·理查德为查尔斯·波特研制）是对的，可是从文章里单独摘出来，说的是哪种指示器就没了：重排模型只读到文章标题和这一句，前后文都没有，于是带着 *steam engine indicator* 字样的那句看起来更像答案，其实它谁也没提。这只是我们对一个例子的解读；答案说的是什么写在前一句里时，值得试试把段落切长一点。
+# 两种失败。*The most successful indicator was developed for … Charles Porter by Charles Richard*（最成功的指示器由查尔斯·理查德为查尔斯·波特研制）是对的，可是从文章里单独摘出来，说的是哪种指示器就没了：重排模型只读到文章标题和这一句，前后文都没有，于是带着 *steam engine indicator* 字样的那句看起来更像答案，其实它谁也没提。这只是我们对一个例子的解读；答案说的是什么写在前一句里时，值得试试把段落切长一点。
 #
 # 中文那题，现在排第一的句子其实也答对了（“统治着越南大越”），只是标注里只认另一句。先读一读算成错误的例子，再怪模型。
 #
@@ -290,14 +290,14 @@ axes.set_title(
 axes.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown] lang="en"
-# Read it honestly. The 0.6B model gains 4.0 points on English and 17 on long documents, but **0.3 on Chinese**, and it **loses 2.0 on code**. The 4B is the best all-rounder. (The 77.45 that is often quoted is the 8B on **CMTEB-R**, the Chinese tasks; on MTEB-R it has 69.02, less than the 4B.) And MLDR, where the gain is largest, is among the sets that the model was trained on.
+# Read it honestly. The 0.6B model gains 4.0 points on English and 17 on long documents, but **0.3 on Chinese**, and it **loses 2.0 on code**. The 4B comes close to the 8B at half its size, and leads it on English. (The 77.45 that is often quoted is the 8B on **CMTEB-R**, the Chinese tasks; on MTEB-R it has 69.02, less than the 4B.) And MLDR, where the gain is largest, is among the sets that the model was trained on.
 #
 # A table of somebody else's documents cannot tell you what happens on yours. Measuring takes an afternoon and about fifty questions with a known answer: [notebook 6](06_evaluate_and_choose.ipynb).
 #
 # **Next:** [2 · Two-stage search with FAISS](02_two_stage_search.ipynb)
 
 # %% [markdown] lang="zh"
-# 老老实实看这张图：0.6B 在英文上涨 4.0 分，在长文档上涨 17 分，可是**中文只涨 0.3**，**代码反而掉 2.0**。4B 最均衡。（常被引用的 77.45 是 8B 在 **CMTEB-R** 即中文任务上的成绩，不是 MTEB-R；MTEB-R 上 8B 是 69.02，还不如 4B。）另外，涨得最多的 MLDR 本身就在训练数据里。
+# 老老实实看这张图：0.6B 在英文上涨 4.0 分，在长文档上涨 17 分，可是**中文只涨 0.3**，**代码反而掉 2.0**。4B 只有 8B 的一半大，却与它相差不多，英文上还略胜一筹。（常被引用的 77.45 是 8B 在 **CMTEB-R** 即中文任务上的成绩，不是 MTEB-R；MTEB-R 上 8B 是 69.02，还不如 4B。）另外，涨得最多的 MLDR 本身就在训练数据里。
 #
 # 别人的数据上的表格，说明不了你的数据上会怎样。自己测一次，只要一个下午和五十来个有标准答案的问题：[第 6 节](06_evaluate_and_choose.ipynb)。
 #

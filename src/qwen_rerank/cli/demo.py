@@ -79,11 +79,12 @@ def demo(
 
 # What goes wrong there, read off the two questions that the shipped results have last.
 _NO_HELP = (
-    "The last question of each language is one where mini's second round does not help: in Chinese the sentence in front "
+    "Shown of each language: up to three questions that gained the most, and last one where mini's second round does not help: "
+    "in Chinese the sentence in front "
     'answers it as well, though the labels count another alone; in English a sentence that repeats "steam engine indicator" and '
-    "answers nothing passes the right one, by a hair.\n"
-    "每种语言的最后一个问题，mini 的第二轮帮不上忙：中文那题，排在前面的句子其实也答对了，只是标注里只认另一句；英文那题，"
-    "一个逐字写着“steam engine indicator”、却什么也没回答的句子，以微弱之差排到了对的那句前面。"
+    "answers nothing scores as high as the right one.\n"
+    "每种语言先列进步最大的问题，至多三个；最后一个，mini 的第二轮帮不上忙：中文那题，排在前面的句子其实也答对了，只是标注里只认另一句；英文那题，"
+    "一个逐字写着“steam engine indicator”、却什么也没回答的句子，得分和对的那句不相上下。"
 )
 
 
@@ -148,8 +149,8 @@ def _counted(counts: Mapping[str, Any], model: str) -> str:
 def _introduction(model: str, embedder: str) -> str:
     return (
         f"Round 1 (first stage, 海选): words, and vectors of {embedder}, find candidates in a FaissStore.\n"
-        f"Round 2 (reranker, 决赛): {model} reads query and passage together and puts them in order. ✓ is the right one.\n"
-        "A score puts the passages of one question in order; it is no pass mark. mini's are low: at 0.05 a passage may be right.\n"
+        f"Round 2 (reranker, 决赛): {model} reads query and passage together and puts them in order. ✓ is the one labelled right.\n"
+        "A score puts the passages of one question in order; it is no pass mark. mini's may be low: at 0.05 a passage may be right.\n"
         "About 500 sentences of Wikipedia in each language, from XQuAD-R (CC BY-SA 4.0).\n"
     )
 
