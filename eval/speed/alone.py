@@ -36,27 +36,36 @@ def main() -> int:
     options = argparse.Namespace(**json.loads((folder / "asked.json").read_text(encoding="utf-8")))
     options.tokenizer = Path(options.tokenizer)
     torch.set_num_threads(options.threads) if options.threads else None
-    words = Words(options.tokenizer)
-    workloads = chosen(options, words)
+    words = Words(options.tokenizer, seed=1)
     try:
         contestant = made(name, folder, options)
         contestant.score(words.texts(12), [words.texts(16, 24)])  # what it does only once
+        take_turn(name, contestant, words, folder / f"{name}.json", options)
     except Exception as exc:  # each peer fails in its own way, and none may cost the others' figures
         (folder / f"{name}.error").write_text(f"{type(exc).__name__}: {exc}", encoding="utf-8")
         return 1
-    answer = folder / f"{name}.json"
+    return 0
+
+
+def take_turn(name: str, contestant: Contestant, words: Words, answer: Path, options: argparse.Namespace) -> None:
+    """Run the workloads, and write what was found after each, together with that of earlier turns."""
     first_turn = not answer.exists()
     found = {"workloads": {}} if first_turn else json.loads(answer.read_text(encoding="utf-8"))
     found["settings"] = contestant.settings()
-    for workload in workloads:
+    for workload in chosen(options, Words(options.tokenizer)):
         one = found["workloads"].setdefault(workload.name, {"seconds": [], "tried": {}, "peak_bytes": None})
         measured(name, contestant, workload, one, options)
-    if isinstance(contestant, Engine) and name == "engine":
-        found["engine"] = of_engine(contestant, words, options) if first_turn else found["engine"]
+        write(found, answer)
+    if isinstance(contestant, Engine) and name == "engine" and first_turn:
+        found["engine"] = of_engine(contestant, words, options)
+        write(found, answer)
+
+
+def write(found: dict[str, Any], answer: Path) -> None:
+    """Replace the answer as a whole."""
     unfinished = answer.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(found), encoding="utf-8")
     unfinished.replace(answer)
-    return 0
 
 
 def made(name: str, folder: Path, options: argparse.Namespace) -> Contestant:

@@ -34,7 +34,7 @@ def main() -> int:
         "TOKENIZERS_PARALLELISM": "true",
     }
     tests = ["-m", "pytest", "-m", "gpu", "-q", str(ROOT / "tests/scorers/qwen/test_gpu.py")]
-    # One turn: a GPU that nobody else uses does not waver, and a part is to end in ten minutes.
+    # One turn, to be short; the JSON says so.
     bench = [str(ROOT / "eval/speed/bench.py"), "--device", "cuda", "--size", options.size, "--turns", "1"]
     bench += ["--tokenizer", str(options.tokenizer), "--out", str(options.out / f"gpu-{options.size}.json")]
     commands = [bench] if options.no_tests else [tests, bench]

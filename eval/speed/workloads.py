@@ -19,7 +19,7 @@ class Workload:
         queries: Texts.
         documents: One list for each query.
         engines: Contestants that run it; a slow one is left out where its figure is not asked for.
-        rounds: How often; the best round counts.
+        rounds: How often in a turn; the best of all turns counts.
     """
 
     name: str

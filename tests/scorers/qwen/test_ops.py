@@ -118,7 +118,8 @@ def test_the_triton_kernels_compile_for_a_cuda_device(tmp_path):
         [sys.executable, "-c", _COMPILED],
         capture_output=True,
         text=True,
-        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+        timeout=240,
         check=False,
     )
 
