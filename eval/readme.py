@@ -42,7 +42,7 @@ SPEED_TEXT = {
         "In bfloat16, as checkpoints come, the engine scores on {threads} CPU cores {st_low:.1f} to {st_high:.1f} times as many documents a second as "
         "sentence-transformers at its best batch size and {vllm_low:.2f} to {vllm_high:.2f} times as many as vLLM (20 to 2,000 tokens a document), and "
         '`quantize="int8"` {int8_low:.1f} to {int8_high:.1f} times its own bfloat16 ([formats]({formats_path})); in float32 {recipe:.1f} times as many as the model card\'s code, {st:.1f} times '
-        "sentence-transformers and {vllm:.2f} times vLLM (128 tokens, [figures]({cpu_path}); {long:.2f} times at 2,000, in the first run); on one {gpu} {gpu_st:.1f} times "
+        "sentence-transformers and {vllm:.2f} times vLLM (128 tokens, [figures]({cpu_path}); {long:.2f} times at 2,000, in the run of the formats); on one {gpu} {gpu_st:.1f} times "
         "sentence-transformers (128 tokens, [GPU]({gpu_path})). All with random weights of the 0.6B shape; [what was tried](eval/speed/LOG.md)."
     ),
     "zh": (

@@ -42,15 +42,15 @@ def write_plot(report: dict[str, Any], path: Path) -> None:
         return  # a bare machine still gets the figures
     names = sorted({name for workload in report["workloads"].values() for name in workload["contestants"]})
     figure, axis = pyplot.subplots(figsize=(11, 0.9 + 0.75 * len(report["workloads"])))
-    height = 0.8 / max(1, len(names))
+    height, colours = 0.8 / max(1, len(names)), pyplot.get_cmap("tab20").colors
     for row, workload in enumerate(report["workloads"].values()):
         results = workload["contestants"]
         base = results.get("sentence-transformers", next(iter(results.values())))["documents_per_s"]
         for i, name in enumerate(names):
             if name in results:
-                axis.barh(row + i * height, results[name]["documents_per_s"] / base, height, color=f"C{i}")
+                axis.barh(row + i * height, results[name]["documents_per_s"] / base, height, color=colours[i])
     for i, name in enumerate(names):
-        axis.barh(0, 0, color=f"C{i}", label=name)
+        axis.barh(0, 0, color=colours[i], label=name)
     axis.set_yticks([row + 0.4 - height / 2 for row in range(len(report["workloads"]))], list(report["workloads"]))
     axis.invert_yaxis()
     axis.set_xlabel("documents/s, sentence-transformers = 1 (where it ran)")
