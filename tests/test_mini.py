@@ -176,8 +176,8 @@ def test_attention_on_a_cpu_is_that_of_the_fused_kernel(scripts):
     )
 
 
-def test_the_shipped_pair_is_what_the_command_as_it_stands_made(scripts, tmp_path, monkeypatch):
-    """Byte for byte what the committed record says; and the record's steps are those of today's command."""
+def test_the_shipped_pair_is_what_the_command_made_and_what_was_measured(scripts, tmp_path, monkeypatch):
+    """Byte for byte the files of the committed record and of the figures; and the record's arguments are those of today's command."""
     make = scripts("make")
     made = json.loads((make.HERE / "results" / "made.json").read_text(encoding="utf-8"))["steps"]
     work = Path("build/mini")
@@ -193,6 +193,8 @@ def test_the_shipped_pair_is_what_the_command_as_it_stands_made(scripts, tmp_pat
     assert {name: make.sum_of(make.SHIPPED / name) for name in make.PAIR} == {
         name: made["export"]["files"][f"pair/{name}"] for name in make.PAIR
     }
+    figures = json.loads((make.HERE / "results" / "results.json").read_text(encoding="utf-8"))["files"]
+    assert {name: figures[name] for name in make.PAIR} == {name: make.sum_of(make.SHIPPED / name) for name in make.PAIR}
     for step in make.steps(options):
         if step.name not in ("measure", "table"):
             assert made[step.name]["command"] == step.command
