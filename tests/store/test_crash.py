@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import pytest
 
@@ -27,6 +28,8 @@ from tests.store.worker import POOL, apply_to_model, run
 EMBEDDER = HashEmbedder(16)
 FORKS = multiprocessing.get_context("forkserver")  # what a worker imports is imported once
 FORKS.set_forkserver_preload(["tests.store.worker", "pytest"])
+# Starting a process also reaps the ended ones of other threads, and two readers of one exit status leave 255 to the second.
+STARTING_OR_REAPING = Lock()
 WORKER = [sys.executable, "-m", "tests.store.worker"]
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -56,7 +59,8 @@ def kill_one(path: Path, model: dict[str, str], seed: int) -> tuple[dict[str, st
     rng = random.Random(seed)
     reading, writing = FORKS.Pipe(duplex=False)
     worker = FORKS.Process(target=run, args=(str(path), str(seed), writing))
-    worker.start()
+    with STARTING_OR_REAPING:
+        worker.start()
     writing.close()
     with os.fdopen(os.dup(reading.fileno()), "rb") as output:
         reading.close()
@@ -65,7 +69,8 @@ def kill_one(path: Path, model: dict[str, str], seed: int) -> tuple[dict[str, st
         time.sleep(rng.choice([0, rng.uniform(0, 0.003), rng.uniform(0, 0.02)]))
         worker.kill()
         lines += output.read().split(b"\n")[:-1]
-    worker.join()
+    with STARTING_OR_REAPING:
+        worker.join()
     assert worker.exitcode == -signal.SIGKILL
 
     in_flight = None
