@@ -10,15 +10,15 @@ from pathlib import Path
 
 # Each with all that it needs beside the base install; `doctor` looks for these, and a test compares them with pyproject.toml.
 EXTRAS = {
-    "local": ("torch", "tiktoken"),
-    "transformers": ("torch", "tiktoken", "transformers"),
-    "dense": ("torch", "tiktoken", "transformers", "sentence-transformers"),
+    "local": ("torch", "tiktoken", "numba"),
+    "transformers": ("torch", "tiktoken", "numba", "transformers"),
+    "dense": ("torch", "tiktoken", "numba", "transformers", "sentence-transformers"),
     "langchain": ("langchain-core",),
     "llama-index": ("llama-index-core",),
     "serve": ("fastapi", "uvicorn", "h11", "prometheus-client"),
     "client": ("httpx2", "pydantic-core"),
     "eval": ("ir-measures", "scipy", "scikit-learn", "matplotlib"),
-    "train": ("torch", "tiktoken", "transformers", "sentence-transformers", "datasets", "accelerate", "peft"),
+    "train": ("torch", "tiktoken", "numba", "transformers", "sentence-transformers", "datasets", "accelerate", "peft"),
     "hub": ("datasets",),
     "files": (
         "charset-normalizer",

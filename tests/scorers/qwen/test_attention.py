@@ -11,7 +11,7 @@ from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.attention_cuda import CudaAttention, choose_kernel, padded
 from qwen_rerank.scorers.qwen.device import CUDA_BATCH, cuda_budget
 from qwen_rerank.scorers.qwen.engine import Runner
-from qwen_rerank.scorers.qwen.kernels import EagerOps
+from qwen_rerank.scorers.qwen.kernels import EagerOps, cpu_ops
 from qwen_rerank.scorers.qwen.model import Forward
 from qwen_rerank.scorers.qwen.packing import GroupSlice, PackedBatch, RowSpan, Segment, lay_out
 from tests.scorers.qwen.tiny import groups_of, one_by_one, packed, tiny_config, tiny_model, tiny_weights
@@ -42,7 +42,7 @@ def test_gathered_and_padded_attention_equals_the_loop(shapes, n_at_hand, shared
     n, n_past, n_documents = len(layout.ids), layout.n_past, len(layout.documents)
     query, keys = draw(n, 4), (draw(n, 2), draw(n + 1, 2)[1:])
     kept = (draw(n_past, 2) + 1, draw(n_past, 2)) if n_past else None
-    loop, gathered = CpuAttention(torch.float32), CudaAttention(padded, CPU)
+    loop, gathered = CpuAttention(torch.float32, EagerOps()), CudaAttention(padded, CPU)
     before = attention_cuda._MASK_ELEMENTS, attention_cuda._GATHERED_KEYS
     attention_cuda._MASK_ELEMENTS = attention_cuda._GATHERED_KEYS = limit
     try:
@@ -70,7 +70,7 @@ def test_attention_on_the_cpu_is_causal_and_about_as_exact_as_pytorchs_own(
     query, *parts = (torch.randn(n_past + n_rows, heads, 32, generator=made).to(dtype) for heads in (4, 2, 2))
     query, (past, kv) = query[n_past:], zip(*((part[:n_past], part[n_past:]) for part in parts), strict=True)
     segment = Segment(RowSpan(0, n_rows), (RowSpan(0, n_past, past=True),))
-    ours = CpuAttention(dtype).all_rows(query, kv, past, ([segment], []))
+    ours = CpuAttention(dtype, cpu_ops(dtype)).all_rows(query, kv, past, ([segment], []))
 
     def theirs(kind: torch.dtype) -> torch.Tensor:
         heads = (rows.to(kind).transpose(0, 1)[None] for rows in (query, *parts))

@@ -24,7 +24,7 @@ def models():
     double = tiny_model().double()
     stored = {name: tensor.clone() for name, tensor in single.state_dict().items()}
     weights = tiny_weights(stored, dtype=torch.float32, device="cpu")
-    forward = Forward(weights, tiny_config(), CpuAttention(torch.float32), EagerOps(), row_chunk=64)
+    forward = Forward(weights, tiny_config(), CpuAttention(torch.float32, EagerOps()), EagerOps(), row_chunk=64)
     return SimpleNamespace(single=single, double=double, forward=forward, left=stored)
 
 

@@ -1,5 +1,6 @@
-"""The elementwise work against Transformers' own."""
+"""The elementwise work against Transformers' own, and the fused kernels against PyTorch's operations."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,11 +9,30 @@ import pytest
 import torch
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
-from qwen_rerank.scorers.qwen.kernels import EagerOps, norm_rows
+from qwen_rerank.scorers.qwen import kernels_numba
+from qwen_rerank.scorers.qwen.kernels import EagerOps, cpu_ops
+from qwen_rerank.scorers.qwen.kernels_numba import NumbaOps
+
+BOTH = pytest.mark.parametrize("ops", [EagerOps(), NumbaOps()], ids=["pytorch", "numba"])
 
 
+@pytest.fixture
+def one_thread():
+    """As in a share of a batch, where the fused kernels are used whatever the machine."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def draw(*shape: int, scale: float = 3.0) -> torch.Tensor:
+    return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))).bfloat16()
+
+
+@BOTH
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_norm_and_rotation_are_as_exact_as_transformers(dtype):
+def test_norm_and_rotation_are_as_exact_as_transformers(ops, dtype):
     """Mean error against float64, over enough heads that neither is lucky."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(64, 4, 32, generator=draw).to(dtype)
@@ -33,15 +53,17 @@ def test_norm_and_rotation_are_as_exact_as_transformers(dtype):
         cosine, sine = (side.double()[:, None] for side in cos_sin)
         return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
-    ours = EagerOps().norm_rotate(x, weight, cos_sin, 1e-6)
+    ours = ops.norm_rotate(x, weight, cos_sin, 1e-6)
 
     assert ours.dtype == dtype
     assert (ours.double() - exact()).abs().mean() <= 1.05 * (theirs(dtype) - exact()).abs().mean()
 
 
+@BOTH
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n_rows", [0, 1, 300])
-def test_the_norm_of_rows_is_as_exact_as_transformers(dtype, n_rows):
+def test_the_norm_of_rows_is_as_exact_as_transformers(ops, dtype, n_rows):
     """Also of so many rows that they are taken in blocks; nothing else decides a row's bits."""
     draw = torch.Generator().manual_seed(0)
     x = (3 * torch.randn(n_rows, 1024, generator=draw)).to(dtype)
@@ -49,11 +71,107 @@ def test_the_norm_of_rows_is_as_exact_as_transformers(dtype, n_rows):
     norm.weight.data = (1 + 0.2 * torch.randn(1024, generator=draw)).to(dtype)
     exact = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norm.weight.double()
 
-    ours = norm_rows(x, norm.weight, 1e-6)
+    ours = ops.norm(x, norm.weight, 1e-6)
 
     assert ours.dtype == dtype
     assert (ours.double() - exact).abs().sum() <= 1.05 * (norm(x).double() - exact).abs().sum()
-    assert torch.equal(ours[-1:], norm_rows(x[-1:], norm.weight, 1e-6))
+    assert torch.equal(ours[-1:], ops.norm(x[-1:], norm.weight, 1e-6))
+
+
+@BOTH
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("n_rows", "size"), [(0, 7), (1, 1), (40, 301)])
+def test_the_gate_is_its_formula_rounded_once(ops, n_rows, size):
+    """Up to where the exponential leaves float32."""
+    gate_up = draw(n_rows, 2 * size, scale=40.0)
+    gate, up = gate_up.double().chunk(2, dim=1)
+    exact = gate * torch.sigmoid(gate) * up
+
+    found = ops.gate(gate_up.clone()).double()
+
+    # PyTorch's own operations round the gate as well, before it is multiplied.
+    torch.testing.assert_close(found, exact, rtol=2**-8 if isinstance(ops, NumbaOps) else 2**-7, atol=1e-30)
+
+
+@BOTH
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("n_past", "n_rows", "heads"), [(0, 1, 1), (75, 64, 2), (5, 33, 3)])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 1e30])
+def test_the_softmax_is_its_formula_and_causal(ops, n_past, n_rows, heads, scale):
+    weights = draw(2, heads * n_rows, n_past + n_rows, scale=scale)
+    mask = torch.full((n_rows, n_rows), -math.inf, dtype=torch.bfloat16).triu_(1)
+    hidden = torch.ones(n_rows, n_past + n_rows, dtype=torch.bool).triu_(n_past + 1).repeat(heads, 1)
+    exact = weights.double().masked_fill_(hidden, -math.inf).softmax(-1)
+
+    ops.causal_softmax(weights, mask)
+
+    torch.testing.assert_close(weights.double(), exact, rtol=2**-8, atol=1e-30)
+    assert not weights[:, hidden].any()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("size", [1, 72, 3072])
+def test_rows_are_quantized_as_by_pytorchs_operations(size):
+    """Of rows of unlike sizes, one of zeros and one that is tiny: equal scales, and levels that differ by a tie at most."""
+    rows = draw(40, size) * (1 + torch.arange(40)[:, None] ** 3)
+    rows[0], rows[1] = 0.0, 1e-33
+
+    levels, scale = NumbaOps().quantize(rows)
+    expected, expected_scale = EagerOps().quantize(rows)
+
+    assert torch.equal(scale, expected_scale)
+    off = (levels.int() - expected.int()).abs()
+    assert off.max() <= 1
+    assert off.float().mean() < 0.001
+    assert ((levels.double() - 128) * scale - rows.double()).abs().le(0.502 * scale.double() + 1e-31).all()
+
+
+@BOTH
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("odd", [math.nan, math.copysign(math.nan, -1), math.inf, -math.inf])
+def test_what_is_no_number_does_not_become_one(ops, odd):
+    """A broken checkpoint shows itself in the score, and in no row beside its own."""
+    x = draw(3, 64)
+    x[1, 5] = odd
+    cos_sin = torch.ones(3, 16, dtype=torch.bfloat16), torch.ones(3, 16, dtype=torch.bfloat16)
+    levels, scale = ops.quantize(x)
+    softened = x.clone().view(1, 3, 64)
+    ops.causal_softmax(softened, torch.zeros(1, 1, dtype=torch.bfloat16))
+    found = {
+        "norm": ops.norm(x, x[0], 1e-6),
+        "norm_rotate": ops.norm_rotate(x.view(3, 2, 32), x[0, :32], cos_sin, 1e-6).flatten(1),
+        "gate": ops.gate(x.clone()),
+        "quantize": (levels.float() - 128) * scale,
+        "causal_softmax": softened[0],
+    }
+    if odd == -math.inf:  # a gate that is closed, and a key that is hidden
+        del found["gate"], found["causal_softmax"]
+
+    for name, rows in found.items():
+        assert not rows[1].isfinite().all(), name
+        assert rows[[0, 2]].isfinite().all(), name
+
+
+def test_kernels_of_one_thread_leave_many_threads_to_pytorch(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    gate_up = draw(5, 64)
+
+    assert torch.equal(NumbaOps().gate(gate_up.clone()), EagerOps().gate(gate_up.clone()))
+
+
+@pytest.mark.parametrize("fault", ["missing", "wrong"])
+def test_without_numba_pytorchs_operations_serve_and_a_warning_says_so(monkeypatch, caplog, fault):
+    cpu_ops.cache_clear()
+    if fault == "missing":
+        monkeypatch.setitem(sys.modules, "qwen_rerank.scorers.qwen.kernels_numba", None)
+    else:
+        monkeypatch.setattr(kernels_numba, "_gate", lambda gate_up, out: out.fill(0))
+
+    found = cpu_ops(torch.bfloat16)
+
+    cpu_ops.cache_clear()
+    assert type(found) is EagerOps
+    assert "Numba cannot be used" in caplog.text
 
 
 _INTERPRETED = """

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qwen_rerank.scorers.qwen.attention_cpu import CpuAttention
 from qwen_rerank.scorers.qwen.device import Crew
 from qwen_rerank.scorers.qwen.engine import Runner
-from qwen_rerank.scorers.qwen.kernels import EagerOps
+from qwen_rerank.scorers.qwen.kernels import cpu_ops
 from qwen_rerank.scorers.qwen.model import Forward, exact_matrix, fuse
 from qwen_rerank.scorers.qwen.packing import GroupSlice, PackedBatch
 from qwen_rerank.scorers.qwen.quantization import Int8Matrix, int8_works
@@ -85,7 +85,8 @@ def forward_of_format(request):
     head = stored["lm_head.weight"][YES] - stored["lm_head.weight"][NO]
     place = {"dtype": dtype, "device": torch.device("cpu"), "max_length": MAX_LENGTH}
     weights = fuse(stored, head, tiny_config(), **place, make_matrix=make_matrix)
-    return Forward(weights, tiny_config(), CpuAttention(dtype), EagerOps(), row_chunk=64), allowed
+    ops = cpu_ops(dtype)
+    return Forward(weights, tiny_config(), CpuAttention(dtype, ops), ops, row_chunk=64), allowed
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from qwen_rerank.scorers.qwen.kernels import KV
+from qwen_rerank.scorers.qwen.kernels import KV, EagerOps
 from qwen_rerank.scorers.qwen.packing import Layout, Segment
 
 CpuPlan = tuple[Sequence[Segment], Sequence[Segment]]  # segments in the order of their rows; documents
@@ -31,7 +31,8 @@ class CpuAttention:
     float32: the products run at the speed of the model's own, and what lies between them stays in the caches.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, ops: EagerOps) -> None:
+        self._ops = ops
         self._block_rows = _FLOAT32_BLOCK if dtype == torch.float32 else _BLOCK
         self._mask = torch.full((2 * self._block_rows,) * 2, float("-inf"), dtype=dtype).triu_(1)
 
@@ -108,9 +109,7 @@ class CpuAttention:
         weights = flat.new_empty(n_kv_heads, per_kv_head * n_rows, n_keys)
         torch.baddbmm(weights, flat, key.transpose(1, 2), beta=0, alpha=size**-0.5, out=weights)
         # 2. the mask, only over the rows' own keys: every row sees all keys before them
-        own = weights.view(n_kv_heads, per_kv_head, n_rows, n_keys)[..., n_keys - n_rows :]
-        own.add_(self._mask[:n_rows, :n_rows])
-        torch.softmax(weights, dim=-1, out=weights)
+        self._ops.causal_softmax(weights, self._mask[:n_rows, :n_rows])
         return torch.bmm(weights, value).view(query.shape)
 
 

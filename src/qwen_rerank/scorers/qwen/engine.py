@@ -34,7 +34,7 @@ from qwen_rerank.scorers.qwen.device import (
     name_of,
     on_device,
 )
-from qwen_rerank.scorers.qwen.kernels import KV, EagerOps, Ops
+from qwen_rerank.scorers.qwen.kernels import KV, EagerOps, Ops, cpu_ops
 from qwen_rerank.scorers.qwen.model import Forward, Weights, exact_matrix, fuse
 from qwen_rerank.scorers.qwen.packing import (
     GroupSlice,
@@ -180,7 +180,8 @@ def _tried(weights: Weights, shape: QwenModelConfig, trial: QueryGroup) -> tuple
     """Run the trial's prompts through weights made of trials, and return the weights that they chose."""
     layout = lay_out(PackedBatch((GroupSlice(trial, tuple(range(len(trial.documents)))),)))
     # All rows at once: a trial is run once.
-    Forward(weights, shape, CpuAttention(weights.norm.dtype), EagerOps(), row_chunk=len(layout.ids))(layout, None)
+    ops = EagerOps()
+    Forward(weights, shape, CpuAttention(weights.norm.dtype, ops), ops, row_chunk=len(layout.ids))(layout, None)
     chosen, report = settle(weights)
     n, n_exact, n_grouped = (len(names) for names in (report.errors, report.exact, report.grouped))
     logger.info(
@@ -193,7 +194,8 @@ def _tried(weights: Weights, shape: QwenModelConfig, trial: QueryGroup) -> tuple
 
 
 def _on_cpu(weights: Weights, shape: QwenModelConfig) -> Forward:
-    return Forward(weights, shape, CpuAttention(weights.norm.dtype), EagerOps(), row_chunk=_CPU_ROW_CHUNK)
+    ops = cpu_ops(weights.norm.dtype)
+    return Forward(weights, shape, CpuAttention(weights.norm.dtype, ops), ops, row_chunk=_CPU_ROW_CHUNK)
 
 
 def _on_cuda(weights: Weights, shape: QwenModelConfig) -> Forward:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Protocol
 
 import torch
@@ -10,9 +12,23 @@ from torch.nn.functional import rms_norm, silu
 KV = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
 CosSin = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's position, each (n_rows, head_dim // 2)
 
+LEVELS = 127
+ZERO_POINT = 128  # oneDNN's kernels for VNNI take unsigned activations
+TINY = 1e-30  # a scale that keeps a row of zeros from 0 / 0
+# A scale is rounded to bfloat16, so that a bfloat16 product is scaled by what the row was divided by. Nearest rounding
+# takes at most a factor of 1 + 2**-8 off it; raised by as much, no level exceeds 127.
+HEADROOM = 1 + 2**-8
+
+_BLOCK = 1 << 18  # float32 numbers that an operation on a CPU leaves in the cores' own caches for the next one
+logger = logging.getLogger(__name__)
+
 
 class Ops(Protocol):
     """The elementwise operations that a device may have a fused kernel for."""
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return the RMS norm of rows `(n_rows, size)` in their dtype, computed in float32 and rounded once."""
+        ...
 
     def norm_rotate(
         self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float, *, out: torch.Tensor | None = None
@@ -28,11 +44,19 @@ class Ops(Protocol):
         ...
 
 
-_BLOCK = 1 << 18  # float32 numbers that an operation on a CPU leaves in the cores' own caches for the next one
-
-
 class EagerOps:
-    """Works everywhere; one pass over the data an operation."""
+    """Works everywhere, one pass over the data an operation. Softmax and 8 bits are for a CPU."""
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return the RMS norm of rows; by hand on a CPU in bfloat16, where PyTorch's own takes twice as long."""
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            normed: torch.Tensor = rms_norm(x, (x.shape[-1],), weight, eps)
+            return normed
+        out, step = torch.empty_like(x), max(1, _BLOCK // x.shape[-1])
+        for start in range(0, len(x), step):
+            rows = x[start : start + step].float()
+            out[start : start + step] = rows.mul_(_inverse_rms(rows, eps)).mul_(weight.float())
+        return out
 
     def norm_rotate(
         self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float, *, out: torch.Tensor | None = None
@@ -53,20 +77,51 @@ class EagerOps:
         gate, up = gate_up.chunk(2, dim=1)
         return silu(gate).mul_(up)
 
+    def causal_softmax(self, weights: torch.Tensor, mask: torch.Tensor) -> None:
+        """Replace scores by attention weights, in place; every row sees all keys before the rows' own.
 
-def norm_rows(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return the RMS norm of rows `(n_rows, size)` in their dtype, computed in float32 and rounded once.
+        Args:
+            weights: `(n, heads * n_rows, n_keys)`, dense; the last `n_rows` keys are the rows' own.
+            mask: `(n_rows, n_rows)`, what to add to the scores of the rows' own keys: -inf where causality hides them.
+        """
+        own = weights.view(len(weights), -1, len(mask), weights.shape[2])[..., weights.shape[2] - len(mask) :]
+        own.add_(mask)
+        torch.softmax(weights, dim=-1, out=weights)
 
-    On a CPU in bfloat16 PyTorch's own takes twice as long.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
-        normed: torch.Tensor = rms_norm(x, (x.shape[-1],), weight, eps)
-        return normed
-    out, step = torch.empty_like(x), max(1, _BLOCK // x.shape[-1])
-    for start in range(0, len(x), step):
-        rows = x[start : start + step].float()
-        out[start : start + step] = rows.mul_(_inverse_rms(rows, eps)).mul_(weight.float())
-    return out
+    def quantize(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return levels, uint8 `(n, in)` around 128, and each row's scale `(n, 1)` in the rows' dtype.
+
+        A row with NaN or infinity has a scale that is not finite, and so has its product.
+        """
+        levels = torch.empty(rows.shape, dtype=torch.int8)
+        scale = torch.empty(len(rows), 1)
+        step = max(1, _BLOCK // max(1, rows.shape[1]))
+        for start in range(0, len(rows), step):
+            block = slice(start, start + step)
+            exact = rows[block].float()
+            # Two reductions take two thirds of the time of one over absolute values, which have to be written first.
+            largest = torch.maximum(exact.amax(dim=1, keepdim=True), exact.amin(dim=1, keepdim=True).neg_())
+            rounded = (largest * (HEADROOM / LEVELS)).clamp_min_(TINY).bfloat16().float()
+            levels[block] = (exact * rounded.reciprocal()).round_()
+            scale[block] = rounded
+        # To int8 and one flipped bit, which adds 128: PyTorch's conversion to uint8 is eight times as slow.
+        return levels.view(torch.uint8).bitwise_xor_(ZERO_POINT), scale.to(rows.dtype)
+
+
+@functools.cache
+def cpu_ops(dtype: torch.dtype) -> EagerOps:
+    """Return the operations of a CPU: in bfloat16 fused kernels where Numba is there and right, else PyTorch's own."""
+    if dtype != torch.bfloat16:
+        return EagerOps()
+    try:
+        from qwen_rerank.scorers.qwen.kernels_numba import NumbaOps, check_numba
+
+        ops = NumbaOps()
+        check_numba(ops)
+        return ops
+    except Exception as exc:  # a Numba of another NumPy or LLVM shows itself in many ways
+        logger.warning("Numba cannot be used (%s); in bfloat16 PyTorch's own operations are slower on a CPU.", exc)
+        return EagerOps()
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:

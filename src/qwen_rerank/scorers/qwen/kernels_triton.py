@@ -54,8 +54,8 @@ def _gate(x, out, size, block: tl.constexpr) -> None:  # type: ignore[no-untyped
     tl.store(out + row * size + column, value.to(out.dtype.element_ty), mask=inside)
 
 
-class TritonOps:
-    """As `EagerOps`; sums and products in float32, rounded once."""
+class TritonOps(EagerOps):
+    """As `EagerOps`, whose norm of rows it keeps; sums and products in float32, rounded once."""
 
     def norm_rotate(
         self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float, *, out: torch.Tensor | None = None

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import linear
 
 from qwen_rerank.scorers.qwen.config import QwenModelConfig
-from qwen_rerank.scorers.qwen.kernels import KV, CosSin, Ops, norm_rows
+from qwen_rerank.scorers.qwen.kernels import KV, CosSin, Ops
 from qwen_rerank.scorers.qwen.packing import Layout
 
 _PACKED_FOR_ROWS = 512  # near the row chunk; the packing serves other counts as well
@@ -287,7 +287,7 @@ class Forward:
         return hidden.float() @ weights.head, new_kv  # (n_documents,)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return norm_rows(x, weight, self._config.rms_norm_eps)
+        return self._ops.norm(x, weight, self._config.rms_norm_eps)
 
     def _project(
         self, layer: Layer, hidden: torch.Tensor, cos_sin: CosSin, last: torch.Tensor | None

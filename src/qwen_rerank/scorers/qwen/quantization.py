@@ -12,20 +12,14 @@ from torch.nn.functional import linear
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.prompt import PromptEncoder
+from qwen_rerank.scorers.qwen.kernels import LEVELS, TINY, ZERO_POINT, cpu_ops
 from qwen_rerank.scorers.qwen.model import Layer, Matrix, Weights, as_matrix
 from qwen_rerank.scorers.qwen.packing import QueryGroup, group_prompts
 
 Quantize = Literal["int8"]
 
 MAX_ERROR = 0.02  # of a matrix's product: mean over the trial's rows of |int8 - exact| / |exact|
-_LEVELS = 127
 _GROUP_SIZE = 512  # columns with a scale of their own, where one for the whole row is too coarse
-_ZERO_POINT = 128  # oneDNN's kernels for VNNI take unsigned activations
-_BLOCK = 1 << 18  # numbers of some rows in float32 that stay in the cores' own caches from one operation to the next
-_TINY = 1e-30  # a scale that keeps a row of zeros from 0 / 0
-# A scale is rounded to bfloat16, so that a bfloat16 product is scaled by what the row was divided by. Nearest rounding
-# takes at most a factor of 1 + 2**-8 off it; raised by as much, no level exceeds 127.
-_HEADROOM = 1 + 2**-8
 
 _TRIAL_QUERY = "What is the capital of China?"
 _TRIAL_TEXTS = (
@@ -49,19 +43,19 @@ class Int8Matrix:
 
     def __init__(self, weight: torch.Tensor) -> None:
         exact = weight.float()
-        self._scale = (exact.abs().amax(dim=1) / _LEVELS).clamp_min_(_TINY)  # (out,)
+        self._scale = (exact.abs().amax(dim=1) / LEVELS).clamp_min_(TINY)  # (out,)
         levels = (exact / self._scale[:, None]).round_().to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(levels, None)
         self._zero_points = torch.zeros(len(levels), dtype=torch.int32)
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return `(n, out)` of rows `(n, in)`."""
-        levels, scale = quantize_rows(rows)
+        levels, scale = cpu_ops(rows.dtype).quantize(rows)
         return self.product(levels, rows.dtype).mul_(scale)
 
     def add_to(self, total: torch.Tensor, rows: torch.Tensor) -> None:
         """Add the product of rows to `total`, in place."""
-        levels, scale = quantize_rows(rows)
+        levels, scale = cpu_ops(rows.dtype).quantize(rows)
         total.addcmul_(self.product(levels, rows.dtype), scale)
 
     def product(self, levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -71,7 +65,7 @@ class Int8Matrix:
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             levels,
             1.0,
-            _ZERO_POINT,
+            ZERO_POINT,
             self._weight,
             self._scale,
             self._zero_points,
@@ -110,33 +104,13 @@ class GroupedInt8Matrix:
     def _sum(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the groups' products, each with its scale, added in float32."""
         shape = len(rows), len(self._groups), _GROUP_SIZE
-        levels, scale = quantize_rows(rows.reshape(-1, _GROUP_SIZE))
+        levels, scale = cpu_ops(rows.dtype).quantize(rows.reshape(-1, _GROUP_SIZE))
         levels, scale = levels.view(shape), scale.float().view(*shape[:2], 1)
         products = (group.product(levels[:, i], torch.float32) for i, group in enumerate(self._groups))
         total = next(products).mul_(scale[:, 0])
         for i, product in enumerate(products, 1):
             total.addcmul_(product, scale[:, i])
         return total
-
-
-def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return levels, uint8 `(n, in)` around 128, and each row's scale `(n, 1)` in the rows' dtype.
-
-    A row with NaN or infinity has a scale that is not finite, and so has its product.
-    """
-    levels = torch.empty(rows.shape, dtype=torch.int8)
-    scale = torch.empty(len(rows), 1)
-    step = max(1, _BLOCK // max(1, rows.shape[1]))
-    for start in range(0, len(rows), step):
-        block = slice(start, start + step)
-        exact = rows[block].float()
-        # Two reductions take two thirds of the time of one over absolute values, which have to be written first.
-        largest = torch.maximum(exact.amax(dim=1, keepdim=True), exact.amin(dim=1, keepdim=True).neg_())
-        rounded = (largest * (_HEADROOM / _LEVELS)).clamp_min_(_TINY).bfloat16().float()
-        levels[block] = (exact * rounded.reciprocal()).round_()
-        scale[block] = rounded
-    # To int8 and one flipped bit, which adds 128: PyTorch's conversion to uint8 is eight times as slow.
-    return levels.view(torch.uint8).bitwise_xor_(_ZERO_POINT), scale.to(rows.dtype)
 
 
 @functools.cache
@@ -162,11 +136,11 @@ def int8_works() -> bool:
 def _exact(kind: type[Int8Matrix | GroupedInt8Matrix], size: int, dtype: torch.dtype, allowed: float) -> bool:
     """Return whether integers come out as float64 has them, up to the rounding of `dtype`."""
     draw = torch.Generator().manual_seed(0)
-    weight = torch.randint(-1, 2, (48, size), generator=draw).float() * _LEVELS
+    weight = torch.randint(-1, 2, (48, size), generator=draw).float() * LEVELS
     rows = torch.randint(-1, 2, (19, size), generator=draw).to(dtype)
-    rows[:2], weight[:2] = 1.0, _LEVELS  # the largest sum
-    levels, scale = quantize_rows(rows)
-    exact = (levels.double() - _ZERO_POINT) @ weight.double().T * scale
+    rows[:2], weight[:2] = 1.0, LEVELS  # the largest sum
+    levels, scale = cpu_ops(rows.dtype).quantize(rows)
+    exact = (levels.double() - ZERO_POINT) @ weight.double().T * scale
     return torch.allclose(kind(weight)(rows).double(), exact, rtol=allowed, atol=1e-3)
 
 
@@ -237,7 +211,7 @@ class Trial:
         for kind in kinds:
             small = kind(weight)
             off = torch.linalg.vector_norm(small(rows.float()) - exact, dim=1)
-            self.error = float((off / torch.linalg.vector_norm(exact, dim=1).clamp_min(_TINY)).mean())
+            self.error = float((off / torch.linalg.vector_norm(exact, dim=1).clamp_min(TINY)).mean())
             if self.kept_small:
                 self.chosen = small
                 break

@@ -1,0 +1,261 @@
+"""The elementwise work of a CPU in bfloat16, each a single pass that Numba compiles to vector instructions.
+
+PyTorch's own operations write a result, often in float32, for the next to read; these read bfloat16, compute in float32 and
+round once. bfloat16 is the upper half of a float32, which Numba has no type for: numbers come and go as 16-bit integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+
+from qwen_rerank.scorers.qwen.kernels import HEADROOM, LEVELS, TINY, ZERO_POINT, CosSin, EagerOps
+
+_MOST_THREADS = 2  # of PyTorch: a kernel has one, which more of them overtake
+_NAN = np.uint16(0x7FC0)
+_ROUNDING = np.float32(1.5 * 2**23)  # added to a small number, leaves its nearest integer in the low bits
+_EXP_RANGE = np.float32(-87.0), np.float32(88.0)  # beyond, e**x is no normal float32
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # n * the first is exact
+_f32, _u32, _i32, _u16, _i16, _u8 = np.float32, np.uint32, np.int32, np.uint16, np.int16, np.uint8
+
+# Sums may be taken in any order, which vector instructions need; NaN and infinity keep their meaning.
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
+
+
+def _inline(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = njit(inline="always", **_OPTIONS)(function)
+    return compiled
+
+
+def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, compiled at its first call and kept on disk for later processes where that can be written."""
+    compiled: Callable[..., Any]
+    try:
+        compiled = njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder to keep it in
+        compiled = njit(**_OPTIONS)(function)
+    return compiled
+
+
+# Every integer operation is cast back: Numba widens results to 64 bits, of which a vector holds half as many.
+
+
+@_inline
+def _wide(x):  # type: ignore[no-untyped-def]
+    """Return the float32 of a bfloat16's bits."""
+    return _u32(_u32(x) << _u32(16)).view(_f32)
+
+
+@_inline
+def _narrow(x):  # type: ignore[no-untyped-def]
+    """Return the bits of the nearest bfloat16, of two the even one."""
+    bits = _f32(x).view(_u32)
+    odd = _u32(_u32(bits >> _u32(16)) & _u32(1))
+    return _u16(_u32(_u32(bits + _u32(0x7FFF) + odd) >> _u32(16))) if x == x else _NAN
+
+
+@_inline
+def _exp(x):  # type: ignore[no-untyped-def]
+    """Return e**x within 2 units in the last place, by the polynomial of the Cephes library (`expf`)."""
+    x = min(max(x, _EXP_RANGE[0]), _EXP_RANGE[1])
+    n = np.floor(x * _LOG2_E + _f32(0.5))
+    r = x - n * _LN2_HIGH
+    r = r - n * _LN2_LOW
+    p = _f32(1.9875691500e-4)
+    p = p * r + _f32(1.3981999507e-3)
+    p = p * r + _f32(8.3334519073e-3)
+    p = p * r + _f32(4.1665795894e-2)
+    p = p * r + _f32(1.6666665459e-1)
+    p = p * r + _f32(5.0000001201e-1)
+    p = p * r * r + r + _f32(1.0)
+    return p * _u32(_u32(_i32(n) + _i32(127)) << _u32(23)).view(_f32)
+
+
+@_inline
+def _ordered(x):  # type: ignore[no-untyped-def]
+    """Return a bfloat16's bits as an integer that is greater where the number is; it is its own inverse."""
+    bits = _i16(x)
+    return _i16(bits ^ _i16(_i16(bits >> _i16(15)) & _i16(0x7FFF)))
+
+
+@_inline
+def _inverse_rms(row, eps):  # type: ignore[no-untyped-def]
+    total = _f32(0)
+    for j in range(len(row)):
+        x = _wide(row[j])
+        total += x * x
+    return _f32(1) / np.sqrt(total / _f32(len(row)) + eps)
+
+
+@_kernel
+def _norm(rows, weight, eps, out):  # type: ignore[no-untyped-def]
+    for i in range(len(rows)):
+        row, to = rows[i], out[i]
+        scale = _inverse_rms(row, eps)
+        for j in range(len(row)):
+            to[j] = _narrow(_wide(row[j]) * scale * _wide(weight[j]))
+
+
+@_kernel
+def _norm_rotate(flat, stride, weight, cosine, sine, eps, out):  # type: ignore[no-untyped-def]
+    size = len(weight)
+    half = size // 2
+    weight1, weight2 = weight[:half], weight[half:]
+    for i in range(len(out)):
+        c, s = cosine[i], sine[i]
+        for head in range(out.shape[1]):
+            row, to = flat[i * stride + head * size : i * stride + head * size + size], out[i, head]
+            x1, x2, y1, y2 = row[:half], row[half:], to[:half], to[half:]
+            scale = _inverse_rms(row, eps)
+            for j in range(half):
+                first = _wide(x1[j]) * scale * _wide(weight1[j])
+                second = _wide(x2[j]) * scale * _wide(weight2[j])
+                y1[j] = _narrow(first * _wide(c[j]) - second * _wide(s[j]))
+                y2[j] = _narrow(second * _wide(c[j]) + first * _wide(s[j]))
+
+
+@_kernel
+def _gate(gate_up, out):  # type: ignore[no-untyped-def]
+    size = out.shape[1]
+    for i in range(len(out)):
+        gate, up, to = gate_up[i, :size], gate_up[i, size:], out[i]
+        for j in range(size):
+            x = _wide(gate[j])
+            to[j] = _narrow(x / (_f32(1) + _exp(-x)) * _wide(up[j]))
+
+
+@_kernel
+def _causal_softmax(weights, n_own):  # type: ignore[no-untyped-def]
+    n_keys = weights.shape[2]
+    terms = np.empty(n_keys, np.float32)
+    for head in range(weights.shape[0]):
+        for i in range(weights.shape[1]):
+            n_seen = n_keys - n_own + i % n_own + 1
+            row, hidden = weights[head, i, :n_seen], weights[head, i, n_seen:]
+            largest = _i16(-32768)
+            for j in range(n_seen):
+                largest = max(largest, _ordered(row[j]))
+            shift = _wide(_u16(_ordered(_u16(largest))))
+            total = _f32(0)
+            for j in range(n_seen):
+                term = _exp(_wide(row[j]) - shift)
+                terms[j] = term
+                total += term
+            scale = _f32(1) / total
+            for j in range(n_seen):
+                row[j] = _narrow(terms[j] * scale)
+            for j in range(len(hidden)):
+                hidden[j] = 0
+
+
+@_kernel
+def _quantize(rows, step, tiny, levels, scale):  # type: ignore[no-untyped-def]
+    for i in range(len(rows)):
+        row, to = rows[i], levels[i]
+        largest = _u16(0)
+        for j in range(len(row)):
+            # Bits without the sign are in the order of the absolute values, NaN above all.
+            largest = max(largest, _u16(row[j] & _u16(0x7FFF)))
+        rounded = _narrow(max(_wide(largest) * step, tiny)) if largest <= _u16(0x7F80) else _NAN
+        scale[i] = rounded
+        inverse = _f32(1) / _wide(rounded)
+        for j in range(len(row)):
+            level = _u8(_f32(_wide(row[j]) * inverse + _ROUNDING).view(_u32))
+            to[j] = _u8(level ^ _u8(ZERO_POINT))
+
+
+class NumbaOps(EagerOps):
+    """As `EagerOps`, which it leaves other dtypes to, and what PyTorch shares out among more than two threads."""
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """Return the RMS norm of rows `(n_rows, size)`."""
+        if not _here(x):
+            return super().norm(x, weight, eps)
+        out = torch.empty_like(x)
+        _norm(_bits(x), _bits(weight), np.float32(eps), _bits(out))
+        return out
+
+    def norm_rotate(
+        self, x: torch.Tensor, weight: torch.Tensor, cos_sin: CosSin, eps: float, *, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Normalise every head of `x` and apply the rotary positions; `x` may be a slice of columns."""
+        if not _here(x) or x.stride()[1:] != (x.shape[2], 1):
+            return super().norm_rotate(x, weight, cos_sin, eps, out=out)
+        out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
+        if len(x):
+            # From the first number to the last, as they lie: dense, so that Numba knows that neighbours are.
+            flat = x.as_strided(((len(x) - 1) * x.stride(0) + x[0].numel(),), (1,))
+            cosine, sine = cos_sin
+            _norm_rotate(
+                _bits(flat), x.stride(0), _bits(weight), _bits(cosine), _bits(sine), np.float32(eps), _bits(out)
+            )
+        return out
+
+    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Return `silu(gate) * up`."""
+        if not _here(gate_up):
+            return super().gate(gate_up)
+        out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+        _gate(_bits(gate_up), _bits(out))
+        return out
+
+    def causal_softmax(self, weights: torch.Tensor, mask: torch.Tensor) -> None:
+        """Replace scores by attention weights."""
+        if _here(weights):
+            _causal_softmax(_bits(weights), len(mask))
+        else:
+            super().causal_softmax(weights, mask)
+
+    def quantize(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return levels and scales of rows."""
+        if not _here(rows):
+            return super().quantize(rows)
+        levels, scale = torch.empty(rows.shape, dtype=torch.uint8), rows.new_empty(len(rows), 1)
+        step, tiny = np.float32(HEADROOM / LEVELS), np.float32(TINY)
+        _quantize(_bits(rows.contiguous()), step, tiny, levels.numpy(), _bits(scale)[:, 0])
+        return levels, scale
+
+
+def _here(x: torch.Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and torch.get_num_threads() <= _MOST_THREADS
+
+
+def _bits(x: torch.Tensor) -> np.ndarray:
+    """Return a dense bfloat16 tensor's numbers as 16-bit integers, in place."""
+    return x.view(torch.uint16).numpy()
+
+
+def check_numba(ops: NumbaOps) -> None:
+    """Compare the kernels with PyTorch's operations; this also compiles them before the first call.
+
+    Raises:
+        RuntimeError: If they differ by more than rounding.
+    """
+    generator, eager = torch.Generator().manual_seed(0), EagerOps()
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (3 * torch.randn(*shape, generator=generator)).bfloat16()
+
+    joined, weight, cos_sin = draw(5, 7 * 32), draw(32), (draw(5, 16), draw(5, 16))
+    heads, gate_up = joined[:, 32:].view(5, 6, 32), draw(3, 2600)
+    scores, mask = draw(2, 2 * 7, 19), torch.full((7, 7), float("-inf"), dtype=torch.bfloat16).triu_(1)
+    softened = scores.clone(), scores.clone()
+    for each, weights in zip((ops, eager), softened, strict=True):
+        each.causal_softmax(weights, mask)
+    (levels, scale), (eager_levels, eager_scale) = ops.quantize(gate_up), eager.quantize(gate_up)
+    pairs = [
+        (ops.norm(joined, joined[0], 1e-6), eager.norm(joined, joined[0], 1e-6)),
+        (ops.norm_rotate(heads, weight, cos_sin, 1e-6), eager.norm_rotate(heads, weight, cos_sin, 1e-6)),
+        (ops.gate(gate_up), eager.gate(gate_up.clone())),
+        softened,
+        (scale, eager_scale),
+        ((levels.float() - ZERO_POINT) * scale, (eager_levels.float() - ZERO_POINT) * eager_scale),
+    ]
+    for ours, expected in pairs:
+        if not torch.allclose(ours.float(), expected.float(), rtol=0.05, atol=0.05):
+            raise RuntimeError("the kernels differ from PyTorch's operations")
