@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +37,8 @@ _PARENT = Path(__file__).resolve().parents[1]  # "src" of a checkout, else site-
 
 def installed_version(distribution: str) -> str | None:
     """Return the version of an installed distribution, or None."""
+    from importlib import metadata  # brings the parser of mails, which nothing else needs
+
     try:
         return metadata.version(distribution)
     except (

@@ -75,12 +75,11 @@ class OnnxEmbedder(SharedCopies):
                 f"{str(path)!r} is no folder; give one with a graph, config.json and tokenizer.json."
             )
         settings = read_settings(path)
+        is_ours = name in SHIPPED
         checked = read_graph(find_graph(path, graph, "embedder"))
         with ThreadPoolExecutor(1) as beside:  # the runtime opens a graph for longer than the tokenizer takes
-            opening = beside.submit(
-                OnnxSession, checked, output=None, rank=(2, 3), threads=threads, fold=name in SHIPPED
-            )
-            tokenizer_json = read_tokenizer(path / "tokenizer.json")
+            opening = beside.submit(OnnxSession, checked, output=None, rank=(2, 3), threads=threads, fold=is_ours)
+            tokenizer_json = read_tokenizer(path / "tokenizer.json", is_ours=is_ours)
             self._tokenizer = safe_tokenizer(tokenizer_json)
         self._session = opening.result()
         self._prompts = _prompts(path)

@@ -65,7 +65,6 @@ class OnnxSession:
         self, graph: Graph, *, output: str | None, rank: tuple[int, ...], threads: int | None = None, fold: bool = False
     ) -> None:
         self._path = graph.path
-        self.digest = graph_digest(graph)
         self._threads = threads or _usable_cores()
         self._by_row = graph.rounds_by_batch
         self._settings = (1 if self._by_row else threads, fold)
@@ -80,7 +79,10 @@ class OnnxSession:
         # Memory is given back after each run, or that of the longest batch would be kept for ever: 1.4 GB after
         # 32 x 512 tokens in a small encoder. It costs nothing that could be measured.
         self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._start(graph)
+        with ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(graph_digest, graph)
+            self._start(graph)
+        self.digest = digest.result()
         renew_in_child(self)
 
     def renew(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 from typing import Any
@@ -22,14 +23,19 @@ def safe_tokenizer(tokenizer_json: str) -> Tokenizer:
         TokenizerError: If it cannot be read.
     """
     try:
-        data = json.loads(tokenizer_json)
-        control = _control_ids(data)
-        data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] not in control]
-        data["truncation"] = data["padding"] = None
-        _rename(data["model"], control)
-        return Tokenizer.from_str(json.dumps(data))
+        return Tokenizer.from_str(_without_control_tokens(tokenizer_json))
     except Exception as exc:  # the library raises bare Exception
         raise TokenizerError(f"the tokenizer is not of a kind that can be read ({exc!r:.200}).") from exc
+
+
+@functools.lru_cache(maxsize=1)  # a reranker and the embedder beside it often have the same one
+def _without_control_tokens(tokenizer_json: str) -> str:
+    data = json.loads(tokenizer_json)
+    control = _control_ids(data)
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] not in control]
+    data["truncation"] = data["padding"] = None
+    _rename(data["model"], control)
+    return json.dumps(data, ensure_ascii=False)
 
 
 def _control_ids(data: dict[str, Any]) -> set[int]:

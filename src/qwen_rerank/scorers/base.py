@@ -6,7 +6,6 @@ waited for and cancelled. Everything that users call is made from it here.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
@@ -156,6 +155,8 @@ class BaseScorer(SharedCopies):
 
     async def aprepare(self, request: ScoreRequest) -> Prepared:
         """As `prepare`, without blocking the event loop."""
+        import asyncio  # a tenth of the time that loading a small model takes, and there where it is awaited
+
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.prepare, request)
 
     # --- what users call -----------------------------------------------------------------------------------------
@@ -241,6 +242,8 @@ class BaseScorer(SharedCopies):
 
     async def arun(self, arguments: Arguments) -> list[Scores]:
         """As `run`, without blocking the event loop."""
+        import asyncio
+
         call = self._call(arguments)
         if not call.requests:
             return arguments.spread([])

@@ -72,7 +72,7 @@ def load_onnx(
     checked = read_graph(find_graph(path, graph))
     with ThreadPoolExecutor(1) as beside:  # the runtime opens a graph for as long as the tokenizer takes
         opening = beside.submit(OnnxSession, checked, output=None, rank=(1, 2), threads=threads, fold=is_ours)
-        tokenizer_json = read_tokenizer(path / "tokenizer.json")
+        tokenizer_json = read_tokenizer(path / "tokenizer.json", is_ours=is_ours)
         tokenizer = safe_tokenizer(tokenizer_json)
     session = opening.result()
     parts = (session.digest, tokenizer_json, json.dumps(settings, sort_keys=True))
