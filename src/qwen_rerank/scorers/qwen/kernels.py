@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch.nn.functional import rms_norm, silu
 
+from qwen_rerank.extras import pip_line
+
 KV = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
 CosSin = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's position, each (n_rows, head_dim // 2)
 
@@ -120,7 +122,11 @@ def cpu_ops(dtype: torch.dtype) -> EagerOps:
         check_numba(ops)
         return ops
     except Exception as exc:  # a Numba of another NumPy or LLVM shows itself in many ways
-        logger.warning("Numba cannot be used (%s); in bfloat16 PyTorch's own operations are slower on a CPU.", exc)
+        logger.warning(
+            "Numba cannot be used (%s), so PyTorch's own operations serve, which are slower in bfloat16; %s brings it.",
+            exc,
+            pip_line("local"),
+        )
         return EagerOps()
 
 
