@@ -48,7 +48,7 @@ def test_a_wheel_whose_description_cannot_be_read_works_all_the_same(monkeypatch
     def version(name):
         raise error
 
-    monkeypatch.setattr("qwen_rerank.extras.metadata.version", version)
+    monkeypatch.setattr("importlib.metadata.version", version)
 
     assert faiss_wheels() == {}
     assert load_faiss().IndexFlatIP

@@ -4,25 +4,17 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm, apply_rotary_pos_emb
 
-from qwen_rerank.scorers.qwen import kernels_numba
 from qwen_rerank.scorers.qwen.kernels import EagerOps, cpu_ops
-from qwen_rerank.scorers.qwen.kernels_numba import NumbaOps
 
-BOTH = pytest.mark.parametrize("ops", [EagerOps(), NumbaOps()], ids=["pytorch", "numba"])
-
-
-@pytest.fixture
-def one_thread():
-    """As in a share of a batch, where the fused kernels are used whatever the machine."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+kernels_numba = pytest.importorskip("qwen_rerank.scorers.qwen.kernels_numba")
+NUMBA = kernels_numba.NumbaOps(most_threads=sys.maxsize)
+BOTH = pytest.mark.parametrize("ops", [EagerOps(), NUMBA], ids=["pytorch", "numba"])
 
 
 def draw(*shape: int, scale: float = 3.0) -> torch.Tensor:
@@ -30,7 +22,6 @@ def draw(*shape: int, scale: float = 3.0) -> torch.Tensor:
 
 
 @BOTH
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_norm_and_rotation_are_as_exact_as_transformers(ops, dtype):
     """Mean error against float64, over enough heads that neither is lucky."""
@@ -60,7 +51,6 @@ def test_norm_and_rotation_are_as_exact_as_transformers(ops, dtype):
 
 
 @BOTH
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n_rows", [0, 1, 300])
 def test_the_norm_of_rows_is_as_exact_as_transformers(ops, dtype, n_rows):
@@ -79,7 +69,6 @@ def test_the_norm_of_rows_is_as_exact_as_transformers(ops, dtype, n_rows):
 
 
 @BOTH
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("n_rows", "size"), [(0, 7), (1, 1), (40, 301)])
 def test_the_gate_is_its_formula_rounded_once(ops, n_rows, size):
     """Up to where the exponential leaves float32."""
@@ -90,11 +79,10 @@ def test_the_gate_is_its_formula_rounded_once(ops, n_rows, size):
     found = ops.gate(gate_up.clone()).double()
 
     # PyTorch's own operations round the gate as well, before it is multiplied.
-    torch.testing.assert_close(found, exact, rtol=2**-8 if isinstance(ops, NumbaOps) else 2**-7, atol=1e-30)
+    torch.testing.assert_close(found, exact, rtol=2**-8 if ops is NUMBA else 2**-7, atol=1e-30)
 
 
 @BOTH
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("n_past", "n_rows", "heads"), [(0, 1, 1), (75, 64, 2), (5, 33, 3)])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 1e30])
 def test_the_softmax_is_its_formula_and_causal(ops, n_past, n_rows, heads, scale):
@@ -109,14 +97,13 @@ def test_the_softmax_is_its_formula_and_causal(ops, n_past, n_rows, heads, scale
     assert not weights[:, hidden].any()
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("size", [1, 72, 3072])
 def test_rows_are_quantized_as_by_pytorchs_operations(size):
     """Of rows of unlike sizes, one of zeros and one that is tiny: equal scales, and levels that differ by a tie at most."""
     rows = draw(40, size) * (1 + torch.arange(40)[:, None] ** 3)
     rows[0], rows[1] = 0.0, 1e-33
 
-    levels, scale = NumbaOps().quantize(rows)
+    levels, scale = NUMBA.quantize(rows)
     expected, expected_scale = EagerOps().quantize(rows)
 
     assert torch.equal(scale, expected_scale)
@@ -127,12 +114,12 @@ def test_rows_are_quantized_as_by_pytorchs_operations(size):
 
 
 @BOTH
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("odd", [math.nan, math.copysign(math.nan, -1), math.inf, -math.inf])
-def test_what_is_no_number_does_not_become_one(ops, odd):
+@pytest.mark.parametrize("bits", [0x7FC0, -0x40, 0x7F80, -0x80], ids=["nan", "-nan", "inf", "-inf"])
+def test_what_is_no_number_does_not_become_one(ops, bits):
     """A broken checkpoint shows itself in the score, and in no row beside its own."""
     x = draw(3, 64)
-    x[1, 5] = odd
+    x.view(torch.int16)[1, 5] = bits
+    assert not x[1, 5].isfinite()
     cos_sin = torch.ones(3, 16, dtype=torch.bfloat16), torch.ones(3, 16, dtype=torch.bfloat16)
     levels, scale = ops.quantize(x)
     softened = x.clone().view(1, 3, 64)
@@ -144,7 +131,7 @@ def test_what_is_no_number_does_not_become_one(ops, odd):
         "quantize": (levels.float() - 128) * scale,
         "causal_softmax": softened[0],
     }
-    if odd == -math.inf:  # a gate that is closed, and a key that is hidden
+    if bits == -0x80:  # a gate that is closed, and a key that is hidden
         del found["gate"], found["causal_softmax"]
 
     for name, rows in found.items():
@@ -152,26 +139,83 @@ def test_what_is_no_number_does_not_become_one(ops, odd):
         assert rows[[0, 2]].isfinite().all(), name
 
 
-def test_kernels_of_one_thread_leave_many_threads_to_pytorch(monkeypatch):
+@pytest.mark.parametrize("n_rows", [0, 1, 9])
+def test_a_slice_of_columns_is_rotated_into_what_is_given(n_rows):
+    joined, weight, cos_sin = draw(n_rows, 7 * 32), draw(32), (draw(n_rows, 16), draw(n_rows, 16))
+    heads, out = joined[:, 64:160].unflatten(1, (3, 32)), torch.full((n_rows, 3, 32), 7.0).bfloat16()
+    before = joined.clone()
+
+    NUMBA.norm_rotate(heads, weight, cos_sin, 1e-6, out=out)
+
+    expected = EagerOps().norm_rotate(heads, weight, cos_sin, 1e-6)
+    torch.testing.assert_close(out, expected, rtol=2**-7, atol=0.02)
+    assert torch.equal(joined, before)
+
+
+def test_rows_that_lie_apart_are_quantized_too():
+    rows = draw(7, 256)[:, 64:192]
+
+    for found, expected in zip(NUMBA.quantize(rows), NUMBA.quantize(rows.clone()), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_kernel_gives_threads_at_once_what_it_gives_each_alone():
+    gates, scores = [draw(200, 600 + 2 * i) for i in range(8)], [draw(4, 64, 100 + i) for i in range(8)]
+    mask = torch.zeros(32, 32, dtype=torch.bfloat16)
+
+    def work(i: int) -> torch.Tensor:
+        weights = scores[i].clone()
+        NUMBA.causal_softmax(weights, mask)
+        return torch.cat([NUMBA.gate(gates[i]).flatten(), weights.flatten()])
+
+    alone = [work(i) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = [list(pool.map(work, range(8))) for _ in range(5)]
+
+    assert all(torch.equal(a, b) for found in together for a, b in zip(alone, found, strict=True))
+
+
+def test_the_kernels_serve_bfloat16_of_few_threads_and_pytorch_the_rest(monkeypatch):
+    ops = cpu_ops(torch.bfloat16)
+    assert type(ops) is kernels_numba.NumbaOps
+    assert type(cpu_ops(torch.float32)) is EagerOps
+    gate_up = draw(500, 64)
+    fused, eager = NUMBA.gate(gate_up), EagerOps().gate(gate_up.clone())
+    assert not torch.equal(fused, eager)  # the one rounds once, the other twice
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert torch.equal(ops.gate(gate_up.clone()), fused)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    gate_up = draw(5, 64)
-
-    assert torch.equal(NumbaOps().gate(gate_up.clone()), EagerOps().gate(gate_up.clone()))
+    assert torch.equal(ops.gate(gate_up.clone()), eager)
 
 
-@pytest.mark.parametrize("fault", ["missing", "wrong"])
-def test_without_numba_pytorchs_operations_serve_and_a_warning_says_so(monkeypatch, caplog, fault):
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        pytest.param("missing", "pip install", id="missing"),
+        pytest.param("wrong", "differ from PyTorch's", id="wrong"),
+        pytest.param("slow", "NUMBA_DISABLE_JIT", id="not compiled"),
+    ],
+)
+@pytest.mark.parametrize("n_threads", [1, 8])
+def test_without_numba_pytorchs_operations_serve_and_a_warning_says_so(monkeypatch, caplog, fault, said, n_threads):
+    """Whatever number of threads PyTorch has where a model is loaded: its passes have others."""
     cpu_ops.cache_clear()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
     if fault == "missing":
-        monkeypatch.setitem(sys.modules, "qwen_rerank.scorers.qwen.kernels_numba", None)
-    else:
+        monkeypatch.setitem(sys.modules, "numba", None)
+        monkeypatch.delitem(sys.modules, "qwen_rerank.scorers.qwen.kernels_numba")
+    elif fault == "wrong":
         monkeypatch.setattr(kernels_numba, "_gate", lambda gate_up, out: out.fill(0))
+    else:
+        monkeypatch.setattr(kernels_numba.config, "DISABLE_JIT", 1)
 
     found = cpu_ops(torch.bfloat16)
 
     cpu_ops.cache_clear()
     assert type(found) is EagerOps
     assert "Numba cannot be used" in caplog.text
+    assert said in caplog.text
 
 
 _INTERPRETED = """

@@ -11,6 +11,7 @@ from torch.nn.functional import silu
 
 from qwen_rerank import QwenScorer
 from qwen_rerank.errors import InvalidInputError
+from qwen_rerank.scorers.qwen.kernels import cpu_ops
 from qwen_rerank.scorers.qwen.quantization import (
     MAX_ERROR,
     GroupedInt8Matrix,
@@ -22,6 +23,8 @@ from qwen_rerank.scorers.qwen.quantization import (
 )
 
 TEXTS = ["Beijing is the capital of China.", "北京是中华人民共和国的首都。" * 6, "", "no " * 300]
+
+OPS = cpu_ops(torch.bfloat16)
 
 works = pytest.mark.skipif(not int8_works(), reason="this build or CPU has no exact 8-bit products")
 
@@ -55,7 +58,7 @@ def test_an_int8_product_is_the_slow_one(n_rows, dtype, allowed):
     weight, rows = draw(24, 72).to(dtype), (draw(n_rows, 72) * (1 + torch.arange(n_rows)[:, None] ** 3)).to(dtype)
     weight[3], rows[:1] = 0, 0
 
-    found = Int8Matrix(weight)(rows)
+    found = Int8Matrix(weight, OPS)(rows)
 
     assert found.dtype == dtype
     np.testing.assert_allclose(found.double().numpy(), slow_product(rows, weight), rtol=allowed)
@@ -69,7 +72,7 @@ def test_a_product_in_groups_is_the_sum_of_the_slow_ones(dtype, allowed):
     weight[3, :512], rows[:2, 512:1024] = 0, 0
     groups = [slice(start, start + 512) for start in (0, 512, 1024)]
 
-    found = GroupedInt8Matrix(weight)(rows)
+    found = GroupedInt8Matrix(weight, OPS)(rows)
 
     assert found.dtype == dtype
     expected = sum(slow_product(rows[:, group], weight[:, group]) for group in groups)
@@ -120,7 +123,7 @@ def test_a_matrix_with_outlier_channels_stays_exact(outlier, stays):
     rows, weight = draw(50, 128), draw(64, 128)
     rows[:, 9] *= outlier
     weight[:, 9] /= outlier
-    trial = Trial("down", weight)
+    trial = Trial("down", weight, ops=OPS)
 
     torch.testing.assert_close(trial(rows), rows @ weight.T, rtol=1e-4, atol=1e-4)
     assert (trial.error > MAX_ERROR) == stays
@@ -132,7 +135,7 @@ def test_a_matrix_with_outlier_channels_stays_exact(outlier, stays):
 def test_a_matrix_behind_a_gate_gets_a_scale_for_every_group_of_columns():
     """`silu(gate) * up` is large here and there: one scale a row is too coarse, one a group is not."""
     rows, weight = silu(draw(50, 3072)) * draw(51, 3072)[:50], draw(64, 3072)
-    trial, coarse = Trial("down", weight), Int8Matrix(weight)
+    trial, coarse = Trial("down", weight, ops=OPS), Int8Matrix(weight, OPS)
     exact = trial(rows)
 
     error = (coarse(rows) - exact).norm(dim=1) / exact.norm(dim=1)
@@ -176,7 +179,10 @@ def test_planted_outliers_stay_exact_and_are_reported(with_outliers, caplog):
 @torch.inference_mode()
 def test_rows_that_lie_apart_in_memory_are_multiplied_as_those_that_do_not():
     wide = draw(7, 2048)
-    for matrix, rows in ((Int8Matrix(draw(24, 72)), wide[:, :72]), (GroupedInt8Matrix(draw(24, 1024)), wide[:, :1024])):
+    for matrix, rows in (
+        (Int8Matrix(draw(24, 72), OPS), wide[:, :72]),
+        (GroupedInt8Matrix(draw(24, 1024), OPS), wide[:, :1024]),
+    ):
         assert torch.equal(matrix(rows), matrix(rows.contiguous()))
 
 
@@ -186,7 +192,7 @@ def test_a_width_that_is_no_multiple_of_a_group_has_one_scale_a_row_or_none():
     rows, weight = silu(draw(50, 600)) * draw(51, 600)[:50], draw(64, 600)
     rows[:, 9] *= 300
     weight[:, 9] /= 300
-    trial = Trial("down", weight)
+    trial = Trial("down", weight, ops=OPS)
     trial(rows)
 
     assert not isinstance(trial.chosen, Int8Matrix | GroupedInt8Matrix)

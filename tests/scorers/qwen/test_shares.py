@@ -21,7 +21,7 @@ from tests.scorers.qwen.tiny import MAX_LENGTH, NO, YES, groups_of, packed, tiny
 FORMATS = {
     "float32": (torch.float32, exact_matrix, 1e-5),
     "bfloat16": (torch.bfloat16, exact_matrix, 0.05),
-    "int8": (torch.bfloat16, lambda _, weight: Int8Matrix(weight), 0.05),
+    "int8": (torch.bfloat16, lambda _, weight: Int8Matrix(weight, cpu_ops(torch.bfloat16)), 0.05),
 }
 shapes = st.lists(
     st.tuples(st.integers(0, 200), st.lists(st.integers(1, 250), min_size=1, max_size=6)), min_size=1, max_size=3

@@ -154,7 +154,7 @@ def build_engine(checkpoint: Checkpoint, config: QwenConfig, *, trial: QueryGrou
                 dtype=dtype,
                 device=device,
                 max_length=config.max_length,
-                make_matrix=exact_matrix if trial is None else Trial,
+                make_matrix=exact_matrix if trial is None else partial(Trial, ops=cpu_ops(dtype)),
             )
             if trial is not None:
                 weights, quantization = _tried(weights, shape, trial)
@@ -180,7 +180,7 @@ def _tried(weights: Weights, shape: QwenModelConfig, trial: QueryGroup) -> tuple
     """Run the trial's prompts through weights made of trials, and return the weights that they chose."""
     layout = lay_out(PackedBatch((GroupSlice(trial, tuple(range(len(trial.documents)))),)))
     # All rows at once: a trial is run once.
-    ops = EagerOps()
+    ops = EagerOps()  # so that machines with Numba and without it choose the same
     Forward(weights, shape, CpuAttention(weights.norm.dtype, ops), ops, row_chunk=len(layout.ids))(layout, None)
     chosen, report = settle(weights)
     n, n_exact, n_grouped = (len(names) for names in (report.errors, report.exact, report.grouped))

@@ -1,4 +1,4 @@
-"""The elementwise work between the matrix products, in PyTorch's own operations."""
+"""The elementwise work between the matrix products: in PyTorch's own operations, and which kernels do it on a CPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import rms_norm, silu
 
 from qwen_rerank.extras import pip_line
+from qwen_rerank.models.names import first_line
 
 KV = tuple[torch.Tensor, torch.Tensor]  # keys and values, each (n_rows, n_kv_heads, head_dim)
 CosSin = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of each row's position, each (n_rows, head_dim // 2)
@@ -47,7 +48,7 @@ class Ops(Protocol):
 
 
 class EagerOps:
-    """Works everywhere, one pass over the data an operation. Softmax and 8 bits are for a CPU."""
+    """Works everywhere, one pass over the data an operation; `causal_softmax` and `quantize` on a CPU only."""
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Return the RMS norm of rows; by hand on a CPU in bfloat16, where PyTorch's own takes twice as long."""
@@ -84,7 +85,7 @@ class EagerOps:
 
         Args:
             weights: `(n, heads * n_rows, n_keys)`, dense; the last `n_rows` keys are the rows' own.
-            mask: `(n_rows, n_rows)`, what to add to the scores of the rows' own keys: -inf where causality hides them.
+            mask: `(n_rows, n_rows)`, the causal one: -inf above the diagonal, zeros elsewhere.
         """
         own = weights.view(len(weights), -1, len(mask), weights.shape[2])[..., weights.shape[2] - len(mask) :]
         own.add_(mask)
@@ -118,14 +119,14 @@ def cpu_ops(dtype: torch.dtype) -> EagerOps:
     try:
         from qwen_rerank.scorers.qwen.kernels_numba import NumbaOps, check_numba
 
-        ops = NumbaOps()
-        check_numba(ops)
-        return ops
+        check_numba()
+        return NumbaOps()
     except Exception as exc:  # a Numba of another NumPy or LLVM shows itself in many ways
+        way_out = f"; {pip_line('local')} brings it" if isinstance(exc, ModuleNotFoundError) else ""
         logger.warning(
-            "Numba cannot be used (%s), so PyTorch's own operations serve, which are slower in bfloat16; %s brings it.",
-            exc,
-            pip_line("local"),
+            "Numba cannot be used (%s), so PyTorch's own operations serve, which are slower in bfloat16%s.",
+            first_line(exc),
+            way_out,
         )
         return EagerOps()
 

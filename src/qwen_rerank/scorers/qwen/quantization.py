@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from qwen_rerank.errors import InvalidInputError
 from qwen_rerank.prompt import PromptEncoder
-from qwen_rerank.scorers.qwen.kernels import LEVELS, TINY, ZERO_POINT, cpu_ops
+from qwen_rerank.scorers.qwen.kernels import LEVELS, TINY, ZERO_POINT, EagerOps
 from qwen_rerank.scorers.qwen.model import Layer, Matrix, Weights, as_matrix
 from qwen_rerank.scorers.qwen.packing import QueryGroup, group_prompts
 
@@ -39,9 +39,11 @@ class Int8Matrix:
 
     Args:
         weight: `(out, in)`; not kept.
+        ops: What quantizes rows.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, ops: EagerOps) -> None:
+        self._ops = ops
         exact = weight.float()
         self._scale = (exact.abs().amax(dim=1) / LEVELS).clamp_min_(TINY)  # (out,)
         levels = (exact / self._scale[:, None]).round_().to(torch.int8)
@@ -50,12 +52,12 @@ class Int8Matrix:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return `(n, out)` of rows `(n, in)`."""
-        levels, scale = cpu_ops(rows.dtype).quantize(rows)
+        levels, scale = self._ops.quantize(rows)
         return self.product(levels, rows.dtype).mul_(scale)
 
     def add_to(self, total: torch.Tensor, rows: torch.Tensor) -> None:
         """Add the product of rows to `total`, in place."""
-        levels, scale = cpu_ops(rows.dtype).quantize(rows)
+        levels, scale = self._ops.quantize(rows)
         total.addcmul_(self.product(levels, rows.dtype), scale)
 
     def product(self, levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -87,11 +89,13 @@ class GroupedInt8Matrix:
 
     Args:
         weight: `(out, in)`, `in` a multiple of 512; not kept.
+        ops: What quantizes rows.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, ops: EagerOps) -> None:
+        self._ops = ops
         starts = range(0, weight.shape[1], _GROUP_SIZE)
-        self._groups = [Int8Matrix(weight[:, start : start + _GROUP_SIZE]) for start in starts]
+        self._groups = [Int8Matrix(weight[:, start : start + _GROUP_SIZE], ops) for start in starts]
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return `(n, out)` of rows `(n, in)`."""
@@ -104,7 +108,7 @@ class GroupedInt8Matrix:
     def _sum(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the groups' products, each with its scale, added in float32."""
         shape = len(rows), len(self._groups), _GROUP_SIZE
-        levels, scale = cpu_ops(rows.dtype).quantize(rows.reshape(-1, _GROUP_SIZE))
+        levels, scale = self._ops.quantize(rows.reshape(-1, _GROUP_SIZE))
         levels, scale = levels.view(shape), scale.float().view(*shape[:2], 1)
         products = (group.product(levels[:, i], torch.float32) for i, group in enumerate(self._groups))
         total = next(products).mul_(scale[:, 0])
@@ -139,9 +143,9 @@ def _exact(kind: type[Int8Matrix | GroupedInt8Matrix], size: int, dtype: torch.d
     weight = torch.randint(-1, 2, (48, size), generator=draw).float() * LEVELS
     rows = torch.randint(-1, 2, (19, size), generator=draw).to(dtype)
     rows[:2], weight[:2] = 1.0, LEVELS  # the largest sum
-    levels, scale = cpu_ops(rows.dtype).quantize(rows)
+    levels, scale = (ops := EagerOps()).quantize(rows)
     exact = (levels.double() - ZERO_POINT) @ weight.double().T * scale
-    return torch.allclose(kind(weight)(rows).double(), exact, rtol=allowed, atol=1e-3)
+    return torch.allclose(kind(weight, ops)(rows).double(), exact, rtol=allowed, atol=1e-3)
 
 
 def check_int8(device: torch.device, dtype: torch.dtype) -> None:
@@ -190,10 +194,12 @@ class Trial:
     Args:
         name: Of the matrix, for the report.
         weight: `(out, in)`; let go when the choice is made.
+        ops: What quantizes the rows of the matrix that is chosen.
     """
 
-    def __init__(self, name: str, weight: torch.Tensor) -> None:
+    def __init__(self, name: str, weight: torch.Tensor, *, ops: EagerOps) -> None:
         self.name = name
+        self._ops = ops
         self.size = weight.numel()
         self.error = float("inf")
         self.chosen: Matrix | None = None
@@ -209,7 +215,7 @@ class Trial:
         if columns > _GROUP_SIZE and not columns % _GROUP_SIZE:
             kinds.append(GroupedInt8Matrix)
         for kind in kinds:
-            small = kind(weight)
+            small = kind(weight, self._ops)
             off = torch.linalg.vector_norm(small(rows.float()) - exact, dim=1)
             self.error = float((off / torch.linalg.vector_norm(exact, dim=1).clamp_min(TINY)).mean())
             if self.kept_small:
