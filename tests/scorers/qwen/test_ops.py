@@ -99,7 +99,7 @@ def test_the_softmax_is_its_formula_and_causal(ops, n_past, n_rows, heads, scale
 
 @pytest.mark.parametrize("size", [1, 72, 3072])
 def test_rows_are_quantized_as_by_pytorchs_operations(size):
-    """Of rows of unlike sizes, one of zeros and one that is tiny: equal scales, and levels that differ by a tie at most."""
+    """Of rows of unlike sizes, one of zeros and one that is tiny."""
     rows = draw(40, size) * (1 + torch.arange(40)[:, None] ** 3)
     rows[0], rows[1] = 0.0, 1e-33
 
@@ -107,9 +107,7 @@ def test_rows_are_quantized_as_by_pytorchs_operations(size):
     expected, expected_scale = EagerOps().quantize(rows)
 
     assert torch.equal(scale, expected_scale)
-    off = (levels.int() - expected.int()).abs()
-    assert off.max() <= 1
-    assert off.float().mean() < 0.001
+    assert torch.equal(levels, expected)
     assert ((levels.double() - 128) * scale - rows.double()).abs().le(0.502 * scale.double() + 1e-31).all()
 
 

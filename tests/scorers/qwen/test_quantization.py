@@ -83,7 +83,7 @@ def test_a_product_in_groups_is_the_sum_of_the_slow_ones(dtype, allowed):
 @torch.inference_mode()
 @pytest.mark.parametrize(("kind", "size"), [(Int8Matrix, 72), (GroupedInt8Matrix, 1024)])
 def test_an_int8_product_is_added_in_place_to_some_rows(kind, size):
-    total, rows, matrix = draw(9, 24), draw(4, size), kind(draw(24, size))
+    total, rows, matrix = draw(9, 24), draw(4, size), kind(draw(24, size), OPS)
     expected = total.clone()
     expected[3:7] += matrix(rows)
     matrix.add_to(total[3:7], rows)
@@ -96,7 +96,7 @@ def test_an_int8_product_is_added_in_place_to_some_rows(kind, size):
 @pytest.mark.parametrize(("kind", "size"), [(Int8Matrix, 64), (GroupedInt8Matrix, 1024)])
 @pytest.mark.parametrize("n_rows", [0, 1, 130])
 def test_the_same_row_gives_the_same_bits_whatever_lies_beside_it(n_rows, kind, size):
-    matrix, rows = kind(draw(192, size)), draw(600, size)
+    matrix, rows = kind(draw(192, size), OPS), draw(600, size)
 
     assert torch.equal(matrix(rows)[:n_rows], matrix(rows[:n_rows]))
 
@@ -106,7 +106,7 @@ def test_the_same_row_gives_the_same_bits_whatever_lies_beside_it(n_rows, kind, 
 @pytest.mark.parametrize(("kind", "size"), [(Int8Matrix, 64), (GroupedInt8Matrix, 1024)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_row_that_is_no_number_stays_none_and_disturbs_no_other(value, kind, size):
-    rows, matrix = draw(3, size), kind(draw(32, size))
+    rows, matrix = draw(3, size), kind(draw(32, size), OPS)
     expected = matrix(rows)
     rows[1, 5] = value
     found = matrix(rows)

@@ -6,6 +6,7 @@ round once. bfloat16 is the upper half of a float32, which Numba has no type for
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,27 +24,30 @@ _LOG2_E = np.float32(1.4426950408889634)
 _LN2 = np.float32(0.6931471805599453)
 _f32, _u32, _i32, _u16, _i16, _u8 = np.float32, np.uint32, np.int32, np.uint16, np.int16, np.uint8
 
-# Nothing is assumed of NaN and infinity. Only sums may be taken in another order, which vector instructions need.
-_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
+# What LLVM may do beyond IEEE's rules: round a product and a sum once; take a sum in another order, which vectors need.
+# It may assume nothing of NaN and infinity.
+_ROUNDED_ONCE, _ANY_ORDER = {"contract"}, {"contract", "reassoc"}
 
 
 def _inline(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that becomes a part of those that call it, with their rules."""
     compiled: Callable[..., Any] = njit(inline="always", **_OPTIONS)(function)
     return compiled
 
 
 def _sum(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = njit(**{**_OPTIONS, "fastmath": {"contract", "reassoc"}})(function)
+    compiled: Callable[..., Any] = njit(fastmath=_ANY_ORDER, **_OPTIONS)(function)
     return compiled
 
 
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function, compiled at its first call and kept on disk for later processes where that can be written."""
+def _kernel(function: Callable[..., Any], *, rules: set[str] = _ROUNDED_ONCE) -> Callable[..., Any]:
+    """Return the function, compiled at its first call and kept on disk for later processes where there is a folder for it."""
     compiled: Callable[..., Any]
     try:
-        compiled = njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # no folder to keep it in
-        compiled = njit(**_OPTIONS)(function)
+        compiled = njit(cache=True, fastmath=rules, **_OPTIONS)(function)
+    except RuntimeError:  # no folder
+        compiled = njit(fastmath=rules, **_OPTIONS)(function)
     return compiled
 
 
@@ -78,7 +82,9 @@ def _exp(x):  # type: ignore[no-untyped-def]
     series = series * r + _f32(1 / 2)
     series = series * r + _f32(1)
     series = series * r + _f32(1)
-    power = _u32(_u32(_f32(shifted).view(_u32) << _u32(23)) + _u32(0x3F800000))  # n, in the low bits, becomes the exponent
+    power = _u32(
+        _u32(_f32(shifted).view(_u32) << _u32(23)) + _u32(0x3F800000)
+    )  # n, in the low bits, becomes the exponent
     return series * power.view(_f32)
 
 
@@ -169,7 +175,7 @@ def _causal_softmax(weights, n_own):  # type: ignore[no-untyped-def]
                 hidden[j] = 0
 
 
-@_kernel
+@functools.partial(_kernel, rules=set())  # the same levels as PyTorch's operations give
 def _quantize(rows, step, tiny, zero_point, levels, scale):  # type: ignore[no-untyped-def]
     for i in range(len(rows)):
         row, to = rows[i], levels[i]
