@@ -15,7 +15,7 @@ from tokenizers import Encoding, Tokenizer
 from qwen_rerank.checks import check_count, check_texts
 from qwen_rerank.errors import ModelCorruptError, ModelError, ModelNotFoundError, ScorerError
 from qwen_rerank.models.folder import longest_input, read_json, read_settings, read_tokenizer
-from qwen_rerank.models.names import SHIPPED
+from qwen_rerank.models.names import ships
 from qwen_rerank.models.onnx_graph import find_graph, read_graph
 from qwen_rerank.models.onnx_session import OnnxSession
 from qwen_rerank.models.safe_tokenizer import safe_tokenizer
@@ -75,12 +75,12 @@ class OnnxEmbedder(SharedCopies):
                 f"{str(path)!r} is no folder; give one with a graph, config.json and tokenizer.json."
             )
         settings = read_settings(path)
-        is_ours = name in SHIPPED
+        is_ours = ships(path)
         checked = read_graph(find_graph(path, graph, "embedder"))
         with ThreadPoolExecutor(1) as beside:  # the runtime opens a graph for longer than the tokenizer takes
             opening = beside.submit(OnnxSession, checked, output=None, rank=(2, 3), threads=threads, fold=is_ours)
             tokenizer_json = read_tokenizer(path / "tokenizer.json", is_ours=is_ours)
-            self._tokenizer = safe_tokenizer(tokenizer_json)
+            self._tokenizer = safe_tokenizer(tokenizer_json, is_ours=is_ours)
         self._session = opening.result()
         self._prompts = _prompts(path)
         self._in_pair = not any(self._prompts.values()) and _starts_anew(self._tokenizer)

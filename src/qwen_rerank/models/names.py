@@ -19,6 +19,13 @@ Kind = Literal["reranker", "embedder"]
 
 _OWN = Path(str(files("qwen_rerank")))
 SHIPPED = ("pocket", *(["mini"] if (_OWN / "mini").is_dir() else []))
+
+
+def ships(path: Path) -> bool:
+    """Return whether a folder is one of this package, whose files need no bounds."""
+    return path.resolve().is_relative_to(_OWN.resolve())
+
+
 # A hub name stands for whatever was pushed last. The official ones are pinned: a later push once changed their chat
 # template so that every pair scored the same.
 PINNED = {

@@ -79,7 +79,7 @@ class OnnxSession:
         # Memory is given back after each run, or that of the longest batch would be kept for ever: 1.4 GB after
         # 32 x 512 tokens in a small encoder. It costs nothing that could be measured.
         self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        with ThreadPoolExecutor(1) as beside:
+        with ThreadPoolExecutor(1) as beside:  # the weights are read once more while the runtime opens them
             digest = beside.submit(graph_digest, graph)
             self._start(graph)
         self.digest = digest.result()

@@ -12,23 +12,28 @@ from tokenizers import Tokenizer
 from qwen_rerank.errors import TokenizerError
 
 
-def safe_tokenizer(tokenizer_json: str) -> Tokenizer:
+def safe_tokenizer(tokenizer_json: str, *, is_ours: bool = False) -> Tokenizer:
     """Return the tokenizer with its control tokens taken out of reach of any text.
 
     They are no longer looked for in the text, and their names in the vocabulary, where a tokenizer could still come
     upon them ("</s>" is an ordinary piece of a unigram vocabulary), become random. Their ids stay, and so do the places
     where the template puts them.
 
+    Args:
+        tokenizer_json: The text of the file.
+        is_ours: Whether it ships with this package, whose reranker and embedder have the same one: the edited text is
+            kept for whichever is loaded next.
+
     Raises:
         TokenizerError: If it cannot be read.
     """
     try:
-        return Tokenizer.from_str(_without_control_tokens(tokenizer_json))
+        edit = _kept if is_ours else _without_control_tokens
+        return Tokenizer.from_str(edit(tokenizer_json))
     except Exception as exc:  # the library raises bare Exception
         raise TokenizerError(f"the tokenizer is not of a kind that can be read ({exc!r:.200}).") from exc
 
 
-@functools.lru_cache(maxsize=1)  # a reranker and the embedder beside it often have the same one
 def _without_control_tokens(tokenizer_json: str) -> str:
     data = json.loads(tokenizer_json)
     control = _control_ids(data)
@@ -36,6 +41,9 @@ def _without_control_tokens(tokenizer_json: str) -> str:
     data["truncation"] = data["padding"] = None
     _rename(data["model"], control)
     return json.dumps(data, ensure_ascii=False)
+
+
+_kept = functools.lru_cache(maxsize=1)(_without_control_tokens)
 
 
 def _control_ids(data: dict[str, Any]) -> set[int]:

@@ -155,7 +155,7 @@ class BaseScorer(SharedCopies):
 
     async def aprepare(self, request: ScoreRequest) -> Prepared:
         """As `prepare`, without blocking the event loop."""
-        import asyncio  # a tenth of the time that loading a small model takes, and there where it is awaited
+        import asyncio  # here, as nobody needs it to load a small model
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, self.prepare, request)
 
@@ -242,7 +242,7 @@ class BaseScorer(SharedCopies):
 
     async def arun(self, arguments: Arguments) -> list[Scores]:
         """As `run`, without blocking the event loop."""
-        import asyncio
+        import asyncio  # as above
 
         call = self._call(arguments)
         if not call.requests:

@@ -73,7 +73,7 @@ def load_onnx(
     with ThreadPoolExecutor(1) as beside:  # the runtime opens a graph for as long as the tokenizer takes
         opening = beside.submit(OnnxSession, checked, output=None, rank=(1, 2), threads=threads, fold=is_ours)
         tokenizer_json = read_tokenizer(path / "tokenizer.json", is_ours=is_ours)
-        tokenizer = safe_tokenizer(tokenizer_json)
+        tokenizer = safe_tokenizer(tokenizer_json, is_ours=is_ours)
     session = opening.result()
     parts = (session.digest, tokenizer_json, json.dumps(settings, sort_keys=True))
     return LoadedModel(

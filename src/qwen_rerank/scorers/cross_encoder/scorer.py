@@ -13,7 +13,7 @@ import numpy as np
 
 from qwen_rerank.checks import check_choice, check_count, check_query
 from qwen_rerank.errors import DeviceOutOfMemoryError, InvalidInputError, ModelError, NonFiniteScoreError, ScorerError
-from qwen_rerank.models.names import SHIPPED
+from qwen_rerank.models.names import ships
 from qwen_rerank.scorers.base import BaseScorer, ScoreRequest
 from qwen_rerank.scorers.cross_encoder.classifier import Backend, LoadedModel, open_classifier
 from qwen_rerank.scorers.cross_encoder.pairs import Pair, PairEncoder
@@ -227,7 +227,7 @@ def _load(config: CrossEncoderConfig) -> LoadedModel:
             device=config.device,
             dtype=config.dtype,
             threads=config.threads,
-            is_ours=config.model in SHIPPED,
+            is_ours=ships(path),
         )
     from qwen_rerank.scorers.cross_encoder.torch_backend import load_torch
 

@@ -143,7 +143,8 @@ def _exact(kind: type[Int8Matrix | GroupedInt8Matrix], size: int, dtype: torch.d
     weight = torch.randint(-1, 2, (48, size), generator=draw).float() * LEVELS
     rows = torch.randint(-1, 2, (19, size), generator=draw).to(dtype)
     rows[:2], weight[:2] = 1.0, LEVELS  # the largest sum
-    levels, scale = (ops := EagerOps()).quantize(rows)
+    ops = EagerOps()
+    levels, scale = ops.quantize(rows)
     exact = (levels.double() - ZERO_POINT) @ weight.double().T * scale
     return torch.allclose(kind(weight, ops)(rows).double(), exact, rtol=allowed, atol=1e-3)
 
