@@ -22,7 +22,7 @@ _ROUNDING = np.float32(1.5 * 2**23)  # added to a small number, leaves its neare
 _EXP_RANGE = np.float32(-87.0), np.float32(88.0)  # beyond, e**x is no normal float32
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2 = np.float32(0.6931471805599453)
-_f32, _u32, _i32, _u16, _i16, _u8 = np.float32, np.uint32, np.int32, np.uint16, np.int16, np.uint8
+_f32, _u32, _u16, _i16, _u8 = np.float32, np.uint32, np.uint16, np.int16, np.uint8
 
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
 # What LLVM may do beyond IEEE's rules: round a product and a sum once; take a sum in another order, which vectors need.
