@@ -1,6 +1,6 @@
 """What the host does for a query before the device may start: texts in, a packed group of prompts out.
 
-    python eval/speed/host.py --tokenizer FOLDER [--collections FOLDER] [--out FILE]
+    python eval/speed/host.py --tokenizer FOLDER --collections FOLDER [--out FILE]
 
 CPU time of this process (all threads), median of several rounds in which the contestants take turns: the tokenizers
 library alone with and without offsets, tiktoken's loop alone, and ours from texts to the group, with and without the
